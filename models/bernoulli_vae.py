@@ -1,0 +1,72 @@
+r"""MNIST: a Bernoulli decoder and a Gaussian encoder, one hidden layer each.
+
+.. math::
+    z \sim N(0, \alpha^{-1} I), \qquad
+    x \mid z \sim \prod_d \mathrm{Bernoulli}(y_d(z)), \qquad
+    q(z \mid x) = N(\mu(x), \mathrm{diag}\, \sigma(x)^2)
+
+Source: Kingma & Welling (2014), section 3 and appendix C.1.
+"""
+
+from __future__ import annotations
+
+import pyro
+from torch import Tensor, nn
+
+from pyro_vae import likelihoods, posteriors, priors
+from pyro_vae.program import VAE
+
+
+class BernoulliVAE(VAE):
+    """Binary images from Gaussian latents."""
+
+    def model(self, x: Tensor) -> None:  # p(z) p(x | z)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.likelihood(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:  # q(z | x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(x))
+
+
+def build(
+    data_dim: int,
+    *,
+    latent_dim: int = 20,
+    hidden_dim: int = 500,
+    soft_targets: bool = False,
+    prior_precision: float = 1.0,
+    posterior_precision: float | None = None,
+    init_std: float | None = 0.01,
+    prior: nn.Module | None = None,
+    likelihood: nn.Module | None = None,
+    posterior: nn.Module | None = None,
+) -> BernoulliVAE:
+    """Give the three parts their sizes.
+
+    Args:
+        data_dim: D, the number of pixels.
+        latent_dim: J.
+        hidden_dim: H, of the encoder and of the decoder.
+        soft_targets: accept grey pixels as the paper did; no density of x (see ``likelihoods``).
+        prior_precision: alpha of the prior N(0, I / alpha).
+        posterior_precision: None learns sigma(x); a number beta fixes the variance at 1 / beta.
+        init_std: standard deviation of the initial weights; None is torch's own initialization.
+        prior, likelihood, posterior: objects of your own in place of these.
+
+    Example:
+        >>> build(64, latent_dim=2, hidden_dim=8).posterior.network[0].in_features
+        64
+    """
+    return BernoulliVAE(
+        prior=prior or priors.StandardNormal(latent_dim, prior_precision),
+        likelihood=likelihood
+        or likelihoods.Bernoulli(
+            latent_dim, data_dim, hidden_dim, soft_targets=soft_targets, init_std=init_std
+        ),
+        posterior=posterior
+        or posteriors.Gaussian(
+            data_dim, latent_dim, hidden_dim, precision=posterior_precision, init_std=init_std
+        ),
+    )

@@ -1,0 +1,78 @@
+r"""Frey Face: a Gaussian decoder with a sigmoid mean and a learnt variance per pixel.
+
+.. math::
+    z \sim N(0, \alpha^{-1} I), \qquad
+    x \mid z \sim N(\mathrm{sigmoid}(m(z)), \mathrm{diag}\, s(z)^2), \qquad
+    q(z \mid x) = N(\mu(x), \mathrm{diag}\, \sigma(x)^2)
+
+The density is over all of R^D, so its value depends on the scale of the pixels: dividing by 256
+in place of 255 moves the bound of 560 pixels by 560 log(256 / 255) = 2.2 nats.
+
+Source: Kingma & Welling (2014), section 5 and appendix C.2.
+"""
+
+from __future__ import annotations
+
+import pyro
+from torch import Tensor, nn
+
+from pyro_vae import likelihoods, posteriors, priors
+from pyro_vae.program import VAE
+
+
+class GaussianVAE(VAE):
+    """Grey images, or any real vectors, from Gaussian latents."""
+
+    def model(self, x: Tensor) -> None:  # p(z) p(x | z)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.likelihood(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:  # q(z | x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(x))
+
+
+def build(
+    data_dim: int,
+    *,
+    latent_dim: int = 10,
+    hidden_dim: int = 200,
+    sigmoid_mean: bool = True,
+    floor: float = 1e-3,
+    prior_precision: float = 1.0,
+    posterior_precision: float | None = None,
+    init_std: float | None = 0.01,
+    prior: nn.Module | None = None,
+    likelihood: nn.Module | None = None,
+    posterior: nn.Module | None = None,
+) -> GaussianVAE:
+    """Give the three parts their sizes.
+
+    Args:
+        data_dim: D, the number of pixels.
+        latent_dim: J.
+        hidden_dim: H, of the encoder and of the decoder.
+        sigmoid_mean: keep the mean in (0, 1); False for data that are no images.
+        floor: the least standard deviation of a pixel, in units of x.
+        prior_precision: alpha of the prior N(0, I / alpha).
+        posterior_precision: None learns sigma(x); a number beta fixes the variance at 1 / beta.
+        init_std: standard deviation of the initial weights; None is torch's own initialization.
+        prior, likelihood, posterior: objects of your own in place of these.
+    """
+    return GaussianVAE(
+        prior=prior or priors.StandardNormal(latent_dim, prior_precision),
+        likelihood=likelihood
+        or likelihoods.Gaussian(
+            latent_dim,
+            data_dim,
+            hidden_dim,
+            sigmoid_mean=sigmoid_mean,
+            floor=floor,
+            init_std=init_std,
+        ),
+        posterior=posterior
+        or posteriors.Gaussian(
+            data_dim, latent_dim, hidden_dim, precision=posterior_precision, init_std=init_std
+        ),
+    )

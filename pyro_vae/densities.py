@@ -1,0 +1,448 @@
+r"""The only reader of Pyro traces: log densities per particle and datum.
+
+Everything that learns or judges a program is a few lines on top of three tables of shape
+``(K, B)``, one row a particle, one column a datum:
+
+.. math:: \log p(z_{kb}), \qquad \log p(x_b \mid z_{kb}), \qquad \log q(z_{kb} \mid x_b).
+
+Sites inside ``pyro.plate("data", ...)`` belong to a datum; latents outside it are *global* and
+have one density a particle.  No number here is scaled: the plate's scale N / B stands apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from torch.utils import _pytree as pytree
+
+from pyro_vae.lifting import Lifted, lift, particles_by_vmap
+from pyro_vae.program import Rows, call_with, map_rows, num_rows, observed_rows
+
+Site = dict[str, Any]
+
+
+class Densities(NamedTuple):
+    """Log densities in nats; K particles, B data.
+
+    Attributes:
+        log_prior: log p(z), summed over the latent sites of a datum, (K, B).
+        log_likelihood: log p(x | z), (K, B).
+        log_q: log q(z | x), (K, B).
+        kl: for each latent site KL(q || p) per datum (B,) where torch knows it in closed form,
+            else None.  Where a prior depends on other latents it is the mean over particles.
+        log_ratio: for each latent site log q - log p at the particles (K, B): the sampled KL.
+        latents: for each latent site its values, (K, B, ...); global ones (K, ...).
+        global_log_p, global_log_q: densities of latents outside the plate, (K,); zero without.
+        scale: N / B where the plate is subsampled, else 1.
+    """
+
+    log_prior: Tensor
+    log_likelihood: Tensor
+    log_q: Tensor
+    kl: dict[str, Tensor | None]
+    log_ratio: dict[str, Tensor]
+    latents: dict[str, Tensor]
+    global_log_p: Tensor
+    global_log_q: Tensor
+    scale: float
+
+    @property
+    def log_p(self) -> Tensor:
+        """log p(x, z), (K, B)."""
+        return self.log_prior + self.log_likelihood
+
+    @property
+    def log_w(self) -> Tensor:
+        """The log importance weight log p(x, z) - log q(z | x), (K, B)."""
+        return self.log_p - self.log_q
+
+
+class _RowsAreTheBatch(Messenger):
+    """Answers a subsampled plate with 0..B-1: which rows are in ``x`` is the caller's business.
+
+    Without it Pyro draws a permutation of all N at each call, only to count it.
+    """
+
+    def _pyro_sample(self, msg) -> None:
+        if site_is_subsample(msg) and msg["value"] is None:
+            size = msg["fn"].subsample_size
+            if size is not None and size < msg["fn"].size:
+                msg["value"] = torch.arange(size, device=msg["fn"].device)
+
+
+class _Detached(Messenger):
+    """Draws carry no gradient: what Pyro's ``sample`` without ``rsample`` would give."""
+
+    def _pyro_post_sample(self, msg) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+
+class DataScale(Messenger):
+    """Listens for the plate's scale N / B while a program runs."""
+
+    value: float = 1.0
+    _heard = False
+
+    def _pyro_post_sample(self, msg) -> None:
+        if not self._heard and data_frame(msg) is not None and not site_is_subsample(msg):
+            self.value, self._heard = float(msg["scale"]), True
+
+
+def data_frame(site: Site) -> Any:
+    """The frame of ``pyro.plate("data", ...)`` that a site lives in, or None."""
+    return next((f for f in site["cond_indep_stack"] if f.name == "data"), None)
+
+
+def sites_of(trace: poutine.Trace) -> dict[str, Site]:
+    """The sample sites of a trace, without the plates' own."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    }
+
+
+def trace_program(
+    program: Any, x: Rows, *, reparameterize: bool = True
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Run the guide, then the model at its latents; returns both traces (guide, model)."""
+    handlers: list[Messenger] = [_RowsAreTheBatch()]
+    if not reparameterize:
+        handlers.append(_Detached())
+    guide = _under(handlers, lambda: poutine.trace(program.guide).get_trace(x))
+    model = _under(
+        [_RowsAreTheBatch()],
+        lambda: poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(x),
+    )
+    return guide, model
+
+
+def _under(handlers: list[Messenger], call: Callable[[], Any]) -> Any:
+    for handler in handlers:
+        call = handler(call)
+    return call()
+
+
+def log_density(site: Site) -> Tensor:
+    """The site's log density, masked but unscaled, one entry an event."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, 1.0, site["mask"])
+
+
+def per_datum(site: Site, events: Tensor) -> Tensor:
+    """Sum over all plates but the data's: (..., B, ...) to (B,); a global site to ()."""
+    frame = data_frame(site)
+    if frame is None:
+        return events.sum()
+    rows = events.movedim(frame.dim, -1)
+    return rows.sum(tuple(range(rows.dim() - 1))) if rows.dim() > 1 else rows
+
+
+def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tensor | None]:
+    """KL(q || p) of each latent of a datum, (B,), where a closed form is registered."""
+    shared = [name for name in model if name in guide]
+    # If the guide draws its sites in another order, the prior of one may depend on a site that
+    # the guide draws after it; then E_q of the closed form is not the KL term of the bound.
+    mean_field = shared == [name for name in guide if name in model]
+    result: dict[str, Tensor | None] = {}
+    for name in shared:
+        q, p = guide[name], model[name]
+        if data_frame(p) is None:
+            continue
+        result[name] = None
+        if mean_field:
+            try:
+                kl = kl_divergence(q["fn"], p["fn"])
+            except NotImplementedError:
+                continue
+            if not isinstance(kl, Tensor) or kl.shape != q["fn"].batch_shape:
+                continue
+            result[name] = per_datum(q, scale_and_mask(kl, 1.0, q["mask"]))
+    return result
+
+
+def _single(program: Any, x: Rows, reparameterize: bool, detach_guide: bool) -> Densities:
+    """One particle: tables (B,), global densities ()."""
+    guide_trace, model_trace = trace_program(program, x, reparameterize=reparameterize)
+    guide, model = sites_of(guide_trace), sites_of(model_trace)
+    if reparameterize:
+        _require_rsample(guide)
+    scored = guide
+    if detach_guide:
+        scored = sites_of(_guide_with_detached_parameters(program, x, guide_trace))
+    like = observed_rows(x)
+    rows = torch.zeros(num_rows(x), device=like.device, dtype=_dtype(model, like))
+    prior, likelihood, log_q = rows, rows, rows
+    global_p = global_q = rows.new_zeros(())
+    log_ratio = {}
+    for name, site in model.items():
+        value = per_datum(site, log_density(site))
+        if data_frame(site) is None:
+            global_p = global_p + value
+        elif site["is_observed"]:
+            likelihood = likelihood + value
+        else:
+            prior = prior + value
+            log_ratio[name] = -value
+    for name, site in scored.items():
+        value = per_datum(site, log_density(site))
+        if data_frame(site) is None:
+            global_q = global_q + value
+        else:
+            log_q = log_q + value
+            log_ratio[name] = log_ratio.get(name, 0.0) + value
+    latents = {name: site["value"] for name, site in guide.items() if not site["is_observed"]}
+    scales = [float(site["scale"]) for site in model.values() if data_frame(site) is not None]
+    return Densities(
+        prior, likelihood, log_q, closed_kl(guide, model), log_ratio, latents,
+        global_p, global_q, scales[0] if scales else 1.0,
+    )  # fmt: skip
+
+
+def _dtype(model: dict[str, Site], like: Tensor) -> torch.dtype:
+    for site in model.values():
+        if isinstance(site["value"], Tensor) and site["value"].is_floating_point():
+            return site["value"].dtype
+    return like.dtype if like.is_floating_point() else torch.get_default_dtype()
+
+
+def _require_rsample(guide: dict[str, Site]) -> None:
+    for name, site in guide.items():
+        if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
+            raise ValueError(
+                f'latent site "{name}" has the guide {type(site["fn"]).__name__}, which is not '
+                "reparameterized, so its gradient would silently be zero: use a distribution "
+                "with rsample, or an objective that does not reparameterize, such as WakeSleep()"
+            )
+
+
+def _guide_with_detached_parameters(program: Any, x: Rows, guide: poutine.Trace) -> poutine.Trace:
+    """The guide's densities at the same latents, as a function of the latents alone."""
+    if not isinstance(program, nn.Module):
+        raise TypeError(
+            "detaching the guide needs its parameters in a module: wrap the two functions, "
+            "pv.Program(model, guide)"
+        )
+    parameters = {name: p.detach() for name, p in program.named_parameters()}
+
+    def replayed(program: Any) -> poutine.Trace:
+        handler = _RowsAreTheBatch()
+        return handler(poutine.trace(poutine.replay(program.guide, trace=guide)).get_trace)(x)
+
+    return call_with(program, parameters, replayed)
+
+
+def densities(
+    program: Any,
+    x: Rows,
+    num_particles: int = 1,
+    *,
+    reparameterize: bool = True,
+    detach_guide: bool = False,
+) -> Densities:
+    """Draw K latents per datum from the guide and score them under model and guide.
+
+    Args:
+        program: has ``model(x)`` and ``guide(x)``.
+        x: data, (B, ...).
+        num_particles: K.  User code only ever sees (B, ...): while a graph is captured, particles
+            are a ``vmap`` over noise; elsewhere the rows are repeated K times, or, with global
+            latents, the program runs K times.
+        reparameterize: let gradients flow through the draws.  With False they are detached.
+        detach_guide: log q depends on the parameters through the draws alone.
+
+    Returns:
+        :class:`Densities`, unscaled, in nats.
+
+    Raises:
+        ValueError: a guide without ``rsample`` under ``reparameterize=True``.
+    """
+    if num_particles < 1:
+        raise ValueError(f"num_particles is {num_particles}, expected a whole number from 1 on")
+    if num_particles == 1:
+        one = _single(program, x, reparameterize, detach_guide)
+        return _with_particles(one, [one])
+    if particles_by_vmap() and isinstance(program, nn.Module):
+        together = _vmapped(program, x, num_particles, reparameterize, detach_guide)
+        if together is not None:
+            return together
+    one = _single(program, x, reparameterize, detach_guide)
+    if all(name in one.log_ratio for name in one.latents):  # no global latents
+        wide = _repeated(program, x, num_particles, reparameterize, detach_guide, one.scale)
+        if wide is not None:
+            return wide
+    rest = [_single(program, x, reparameterize, detach_guide) for _ in range(num_particles - 1)]
+    return _with_particles(one, [one, *rest])
+
+
+def _with_particles(form: Densities, runs: list[Densities]) -> Densities:
+    """Stack single runs: tables to (K, B); closed KL terms to their mean (B,)."""
+
+    def stack(values: list[Tensor]) -> Tensor:
+        return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(values)
+
+    def mean_kl(name: str) -> Tensor | None:
+        terms = [run.kl[name] for run in runs]
+        found = [term for term in terms if term is not None]
+        return stack(found).mean(0) if len(found) > 1 else (found[0] if found else None)
+
+    return Densities(
+        log_prior=stack([run.log_prior for run in runs]),
+        log_likelihood=stack([run.log_likelihood for run in runs]),
+        log_q=stack([run.log_q for run in runs]),
+        kl={name: mean_kl(name) for name in form.kl},
+        log_ratio={name: stack([run.log_ratio[name] for run in runs]) for name in form.log_ratio},
+        latents={name: stack([run.latents[name] for run in runs]) for name in form.latents},
+        global_log_p=stack([run.global_log_p for run in runs]),
+        global_log_q=stack([run.global_log_q for run in runs]),
+        scale=form.scale,
+    )
+
+
+def _repeated(
+    program: Any, x: Rows, particles: int, reparameterize: bool, detach_guide: bool, scale: float
+) -> Densities | None:
+    """Rows are independent, so K particles of B rows are one particle of K x B rows.
+
+    None where a latent has plates to the left of the data's, so that its rows are not in front.
+    """
+    rows = num_rows(x)
+    many = map_rows(lambda t: t.repeat(particles, *[1] * (t.dim() - 1)), x)
+    wide = _single(program, many, reparameterize, detach_guide)
+    if any(len(value) != particles * rows for value in wide.latents.values()):
+        return None
+
+    def fold(t: Tensor) -> Tensor:
+        return t.reshape(particles, rows, *t.shape[1:])
+
+    return Densities(
+        log_prior=fold(wide.log_prior),
+        log_likelihood=fold(wide.log_likelihood),
+        log_q=fold(wide.log_q),
+        kl={name: None if kl is None else fold(kl).mean(0) for name, kl in wide.kl.items()},
+        log_ratio={name: fold(value) for name, value in wide.log_ratio.items()},
+        latents={name: fold(value) for name, value in wide.latents.items()},
+        global_log_p=wide.global_log_p.expand(particles),
+        global_log_q=wide.global_log_q.expand(particles),
+        scale=scale,
+    )
+
+
+def _vmapped(
+    program: nn.Module, x: Rows, particles: int, reparameterize: bool, detach_guide: bool
+) -> Densities | None:
+    """One captured particle, ``vmap``-ed over its noise: what depends on x alone is done once."""
+    parameters = dict(program.named_parameters())
+
+    def one(parameters: dict[str, Tensor], x: Rows) -> Densities:
+        return call_with(program, parameters, _single, x, reparameterize, detach_guide)
+
+    def example(tensor: Tensor) -> Tensor:
+        real = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        return real.fill_(0.5) if tensor.is_floating_point() else real.fill_(1)
+
+    with _no_modes():
+        examples = pytree.tree_map(example, (parameters, x))
+    lifted = lift(one, *examples, differentiable=True)
+    if not isinstance(lifted, Lifted) or lifted.kept:
+        return None
+    noise = [n.draw(particles) for n in lifted.noise]  # seen, and lifted, by the outer capture
+    leaves = pytree.tree_leaves((parameters, x))
+
+    def run(draws: list[Tensor]) -> list[Tensor]:
+        return lifted.flat(*leaves, *draws)
+
+    form = lifted.unflatten(torch.func.vmap(run)(noise))
+    return form._replace(kl={name: None if k is None else k.mean(0) for name, k in form.kl.items()})
+
+
+def _no_modes():
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
+
+
+# --- ancestral draws ------------------------------------------------------------------------------
+
+
+def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
+    """Draw latents and data from the model: (x', z) in the form of ``x``, without gradients.
+
+    Raises:
+        ValueError: where the model scores something else than x itself (a function of it, or a
+            masked part), because then a draw of the site is no draw of x.
+    """
+    name = getattr(program, "observed", "x")
+    with torch.no_grad():
+        handler = _RowsAreTheBatch()
+        trace = handler(poutine.trace(poutine.uncondition(program.model)).get_trace)(x)
+    sites = sites_of(trace)
+    if name not in sites or not sites[name]["infer"].get("was_observed"):
+        raise ValueError(
+            f'the model has no observed site "{name}" (sites: {", ".join(sites) or "none"}): name '
+            "it so, or say which it is with pv.Program(..., observed=...)"
+        )
+    site, rows = sites[name], observed_rows(x)
+    if not is_x_itself(site["infer"]["obs"], rows):
+        raise ValueError(
+            f'the observed site "{name}" takes a function of x, so a dream of it is no dream of x: '
+            "observe x itself and put the function into the likelihood"
+        )
+    if site["mask"] is not None:
+        raise ValueError(
+            f'the observed site "{name}" is masked, so a dream of it says nothing about the '
+            "missing values: use AEVB for masked data"
+        )
+    value = site["value"].reshape(rows.shape)
+    latents = {n: s["value"] for n, s in sites.items() if not s["infer"].get("was_observed")}
+    return ({**x, "x": value} if isinstance(x, dict) else value), latents
+
+
+def is_x_itself(value: Any, x: Tensor) -> bool:
+    """Whether an observed value is ``x``, or a view of it with the same elements in order."""
+    if value is x:
+        return True
+    return (
+        isinstance(value, Tensor)
+        and value.dtype == x.dtype
+        and value.numel() == x.numel()
+        and value.is_contiguous() == x.is_contiguous()
+        and getattr(value, "_base", None) is not None
+        and (value._base is x or value._base is x._base)
+        and value.storage_offset() == x.storage_offset()
+    )
+
+
+def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tensor:
+    """log q(z | x) of given latents, (B,).
+
+    Raises:
+        ValueError: where guide and latents name different sites.
+    """
+    handler = _RowsAreTheBatch()
+    trace = handler(poutine.trace(poutine.condition(program.guide, data=latents)).get_trace)(x)
+    sites = sites_of(trace)
+    if set(sites) != set(latents):
+        raise ValueError(
+            f"the guide has the sites {sorted(sites)} and the model draws {sorted(latents)}: "
+            "a sleep phase needs the same latents in both"
+        )
+    total = torch.zeros((), device=observed_rows(x).device)
+    for name, site in sites.items():
+        if data_frame(site) is None:
+            raise ValueError(
+                f'latent site "{name}" is outside pyro.plate("data", ...): a sleep phase has no '
+                "row of its own for a global latent; use AEVB"
+            )
+        total = total + per_datum(site, log_density(site))
+    return total

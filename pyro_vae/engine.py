@@ -1,0 +1,193 @@
+r"""The engine: an objective's step on a program as one pure function of tensors.
+
+:func:`capture` runs the Pyro program under an objective once and keeps what the handlers did to
+tensors.  Out come exactly two functions,
+
+.. code-block:: text
+
+    grads  (params, x, weight, rows, shared, noise) -> (grads, sums)
+    refresh(params, x, weight, rows, shared, noise) -> (rows, sums)
+
+without handlers, Python state, generator or optimizer: so they can be compiled, replicated with
+``vmap``, resumed, and compared number by number with Pyro's own ``SVI``.
+
+``weight`` (B,) is 1, or 0 for a padding row.  ``sums`` are statistics summed over the batch, with
+the loss and the weight among them.  Gradients are those of the sum over the batch, times the
+plate's scale, as in Pyro.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pyro_vae.densities import DataScale
+from pyro_vae.lifting import Key, Lifted, NoiseMode, Refusal, keyed, lift
+from pyro_vae.objectives.base import EMPTY, Objective, State
+from pyro_vae.program import Rows, call_with, map_rows, materialize, num_rows
+
+Parameters = dict[str, Tensor]
+Sums = dict[str, Tensor]
+
+
+def trainable(program: nn.Module) -> Parameters:
+    """The parameters that are to be learnt, by name.
+
+    Raises:
+        ValueError: where there are none.
+    """
+    parameters = {name: p for name, p in program.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError(
+            f"{type(program).__name__} has no parameter that requires a gradient: register its "
+            "networks as attributes of the module, or pass them by name to pv.Program"
+        )
+    return parameters
+
+
+def gradient_function(program: nn.Module, objective: Objective) -> Callable[..., Any]:
+    """``grads`` as Python that still runs the program's handlers; noise is drawn where it is met."""
+
+    def grads(
+        params: Parameters, x: Rows, weight: Tensor, rows: dict, shared: dict
+    ) -> tuple[Parameters, Sums]:
+        with torch.enable_grad():
+            leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+            with DataScale() as scale:
+                loss, stats = call_with(
+                    program, leaves, objective.terms, x, State(rows, shared)
+                )
+            total = (weight * loss).sum()
+            if scale.value != 1.0:  # N / B counts the padding; N / (rows that are there) does not
+                total = total * (scale.value * len(weight) / weight.sum())
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        found = {
+            name: torch.zeros_like(leaf) if g is None else g
+            for (name, leaf), g in zip(leaves.items(), gradients, strict=True)
+        }
+        return found, _sums(loss, weight, stats)
+
+    return grads
+
+
+def refresh_function(program: nn.Module, objective: Objective) -> Callable[..., Any]:
+    """``refresh`` as Python that still runs the program's handlers."""
+
+    def refresh(
+        params: Parameters, x: Rows, weight: Tensor, rows: dict, shared: dict
+    ) -> tuple[dict[str, Tensor], Sums]:
+        fixed = {name: p.detach() for name, p in params.items()}
+        new, stats = call_with(program, fixed, objective.refresh, x, State(rows, shared))
+        return {name: value.detach() for name, value in new.items()}, _sums(None, weight, stats)
+
+    return refresh
+
+
+def _sums(loss: Tensor | None, weight: Tensor, stats: dict[str, Tensor]) -> Sums:
+    sums = {name: (weight * value.detach()).sum() for name, value in stats.items()}
+    if loss is not None:
+        sums["loss"] = (weight * loss.detach()).sum()
+    sums["weight"] = weight.sum()
+    return sums
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A captured step.  ``graph.grads(params, x, weight, rows, shared, noise=noise)``.
+
+    Attributes:
+        grads: the gradient function; ``grads.draw(key)`` gives the noise that belongs to a key.
+        refresh: the refresh function, where the objective has one.
+    """
+
+    grads: Lifted
+    refresh: Lifted | None
+
+
+def capture(
+    program: nn.Module, objective: Objective, x: Rows, state: State | None = None
+) -> Graph | Refusal:
+    """Capture an objective's step on a program for batches of the form of ``x``.
+
+    Args:
+        program: a :class:`~pyro_vae.program.Program`, or any module with ``model`` and ``guide``.
+        objective: the objective; attributes that change are frozen as they are now.
+        x: an example batch.
+        state: an example state for these rows (default: ``objective.init``).
+
+    Returns:
+        A :class:`Graph`, or a :class:`~pyro_vae.lifting.Refusal` with the reason: control flow
+        that depends on data, or Python values that change from run to run.
+    """
+    materialize(program, x)
+    params = {name: p.detach() for name, p in trainable(program).items()}
+    rows, shared = objective.init(program, x) if state is None else state
+    weight = torch.ones(num_rows(x), dtype=next(iter(params.values())).dtype, device=_device(x))
+
+    def nudged(tensor: Tensor) -> Tensor:  # other values of the same kind, to compare on
+        return tensor * (1 + 0.02 * torch.linspace(-1, 1, tensor.numel()).view(tensor.shape).to(tensor))
+
+    args = (params, x, weight, rows, shared)
+    probe = (pytree.tree_map(nudged, params), map_rows(lambda t: t.roll(1, 0), x), *args[2:])
+    grads = lift(gradient_function(program, objective), *args, probe=probe)
+    if isinstance(grads, Refusal):
+        return grads
+    refresh: Lifted | Refusal | None = None
+    if objective.refresh_every:
+        refresh = lift(refresh_function(program, objective), *args, probe=probe)
+        if isinstance(refresh, Refusal):
+            return refresh
+    return Graph(grads, refresh)
+
+
+def _device(x: Rows) -> torch.device:
+    return pytree.tree_leaves(x)[0].device
+
+
+# --- rows in chunks -----------------------------------------------------------------------------
+
+
+def over_rows(
+    program: nn.Module,
+    function: Callable[[nn.Module, Rows], Any],
+    x: Rows,
+    *,
+    chunk_size: int,
+    seed: int = 0,
+    graph: bool = True,
+) -> Iterator[Any]:
+    """Run ``function(program, rows)`` over ``x`` in chunks of bounded size, without gradients.
+
+    The function is captured once and runs as a graph where it can be; its noise comes from
+    (seed, chunk).  Results are nests of tensors; rows are padded to full chunks, so each result
+    holds ``chunk_size`` rows, and the caller keeps those that exist.
+
+    Yields:
+        ``(number of rows that count, result)``.
+    """
+    total = num_rows(x)
+    size = min(chunk_size, total)
+    params = {name: p.detach() for name, p in program.named_parameters()}
+
+    def run(params: Parameters, rows: Rows) -> Any:
+        with torch.no_grad():
+            return call_with(program, params, function, rows)
+
+    lifted: Lifted | Refusal | None = None
+    for number, start in enumerate(range(0, total, size)):
+        index = torch.arange(start, start + size, device=_device(x)).clamp_max(total - 1)
+        rows = map_rows(lambda t, index=index: t[index], x)
+        if lifted is None:
+            lifted = lift(run, params, rows) if graph and total > size else Refusal("one chunk")
+        key: Key = (seed, number)
+        if isinstance(lifted, Lifted) and not lifted.kept:
+            result = lifted(params, rows, noise=lifted.draw(key))
+        else:
+            with NoiseMode(keyed(*key)):
+                result = run(params, rows)
+        yield min(size, total - start), result

@@ -1,0 +1,180 @@
+r"""What an objective is: a loss per datum, and, for those that need it, memory between steps.
+
+An objective is a Pyro ``ELBO``, so that it works in ``pv.fit`` *and* in anyone's own
+``SVI(program.model, program.guide, optim, loss=WakeSleep())``.  Sign and scale are Pyro's: the
+loss is a sum over the batch, the plate's scale applied once.  Everything reported is nats per
+datum.
+
+An objective never sees an index, the data size, padding, a random generator, an optimizer or a
+device.  So it cannot mix rows, and it can be captured, replicated and resumed without knowing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBO
+from torch import Tensor, nn
+
+from pyro_vae.densities import DataScale, Densities, trace_program
+from pyro_vae.program import Rows, num_rows
+
+Stats = dict[str, Tensor]  # name -> (B,), detached: the columns of the history
+
+
+class State(NamedTuple):
+    """An objective's memory: constants live on the objective, everything that changes lives here.
+
+    Attributes:
+        rows: name -> (B, ...): belongs to a datum, such as a Markov chain.
+        shared: name -> small tensor, such as a step size; changed by ``advance`` only.
+    """
+
+    rows: dict[str, Tensor]
+    shared: dict[str, Tensor]
+
+
+EMPTY = State({}, {})
+
+
+class Objective(ELBO):
+    """Base class of all objectives.  A stateless one writes ``loss_per_datum`` and nothing else.
+
+    Example:
+        >>> from pyro_vae.densities import densities
+        >>> class Mine(Objective):
+        ...     def loss_per_datum(self, program, x):
+        ...         return -densities(program, x).log_w.mean(0)  # (B,) nats
+
+    Attributes of ``self`` are constants: one that changes is frozen when a step is captured.
+    """
+
+    refresh_every: int = 0  # 0: never; else a new minibatch is drawn and refreshed that often
+    has_bound: bool = True  # whether the guide is trained, so that an ELBO means something
+
+    def loss_per_datum(self, program: Any, x: Rows) -> Tensor:
+        """The loss of each datum, (B,) nats, unscaled."""
+        raise TypeError(
+            f"{type(self).__name__} defines neither loss_per_datum(program, x) nor "
+            "terms(program, x, state): write one of them"
+        )
+
+    def init(self, program: Any, x: Rows) -> State:
+        """The state before the first step; ``x`` holds all rows that ``rows`` shall have."""
+        return EMPTY
+
+    def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
+        """The loss (B,) and the statistics, name -> (B,)."""
+        return self.loss_per_datum(program, x), {}
+
+    def refresh(self, program: Any, x: Rows, state: State) -> tuple[dict[str, Tensor], Stats]:
+        """New ``rows`` and statistics (an E-step); no gradient leaves it."""
+        return state.rows, {}
+
+    def advance(self, shared: dict[str, Tensor], means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """New ``shared``, from the statistics averaged over the batch."""
+        return shared
+
+    def __repr__(self) -> str:
+        options = []
+        for name, option in inspect.signature(type(self).__init__).parameters.items():
+            value = getattr(self, name, option.default)
+            if name != "self" and value != option.default:
+                options.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(options)})"
+
+    # --- inside pyro.infer.SVI ------------------------------------------------------------------
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Scale times the sum of ``terms`` over the batch: the loss as Pyro counts it."""
+        if len(args) != 1 or kwargs:
+            raise TypeError(
+                f"{type(self).__name__} was called with {len(args)} positional and {len(kwargs)} "
+                "keyword arguments, expected one argument x: pass covariates as a dict"
+            )
+        (x,) = args
+        program = program_of(model, guide)
+        state = self._remembered(program, x)
+        with DataScale() as scale:
+            loss, stats = self.terms(program, x, state)
+        means = {name: value.detach().mean() for name, value in stats.items()}
+        self._memory = state._replace(shared=self.advance(state.shared, means))
+        return scale.value * loss.sum()
+
+    def _remembered(self, program: Any, x: Rows) -> State:
+        memory: State | None = getattr(self, "_memory", None)
+        if memory is None:
+            memory = self.init(program, x)
+        for name, rows in memory.rows.items():
+            if len(rows) != num_rows(x):
+                raise ValueError(
+                    f'x has {num_rows(x)} rows and the state "{name}" of {type(self).__name__} '
+                    f"has {len(rows)}: pass the same rows, or use pv.fit"
+                )
+        self._calls = getattr(self, "_calls", -1) + 1
+        if self.refresh_every and self._calls % self.refresh_every == 0:
+            rows, stats = self.refresh(program, x, memory)
+            means = {name: value.detach().mean() for name, value in stats.items()}
+            memory = State(rows, self.advance(memory.shared, means))
+        return memory
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number, without gradients."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; gradients are added to the parameters' ``.grad``.
+
+        Raises:
+            ValueError: where Pyro sees no parameter, so that a step would change nothing.
+        """
+        with poutine.trace(param_only=True) as seen:
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if not seen.trace.nodes:
+            raise ValueError(
+                "neither model nor guide announces a parameter to Pyro, so nothing would be "
+                "trained: wrap them, pv.Program(module) or pv.Program(model, guide, net=net)"
+            )
+        loss.backward()
+        return loss.item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        guide_trace, model_trace = trace_program(program_of(model, guide), *args, **kwargs)
+        return model_trace, guide_trace
+
+
+class Pair:
+    """Two plain functions as a program, for Pyro's ``SVI`` with its own parameter store."""
+
+    def __init__(self, model: Any, guide: Any) -> None:
+        self.model, self.guide = model, guide
+
+
+def program_of(model: Any, guide: Any) -> Any:
+    """The program whose bound methods ``model`` and ``guide`` are, else the pair of them."""
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module) and getattr(guide, "__self__", None) is owner:
+        if getattr(model, "__name__", "") == "model" and getattr(guide, "__name__", "") == "guide":
+            return owner
+    return Pair(model, guide)
+
+
+def bound_stats(d: Densities) -> Stats:
+    """The columns that every objective with a guide reports: nats per datum, (B,) each.
+
+    ``bound`` is estimator A, log p(x, z) - log q(z | x); ``kl.<site>`` is closed where torch
+    knows the form, else log q - log p at the draws.
+    """
+    share = (d.global_log_p - d.global_log_q).mean() / (d.scale * d.log_q.shape[1])
+    stats = {
+        "bound": d.log_w.mean(0) + share,
+        "reconstruction": d.log_likelihood.mean(0),
+    }
+    for name, ratio in d.log_ratio.items():
+        closed = d.kl.get(name)
+        stats[f"kl.{name}"] = ratio.mean(0) if closed is None else closed
+    return {name: value.detach() for name, value in stats.items()}
