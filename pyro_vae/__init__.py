@@ -1,1 +1,84 @@
-"""Auto-Encoding Variational Bayes in Pyro."""
+"""Auto-Encoding Variational Bayes in Pyro.
+
+Write a generative model and a neural guide as ordinary Pyro functions; swap the prior, the
+likelihood, the posterior family or the learning algorithm; and know how far to trust the posterior.
+
+    >>> import pyro_vae as pv
+    >>> from pyro_vae.models import bernoulli_vae
+    >>> digits = pv.datasets.load("digits")
+    >>> vae = bernoulli_vae.build(digits.dim, latent_dim=2, hidden_dim=16)
+    >>> run = pv.fit(vae, digits.train, pv.objectives.AEVB(), samples=2_000, progress=False)
+
+Names are imported when they are first used, so that ``import pyro_vae`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_vae import datasets, models, objectives, optimizers
+    from pyro_vae.check import check
+    from pyro_vae.comparison import Comparison, compare
+    from pyro_vae.errors import PyroVaeWarning
+    from pyro_vae.evidence import Evidence, elbo, log_evidence
+    from pyro_vae.posterior import encode, reconstruct, sample
+    from pyro_vae.program import VAE, Program
+    from pyro_vae.training import Run, fit
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "VAE": "program",
+    "Program": "program",
+    "check": "check",
+    "compare": "comparison",
+    "Comparison": "comparison",
+    "fit": "training",
+    "Run": "training",
+    "elbo": "evidence",
+    "log_evidence": "evidence",
+    "Evidence": "evidence",
+    "sample": "posterior",
+    "encode": "posterior",
+    "reconstruct": "posterior",
+    "PyroVaeWarning": "errors",
+}
+_MODULES = ("datasets", "engine", "models", "objectives", "optimizers")
+
+__all__ = [
+    "VAE",
+    "Comparison",
+    "Evidence",
+    "Program",
+    "PyroVaeWarning",
+    "Run",
+    "check",
+    "compare",
+    "datasets",
+    "elbo",
+    "encode",
+    "fit",
+    "log_evidence",
+    "models",
+    "objectives",
+    "optimizers",
+    "reconstruct",
+    "sample",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"pyro_vae.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"pyro_vae.{name}")
+    else:
+        raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,7 +11,8 @@ have one density a particle.  No number here is scaled: the plate's scale N / B 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyro
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.utils import _pytree as pytree
 
-from pyro_vae.lifting import Lifted, lift, particles_by_vmap
+from pyro_vae.lifting import Lifted, Noise, NoiseMode, lift, particles_by_vmap
 from pyro_vae.program import Rows, call_with, map_rows, num_rows, observed_rows
 
 Site = dict[str, Any]
@@ -75,7 +76,7 @@ class _RowsAreTheBatch(Messenger):
     def _pyro_sample(self, msg) -> None:
         if site_is_subsample(msg) and msg["value"] is None:
             size = msg["fn"].subsample_size
-            if size is not None and size < msg["fn"].size:
+            if size is not None and size != msg["fn"].size:  # K particles of all N rows are more
                 msg["value"] = torch.arange(size, device=msg["fn"].device)
 
 
@@ -257,7 +258,7 @@ def densities(
         x: data, (B, ...).
         num_particles: K.  User code only ever sees (B, ...): while a graph is captured, particles
             are a ``vmap`` over noise; elsewhere the rows are repeated K times, or, with global
-            latents, the program runs K times.
+            latents, the program runs K times.  All ways ask for the same noise.
         reparameterize: let gradients flow through the draws.  With False they are detached.
         detach_guide: log q depends on the parameters through the draws alone.
 
@@ -276,13 +277,36 @@ def densities(
         together = _vmapped(program, x, num_particles, reparameterize, detach_guide)
         if together is not None:
             return together
-    one = _single(program, x, reparameterize, detach_guide)
-    if all(name in one.log_ratio for name in one.latents):  # no global latents
-        wide = _repeated(program, x, num_particles, reparameterize, detach_guide, one.scale)
+    with NoiseMode(_one_half) as mode:  # which form it takes, without asking for noise
+        form = _single(program, x, reparameterize, detach_guide)
+    local = all(name in form.log_ratio for name in form.latents)
+    drawn = [*form.latents.values(), *mode.asked]
+    if local and all(draw.shape[:1] == (num_rows(x),) for draw in drawn):
+        wide = _repeated(program, x, num_particles, reparameterize, detach_guide, form.scale)
         if wide is not None:
             return wide
-    rest = [_single(program, x, reparameterize, detach_guide) for _ in range(num_particles - 1)]
-    return _with_particles(one, [one, *rest])
+    runs = []
+    for source in _sources(num_particles):
+        with NoiseMode(source):
+            runs.append(_single(program, x, reparameterize, detach_guide))
+    return _with_particles(runs[0], runs)
+
+
+def _one_half(_: int, noise: Noise) -> Tensor:
+    return torch.full(noise.shape, 0.5, dtype=noise.dtype, device=noise.device)
+
+
+def _sources(particles: int) -> Iterator[Callable[[int, Noise], Tensor]]:
+    """A noise source for each particle; together they ask for what a ``vmap`` over noise does."""
+    drawn: list[Tensor] = []
+
+    def source(index: int, noise: Noise, particle: int) -> Tensor:
+        if index == len(drawn):
+            drawn.append(noise.draw(particles))
+        return drawn[index][particle]
+
+    for particle in range(particles):
+        yield functools.partial(source, particle=particle)
 
 
 def _with_particles(form: Densities, runs: list[Densities]) -> Densities:

@@ -22,12 +22,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pyro_vae.densities import DataScale
-from pyro_vae.lifting import Key, Lifted, NoiseMode, Refusal, keyed, lift
+from pyro_vae.lifting import Lifted, NoiseMode, Refusal, keyed, lift, seeded
 from pyro_vae.objectives.base import EMPTY, Objective, State
 from pyro_vae.program import Rows, call_with, map_rows, materialize, num_rows
 
@@ -152,42 +153,40 @@ def _device(x: Rows) -> torch.device:
 # --- rows in chunks -----------------------------------------------------------------------------
 
 
-def over_rows(
-    program: nn.Module,
-    function: Callable[[nn.Module, Rows], Any],
-    x: Rows,
-    *,
-    chunk_size: int,
-    seed: int = 0,
-    graph: bool = True,
-) -> Iterator[Any]:
-    """Run ``function(program, rows)`` over ``x`` in chunks of bounded size, without gradients.
+class RowFunction:
+    """``function(program, rows)`` for many batches of one form, without gradients.
 
-    The function is captured once and runs as a graph where it can be; its noise comes from
-    (seed, chunk).  Results are nests of tensors; rows are padded to full chunks, so each result
-    holds ``chunk_size`` rows, and the caller keeps those that exist.
+    It is captured once and runs as a graph where it can, with the program's handlers where not;
+    either way its noise depends on the key alone.
+    """
 
-    Yields:
-        ``(number of rows that count, result)``.
+    def __init__(self, program: nn.Module, function: Callable[[nn.Module, Rows], Any], rows: Rows):
+        self._parameters = {name: p.detach() for name, p in program.named_parameters()}
+
+        def run(parameters: Parameters, rows: Rows) -> Any:
+            with torch.no_grad():
+                return call_with(program, parameters, function, rows)
+
+        self._run = run
+        lifted = lift(run, self._parameters, rows)
+        self._lifted = lifted if isinstance(lifted, Lifted) and not lifted.kept else None
+
+    def __call__(self, rows: Rows, *key: int) -> Any:
+        if self._lifted is not None:
+            with torch.no_grad():
+                noise = self._lifted.draw(key)
+                return self._lifted(self._parameters, rows, noise=noise)
+        with NoiseMode(keyed(*key)), seeded(*key), pyro.validation_enabled(False):
+            return self._run(self._parameters, rows)
+
+
+def row_chunks(x: Rows, size: int) -> Iterator[tuple[int, Rows]]:
+    """Cut ``x`` into pieces of exactly ``size`` rows: ``(rows that count, rows)``.
+
+    The last piece repeats the last row, so that one captured graph serves all.
     """
     total = num_rows(x)
-    size = min(chunk_size, total)
-    params = {name: p.detach() for name, p in program.named_parameters()}
-
-    def run(params: Parameters, rows: Rows) -> Any:
-        with torch.no_grad():
-            return call_with(program, params, function, rows)
-
-    lifted: Lifted | Refusal | None = None
-    for number, start in enumerate(range(0, total, size)):
+    size = min(size, total)
+    for start in range(0, total, size):
         index = torch.arange(start, start + size, device=_device(x)).clamp_max(total - 1)
-        rows = map_rows(lambda t, index=index: t[index], x)
-        if lifted is None:
-            lifted = lift(run, params, rows) if graph and total > size else Refusal("one chunk")
-        key: Key = (seed, number)
-        if isinstance(lifted, Lifted) and not lifted.kept:
-            result = lifted(params, rows, noise=lifted.draw(key))
-        else:
-            with NoiseMode(keyed(*key)):
-                result = run(params, rows)
-        yield min(size, total - start), result
+        yield min(size, total - start), map_rows(lambda t, index=index: t[index], x)

@@ -174,12 +174,12 @@ class Program(nn.Module):
                 setattr(cls, name, _announcing(cls.__dict__[name]))
 
     @_announcing
-    def model(self, x: Rows) -> Any:
+    def model(self, x: Any) -> Any:
         """The generative model p(x, z): a Pyro function."""
         return self._function("_model")(x)
 
     @_announcing
-    def guide(self, x: Rows) -> Any:
+    def guide(self, x: Any) -> Any:
         """The recognition model q(z | x): a Pyro function."""
         return self._function("_guide")(x)
 
@@ -253,13 +253,13 @@ class VAE(Program):
         self.likelihood = likelihood
         self.posterior = posterior
 
-    def model(self, x: Rows) -> None:
+    def model(self, x: Any) -> None:
         """p(z) p(x | z)."""
         with pyro.plate("data", num_rows(x)):
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self.likelihood(z), obs=observed_rows(x))
 
-    def guide(self, x: Rows) -> None:
+    def guide(self, x: Any) -> None:
         """q(z | x)."""
         with pyro.plate("data", num_rows(x)):
             pyro.sample("z", self.posterior(x))

@@ -1,0 +1,361 @@
+"""What the sites of a program must be like: plates, latents, shapes, values.
+
+Each function here takes the sites that model and guide met on one batch, and writes down the
+mistakes that show in them.  :func:`pyro_vae.check.check` runs the program and calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyro.distributions as dist
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.densities import Site, data_frame, is_x_itself, log_density
+
+Role = Literal["guide", "model"]
+Sites = dict[str, Site]
+
+
+class Mistakes(list[str]):
+    """One line a mistake."""
+
+    def add(self, where: str, got: str, expected: str, advice: str) -> None:
+        line = f"{where}: {got}, expected {expected}: {advice}"
+        if line not in self:
+            self.append(line)
+
+
+@dataclass
+class Met:
+    """The sites of guide and model on one batch, the model at the guide's latents.
+
+    Attributes:
+        guide, model: the sites by name.
+        x: the observed rows.
+        observed: the name of the observed site.
+        outside: latents and observations of a datum that are not in the data plate.
+        scored: log densities (batch shape), with their gradients, of the sites that have one.
+    """
+
+    guide: Sites
+    model: Sites
+    x: Tensor
+    observed: str
+    outside: set[str] = field(default_factory=set)
+    scored: dict[tuple[Role, str], Tensor] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[Role, str, Site]]:
+        yield from (("guide", name, site) for name, site in self.guide.items())
+        yield from (("model", name, site) for name, site in self.model.items())
+
+    def axis(self, site: Site) -> int | None:
+        """The batch dimension that counts the rows, from the right; None for a global site."""
+        frame, batch = data_frame(site), site["fn"].batch_shape
+        if frame is not None:
+            return frame.dim
+        found = [dim for dim in range(-len(batch), 0) if batch[dim] == len(self.x)]
+        return found[0] if found and site["name"] in self.outside else None
+
+
+def label(role: Role, name: str) -> str:
+    return f'site "{name}" of the {role}'
+
+
+def is_factor(site: Site) -> bool:
+    return isinstance(site["fn"], dist.Unit)
+
+
+def is_deterministic(site: Site) -> bool:
+    return bool(site["infer"].get("_deterministic"))
+
+
+def is_observation(site: Site) -> bool:
+    return site["is_observed"] and not is_factor(site) and not is_deterministic(site)
+
+
+def base(fn: Any) -> Any:
+    """A distribution without the wrappers that only rearrange its dimensions."""
+    while isinstance(fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def by_row(events: Tensor, axis: int | None) -> Tensor:
+    """Sum over all batch dimensions but that of the rows: (B,), or () for a global site."""
+    if axis is None:
+        return events.sum()
+    return events.movedim(axis, 0).flatten(1).sum(1) if events.dim() > 1 else events
+
+
+# --- where sites live -----------------------------------------------------------------------------
+
+
+def plates(met: Met, mistakes: Mistakes) -> None:
+    """Rows live in the plate "data"; a latent outside it is global."""
+    write = 'with pyro.plate("data", len(x)):'
+    other: set[str] = set()  # plates of another name that hold the observed rows
+    if met.observed in met.model and data_frame(met.model[met.observed]) is None:
+        other = {frame.name for frame in met.model[met.observed]["cond_indep_stack"]}
+    for role, name, site in met:
+        if is_deterministic(site):
+            continue
+        frame, where = data_frame(site), label(role, name)
+        declared = {frame.dim for frame in site["cond_indep_stack"]}
+        batch = tuple(site["fn"].batch_shape)
+        extra = [d for d in range(-len(batch), 0) if batch[d] != 1 and d not in declared]
+        misnamed = other & {frame.name for frame in site["cond_indep_stack"]}
+        if frame is not None and frame.dim is not None:
+            if extra:
+                mistakes.add(
+                    where,
+                    f"batch shape {batch} has dimensions {extra} that no plate declares",
+                    "rows alone",
+                    "declare the others as dimensions of an event with .to_event(n)",
+                )
+            continue
+        if frame is not None:
+            got, advice = 'pyro.plate("data", ...) is a for loop', f"write `{write}`"
+        elif misnamed:
+            got, advice = f'lives in pyro.plate("{min(misnamed)}", ...)', f"write `{write}`"
+        elif extra or name == met.observed:
+            got = f'batch shape {batch} outside pyro.plate("data", ...)'
+            advice = f"indent the statement under `{write}`"
+            if name != met.observed:
+                advice += "; if it is global, declare its dimensions with .to_event(n)"
+        else:
+            continue
+        met.outside.add(name)
+        mistakes.add(where, got, 'all rows at once in a plate named "data"', advice)
+    for name in sorted(met.guide.keys() & met.model.keys() - met.outside):
+        in_guide = data_frame(met.guide[name]) is not None
+        if in_guide != (data_frame(met.model[name]) is not None):
+            inside, outside = ("guide", "model") if in_guide else ("model", "guide")
+            met.outside.add(name)
+            mistakes.add(
+                f'site "{name}"',
+                f'inside pyro.plate("data", ...) in the {inside} and outside in the {outside}',
+                "one of the two",
+                "put it inside in both if it belongs to a datum, outside if it is global",
+            )
+
+
+def scales(met: Met, mistakes: Mistakes) -> None:
+    """One size and one scale N / B for all rows, 1 for everything else."""
+    frames = {(role, name): data_frame(site) for role, name, site in met}
+    first = frames.get(("model", met.observed)) or next(filter(None, frames.values()), None)
+    for role, name, site in met:
+        frame, where, scale = frames[role, name], label(role, name), 1.0
+        if frame is not None and first is not None:
+            scale = frame.full_size / frame.size
+            if frame.size != len(met.x):
+                mistakes.add(
+                    where,
+                    f'pyro.plate("data", ...) has {frame.size} rows',
+                    f"the {len(met.x)} of x",
+                    "pass len(x), or subsample_size=len(x)",
+                )
+            if frame.full_size != first.full_size:
+                mistakes.add(
+                    where,
+                    f'pyro.plate("data", ...) has size {frame.full_size}',
+                    f"{first.full_size} as at the other sites",
+                    "give the plate one size in model and guide",
+                )
+        if abs(float(site["scale"]) - scale) > 1e-6 * scale:
+            mistakes.add(
+                where,
+                f"log density scaled by {float(site['scale']):g}",
+                f"{scale:g}",
+                'subsample only pyro.plate("data", ...), and weigh terms in an objective of your '
+                "own in place of poutine.scale",
+            )
+
+
+def latents(met: Met, mistakes: Mistakes) -> None:
+    """Model and guide have the same latents, but for the guide's auxiliary ones."""
+    for name, site in met.model.items():
+        if not site["is_observed"] and name not in met.guide and name != met.observed:
+            mistakes.add(
+                label("model", name),
+                "missing in the guide",
+                "each latent in both",
+                f'add pyro.sample("{name}", ...) to the guide, else it is drawn from the prior',
+            )
+    for name, site in met.guide.items():
+        if is_observation(site):
+            mistakes.add(
+                label("guide", name), "observed in the guide", "latents alone", "drop obs=..."
+            )
+        elif name not in met.model and not site["infer"].get("is_auxiliary"):
+            if not site["is_observed"]:
+                mistakes.add(
+                    label("guide", name),
+                    "missing in the model",
+                    "each latent in both",
+                    'add it to the model, or mark it with infer={"is_auxiliary": True}',
+                )
+
+
+def shapes(met: Met, mistakes: Mistakes) -> None:
+    """A value has the batch and event shape of its distribution; Pyro would broadcast it."""
+    for name, site in met.model.items():
+        if name in met.outside or is_factor(site) or is_deterministic(site):
+            continue
+        batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
+        got, advice = "observed shape", "reshape x, or let the likelihood return this shape"
+        if not site["is_observed"]:
+            got, advice = "the guide draws shape", "give model and guide the same event shape"
+        if tuple(site["value"].shape) != batch + event:
+            mistakes.add(
+                label("model", name),
+                f"{got} {tuple(site['value'].shape)}",
+                f"{batch + event} = batch {batch} + event {event}",
+                advice,
+            )
+
+
+def observation(met: Met, mistakes: Mistakes) -> None:
+    """One site is observed, and its value is x itself."""
+    observed = [name for name, site in met.model.items() if is_observation(site)]
+    where = label("model", met.observed)
+    if met.observed not in observed:
+        got = "a latent" if met.observed in met.model else "missing"
+        advice = f'pass obs=x to pyro.sample("{met.observed}", ...)'
+        if observed:
+            got += f" (observed: {', '.join(observed)})"
+            advice += f', or say which it is with pv.Program(..., observed="{observed[0]}")'
+        mistakes.add(where, got, "an observed site", advice)
+        return
+    if not is_x_itself(met.model[met.observed]["value"], met.x):
+        mistakes.add(
+            where,
+            "observes something computed from x",
+            "obs=x itself, or a view of it",
+            "put the function into the likelihood, or transform the data before they enter",
+        )
+    for name in observed:
+        if name != met.observed:
+            mistakes.add(
+                label("model", name),
+                f'observed as well as "{met.observed}"',
+                "one observed site",
+                "join the two into one x with one likelihood, or condition on the value as a "
+                "covariate, without pyro.sample",
+            )
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def values(met: Met, mistakes: Mistakes) -> None:
+    """Parameters and values are possible, and log densities finite; fills ``met.scored``."""
+    for role, name, site in met:
+        where, before = label(role, name), len(mistakes)
+        _parameters(site, where, mistakes)
+        if role == "model" and len(mistakes) == before:
+            _support(site, where, mistakes)
+        try:
+            events = log_density(site)
+            density = by_row(events, met.axis(site)).detach()
+        except Exception as error:  # of shapes or a family of the user's own
+            if not mistakes:  # else a consequence
+                mistakes.add(
+                    where,
+                    f"log_prob of {type(base(site['fn'])).__name__} fails ({first_line(error)})",
+                    "log densities (B,)",
+                    "compare the shapes of the value and of the distribution",
+                )
+            continue
+        met.scored[role, name] = events
+        finite = density.isfinite()
+        if len(mistakes) == before and not finite.all():
+            row = int((~finite).flatten().nonzero()[0])
+            got = f"log density {density.flatten()[row].item()}"
+            value = site["value"]
+            advice = "bound scales away from zero and logits away from infinity"
+            if name == met.observed and value.is_floating_point() and not value.isfinite().all():
+                advice = "x is not finite there; drop or impute such rows"
+            mistakes.add(
+                where, f"{got} at row {row}" if finite.dim() else got, "a finite number", advice
+            )
+
+
+def _parameters(site: Site, where: str, mistakes: Mistakes) -> None:
+    """A distribution's parameters are possible; with validation off nobody else asks."""
+    fn = base(site["fn"])
+    for name, constraint in getattr(fn, "arg_constraints", {}).items():
+        value = fn.__dict__.get(name)  # other parameters are computed from these
+        if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
+            continue
+        if value.is_floating_point() and not value.isfinite().all():
+            continue  # shows in the density, with its row
+        if not constraint.check(value).all():
+            mistakes.add(
+                where,
+                f"{name} of {type(fn).__name__} {_range(value)}",
+                describe(constraint),
+                "map the network's output there, with softplus, exp or sigmoid",
+            )
+
+
+def _support(site: Site, where: str, mistakes: Mistakes) -> None:
+    """The value of a site is possible under its distribution."""
+    value, mask = site["value"], site["mask"]
+    if not isinstance(value, Tensor) or not value.numel() or mask is False:
+        return
+    if value.is_floating_point() and not value.isfinite().all():
+        return  # shows in the density, with its row
+    try:
+        inside = site["fn"].support.check(value)
+    except (NotImplementedError, AttributeError, RuntimeError):
+        return  # no support that could be asked, or a shape that is a mistake of its own
+    if isinstance(mask, Tensor):
+        inside = inside | ~mask.bool().view(*mask.shape, *[1] * (inside.dim() - mask.dim()))
+    if not inside.all():
+        advice = "choose a guide with the support of the prior"
+        if site["is_observed"]:
+            advice = _advice_for_data(site["fn"].support, value)
+        mistakes.add(where, f"values {_range(value)}", describe(site["fn"].support), advice)
+
+
+def _advice_for_data(support: Any, value: Tensor) -> str:
+    low, high = value.min().item(), value.max().item()
+    binary = _without_events(support) is constraints.boolean
+    if low < 0 or not (binary or _without_events(support) == constraints.unit_interval):
+        return "shift or scale x, or choose a likelihood for such values"
+    if high > 1:
+        divisor = 16 if high <= 16 else 255 if high <= 255 else round(high)
+        binarize = ', binarize="threshold"' if binary else ""
+        return f"scale them, pv.datasets.from_array(x, scale={divisor}{binarize})"
+    return (
+        'binarize them, pv.datasets.from_array(x, binarize="threshold"), or build the likelihood '
+        "with soft_targets=True"
+    )
+
+
+def _range(value: Tensor) -> str:
+    return f"from {value.min().item():g} to {value.max().item():g}"
+
+
+def _without_events(constraint: Any) -> Any:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def describe(constraint: Any) -> str:
+    """A constraint in one line, such as ``GreaterThan(lower_bound=0.0)``."""
+    constraint = _without_events(constraint)
+    if constraint is constraints.boolean:
+        return "0 or 1"
+    return " ".join(str(constraint).split())[:80]
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}"

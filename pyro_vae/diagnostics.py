@@ -1,0 +1,54 @@
+"""How far to trust an estimate: the tail of importance weights, per datum."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def pareto_khat(log_w: Tensor) -> Tensor:
+    r"""The shape k of a generalized Pareto fitted to the largest weights of each datum.
+
+    Above 0.7 the mean of the weights, and so log p(x), is not to be trusted at this number of
+    particles; below 0 the weights are bounded.
+
+    Args:
+        log_w: log importance weights, (K, B).
+
+    Returns:
+        (B,).  Exactly 0 where the weights are constant (var(log w) < 1e-12: the proposal is the
+        posterior); nan where K is too small for a tail (fewer than 5 weights in it).
+
+    The fit is the quasi-Bayesian one of Zhang & Stephens (2009) with the weak prior of Vehtari et
+    al. (2024, arXiv:1507.02646), on the min(K / 5, 3 sqrt K) largest weights.  Each column is a
+    datum of its own: one fit for a whole batch would measure the batch's size.
+    """
+    num_particles = len(log_w)
+    tail = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
+    log_w = log_w.double()
+    if tail < 5:
+        return torch.full_like(log_w[0], float("nan"))
+    # (B, tail + 1), ascending; relative to the largest, which does not change the shape.
+    largest = log_w.topk(tail + 1, dim=0).values.flip(0).T
+    weights = (largest - largest[:, -1:]).exp()
+    excess = (weights[:, 1:] - weights[:, :1]).clamp_min(torch.finfo(torch.float64).tiny)
+    shape = _fit_generalized_pareto(excess)
+    return torch.where(log_w.var(0) < 1e-12, torch.zeros_like(shape), shape)
+
+
+def _fit_generalized_pareto(excess: Tensor) -> Tensor:
+    """Posterior mean of k for sorted excesses (B, n)."""
+    n = excess.shape[1]
+    grid = 30 + int(math.sqrt(n))
+    steps = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device)
+    quartile = excess[:, int(n / 4 + 0.5) - 1, None]
+    # Zhang & Stephens (2009), section 4: b = k / sigma on a grid of quantiles of its prior.
+    b = 1 / excess[:, -1:] + (1 - (grid / (steps - 0.5)).sqrt()) / (3 * quartile)  # (B, grid)
+    k = torch.log1p(-b[:, :, None] * excess[:, None, :]).mean(-1)  # profile estimate of k
+    log_likelihood = n * ((-b / k).log() - k - 1)
+    posterior = log_likelihood.softmax(-1)
+    mean_b = (b * posterior).sum(-1, keepdim=True)
+    shape = torch.log1p(-mean_b * excess).mean(-1)
+    return (n * shape + 10 * 0.5) / (n + 10)  # ten observations' worth of k = 1/2

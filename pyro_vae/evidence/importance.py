@@ -1,0 +1,124 @@
+r"""log p(x) by importance sampling from the guide.
+
+.. math:: \hat p(x) = \frac1K \sum_k w_k, \qquad w_k = \frac{p(x, z_k)}{q(z_k \mid x)}
+
+The mean of weights is unbiased for p(x), so its logarithm is biased *downward*: a stochastic lower
+bound, tighter with K.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.densities import densities
+from pyro_vae.diagnostics import pareto_khat
+from pyro_vae.engine import RowFunction, row_chunks
+from pyro_vae.program import Rows, num_rows
+
+
+class Evidence(NamedTuple):
+    """log p(x) per datum with what is known of its error; every field is (N,), float64.
+
+    Attributes:
+        value: the estimate of log p(x), nats.
+        standard_error: of ``value``, nats, by the delta method.
+        ess: effective number of the K particles, (sum w)^2 / sum w^2.
+        khat: Pareto shape of the weights; above 0.7 value and standard error are not to be
+            trusted.
+        lower: a number whose expectation is at most log p(x); -inf where the method gives none.
+        upper: a number whose expectation is at least log p(x); inf where the method gives none.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    khat: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    def mean(self) -> float:
+        """The average over data, nats per datum."""
+        return float(self.value.mean())
+
+    def mean_standard_error(self) -> float:
+        """Of the mean over these data, for more data like them."""
+        return float(self.value.std() / math.sqrt(len(self.value)))
+
+    def __repr__(self) -> str:
+        bad = int((self.khat > 0.7).sum())
+        return (
+            f"Evidence(mean {self.mean():.3f} nats, standard error over data "
+            f"{self.mean_standard_error():.3f}, median ESS {float(self.ess.median()):.1f}, "
+            f"khat > 0.7 for {bad} of {len(self.value)} data)"
+        )
+
+
+def from_log_weights(log_w: Tensor) -> Evidence:
+    """Evidence from log weights (K, B) of a normalized proposal."""
+    log_w = log_w.double()
+    num_particles = len(log_w)
+    total = log_w.logsumexp(0)
+    value = total - math.log(num_particles)
+    ess = (2 * total - (2 * log_w).logsumexp(0)).exp()
+    # Var(mean w) / mean(w)^2 = (K / ESS - 1) / (K - 1); the delta method makes it that of the log.
+    relative_variance = (num_particles / ess - 1).clamp_min(0) / max(num_particles - 1, 1)
+    return Evidence(
+        value=value,
+        standard_error=relative_variance.sqrt()
+        if num_particles > 1
+        else torch.full_like(value, float("nan")),
+        ess=ess,
+        khat=pareto_khat(log_w),
+        lower=value,
+        upper=torch.full_like(value, float("inf")),
+    )
+
+
+def importance(
+    program: nn.Module,
+    x: Rows,
+    *,
+    num_particles: int,
+    seed: int,
+    batch_size: int,
+    max_elements: int,
+) -> Evidence:
+    """Importance sampling in row chunks of ``batch_size`` and particle chunks that fit.
+
+    Memory is bounded by ``max_elements`` elements of (particles, rows, event) at a time, whatever
+    K and N are.
+    """
+    event = max(1, sum(t[0].numel() for t in (x.values() if isinstance(x, dict) else [x])))
+    batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
+    chunk = max(1, min(num_particles, max_elements // (event * batch_size)))
+    sizes = [chunk] * (num_particles // chunk)
+    if num_particles % chunk:
+        sizes.append(num_particles % chunk)
+    functions: dict[int, RowFunction] = {}
+    parts: list[Evidence] = []
+    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+        tables = []
+        for part, size in enumerate(sizes):
+            if size not in functions:
+                functions[size] = RowFunction(program, _log_w(size), rows)
+            log_w, is_global = functions[size](rows, seed, number, part)
+            if is_global:
+                raise ValueError(
+                    "the program has latents outside the data plate, which all data share, so "
+                    "there is no log p(x) per datum: condition on them, or use the ELBO"
+                )
+            tables.append(log_w[:, :count].double())
+        parts.append(from_log_weights(torch.cat(tables)))
+    return Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _log_w(size: int) -> Any:
+    def log_w(program: nn.Module, rows: Rows) -> tuple[Tensor, bool]:
+        d = densities(program, rows, size, reparameterize=False)
+        return d.log_w, any(name not in d.log_ratio for name in d.latents)
+
+    return log_w

@@ -1,0 +1,114 @@
+"""What one does with a trained program: draw from it, encode data, reconstruct them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_vae.densities import dream, sites_of
+from pyro_vae.inputs import as_rows
+from pyro_vae.lifting import seeded
+from pyro_vae.program import VAE, Rows, observed_rows
+
+
+def sample(
+    program: nn.Module, num_samples: int, *, like: Any = None, mean: bool = False, seed: int = 0
+) -> Tensor:
+    """Draw data from the generative model: z ~ p(z), then x ~ p(x | z).
+
+    Args:
+        program: the program.
+        num_samples: n.
+        like: rows of data that say what x looks like, for programs that are no ``VAE``.
+        mean: return the likelihood's mean in place of a draw, as pictures of images do.
+        seed: of the draws.
+
+    Returns:
+        (n, ...) in the form of x.
+    """
+    if int(num_samples) != num_samples or num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}, expected a whole number from 1 on")
+    with torch.no_grad(), seeded(seed):
+        if like is None and isinstance(program, VAE):
+            x: Rows = program.likelihood(program.prior().sample((1,))).sample()
+        elif like is None:
+            raise ValueError(
+                f"{type(program).__name__} does not say what x looks like: pass rows of data, "
+                "pv.sample(program, n, like=x)"
+            )
+        else:
+            x = as_rows(like, program)
+        index = torch.arange(num_samples) % len(observed_rows(x))
+        x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
+        if not mean:
+            return observed_rows(dream(program, x)[0])
+        trace = poutine.trace(poutine.uncondition(program.model)).get_trace(x)
+        site = sites_of(trace)[getattr(program, "observed", "x")]
+        return site["fn"].mean.reshape(observed_rows(x).shape)
+
+
+def encode(
+    program: nn.Module, x: Any, *, num_draws: int | None = None, seed: int = 0
+) -> Tensor | dict[str, Tensor]:
+    """The latents that the guide gives to data.
+
+    Args:
+        program: the program.
+        x: data (N, ...).
+        num_draws: None returns posterior means (the guide's ``mean`` where it has one, else a draw
+            is not a mean and an error says so); a number S returns draws (S, N, ...).
+        seed: of the draws.
+
+    Returns:
+        (N, ...) or (S, N, ...); a dict by site where there is more than one latent.
+    """
+    rows = as_rows(x, program)
+    with torch.no_grad(), seeded(seed):
+        if num_draws is None:
+            latents = _means(program, rows)
+        else:
+            if int(num_draws) != num_draws or num_draws < 1:
+                raise ValueError(f"num_draws is {num_draws}, expected a whole number from 1 on")
+            runs = [_latents(program, rows) for _ in range(int(num_draws))]
+            latents = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+    return next(iter(latents.values())) if len(latents) == 1 else latents
+
+
+def reconstruct(program: nn.Module, x: Any) -> Tensor:
+    """The likelihood's mean at the posterior mean of the latents: (N, ...) in the form of x."""
+    rows = as_rows(x, program)
+    with torch.no_grad(), seeded(0):
+        means = _means(program, rows)
+        trace = poutine.trace(poutine.condition(program.model, data=means)).get_trace(rows)
+    site = sites_of(trace)[getattr(program, "observed", "x")]
+    return site["fn"].mean.reshape(observed_rows(rows).shape)
+
+
+def _latents(program: nn.Module, x: Rows) -> dict[str, Tensor]:
+    sites = sites_of(poutine.trace(program.guide).get_trace(x))
+    return {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
+
+
+class _AtTheMean(poutine.messenger.Messenger):
+    """Sets each latent to its distribution's mean, so that later sites see it."""
+
+    def _pyro_sample(self, msg) -> None:
+        if poutine.util.site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
+            return
+        try:
+            msg["value"] = msg["fn"].mean
+        except NotImplementedError:
+            raise ValueError(
+                f'the guide of "{msg["name"]}", {type(msg["fn"]).__name__}, has no mean: ask for '
+                "draws, pv.encode(program, x, num_draws=100), and average what you need"
+            ) from None
+        msg["done"] = True
+
+
+def _means(program: nn.Module, x: Rows) -> dict[str, Tensor]:
+    with pyro.validation_enabled(False):
+        return _AtTheMean()(lambda: _latents(program, x))()

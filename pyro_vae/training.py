@@ -1,0 +1,361 @@
+r"""``fit``: the one loop that trains any program under any objective with any engine."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.infer.elbo import ELBO
+from torch import Tensor, nn
+
+from pyro_vae.engine import Parameters, trainable
+from pyro_vae.evidence.bound import elbo
+from pyro_vae.history import History, manifest_of
+from pyro_vae.inputs import Batches, as_rows
+from pyro_vae.objectives.aevb import AEVB
+from pyro_vae.objectives.base import Objective, State
+from pyro_vae.program import Rows, materialize
+from pyro_vae.progress import Record, reporter
+from pyro_vae.steps import Step, blame, check_rows, make_step, plate_scale, translate
+
+logger = logging.getLogger("pyro_vae")
+
+
+@dataclass
+class Run:
+    """What ``fit`` returns.
+
+    Attributes:
+        program: the program that was passed, trained.
+        history: a data frame, one row a record: step, samples, seconds, the objective's columns
+            averaged since the record before (nats per datum), gradient norm, held-out bound.
+        manifest: data digest, binarization, seed, engine, versions and settings.
+        state: the objective's memory.
+    """
+
+    program: nn.Module
+    history: Any
+    manifest: dict[str, Any]
+    state: State = field(default_factory=lambda: State({}, {}))
+
+    def __repr__(self) -> str:
+        last = self.history.iloc[-1]
+        shown = [f"{name} {last[name]:.2f}" for name in ("bound", "validation_bound") if name in last]
+        return (
+            f"Run({self.manifest['objective']} on {self.manifest['program']}: "
+            f"{self.manifest['samples']} samples in {self.manifest['seconds']:.1f} s; "
+            f"{', '.join(shown) or 'no bound'})"
+        )
+
+
+def fit(
+    program: nn.Module,
+    x: Any,
+    objective: Objective | ELBO | None = None,
+    *,
+    samples: int | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 100,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adagrad,
+    lr: float = 0.02,
+    schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
+    clip: float | None = None,
+    weight_prior: float = 0.0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    engine: str = "auto",
+    validation: Any = None,
+    evaluate_every: int | None = None,
+    early_stopping: int | None = None,
+    callbacks: Iterable[Callable[[Record], Any]] = (),
+    progress: bool | Callable[[Record], Any] | None = None,
+) -> Run:
+    r"""Train a program in place.
+
+    The defaults are the paper's: Adagrad with a global step of 0.02, minibatches of 100, one draw
+    per datum.  Initialization belongs to the program's networks.  Gradients are those of the sum
+    over the minibatch (times N / B under a subsampled plate), as in Pyro.
+
+    Args:
+        program: model and guide; trained in place.
+        x: training data: a ``Data``, a tensor, an array, or a dict of them, (N, ...).
+        objective: what to learn by (default ``AEVB()``); Pyro's ELBOs are accepted.
+        samples, epochs, steps: the budget, exactly one of them; samples = rows x updates.
+        batch_size: rows a minibatch.
+        optimizer: a class of ``torch.optim``, or a callable from parameters to an optimizer;
+            ``pv.optimizers.Adagrad`` is the paper's author's, with accumulate-only first steps.
+        lr: the step size; passed on where the optimizer takes an ``lr``.
+        schedule: from the optimizer to a learning-rate scheduler, stepped at every update.
+        clip: the largest norm of the whole gradient.
+        weight_prior: precision of a N(0, 1 / precision) prior on weight matrices (parameters of
+            two or more dimensions), adding precision (rows / N) w to the gradient; the paper's
+            is 1.
+        seed: of data order and noise.  Torch's global generator is neither read nor changed.
+        device, dtype: move program and data there first.
+        engine: "pyro" is ``pyro.infer.SVI`` step by step; "eager" runs the captured graph;
+            "auto" chooses.
+        validation: held-out data, scored by ``pv.elbo`` at the same noise each time.
+        evaluate_every: updates between held-out evaluations (default: 20 in the whole run).
+        early_stopping: stop once the held-out bound has not risen by more than the standard error
+            of its paired difference for this many evaluations.
+        callbacks: each called with a :class:`Record`; one that returns True ends the run.
+        progress: None shows a line where stderr is a terminal; True and False insist; a callable
+            is given each :class:`Record`.
+
+    Returns:
+        :class:`Run`.
+
+    Raises:
+        ValueError: impossible options; or a loss or gradient that is not finite, named by site
+            and step.  The parameters are then those before that step.
+    """
+    chosen = translate(AEVB() if objective is None else objective)
+    _check_options(locals())
+    program.to(device=device, dtype=dtype)
+    batches = Batches(x, program, batch_size, seed)
+    num_steps, num_samples = _budget(samples, epochs, steps, batches)
+
+    _, example, _, _ = batches(0)
+    check_rows(example)
+    materialize(program, example)
+    parameters = trainable(program)
+    state = State({}, {})
+    if isinstance(chosen, Objective):
+        state = chosen.init(program, as_rows(x, program)) if _stateful(chosen) else state
+    step = make_step(program, chosen, engine, example, _rows_of(state, batches(0)[0]))
+    if step.reason:
+        logger.info("engine %s: %s", step.engine, step.reason)
+    loop = _Loop(
+        program=program,
+        parameters=parameters,
+        objective=chosen,
+        step=step,
+        batches=batches,
+        state=state,
+        optimizer=_make_optimizer(optimizer, parameters, lr),
+        clip=clip,
+        prior=weight_prior * plate_scale(program, example),
+        seed=seed,
+        validation=None if validation is None else as_rows(validation, program),
+        evaluate_every=evaluate_every or max(1, num_steps // 20),
+        patience=early_stopping,
+    )
+    scheduler = None if schedule is None else schedule(loop.optimizer)
+    history = History()
+    started = time.perf_counter()
+    with reporter(progress, num_samples, label=type(chosen).__name__) as report:
+        stopped = loop.run(num_steps, num_samples, history, [report, *callbacks], scheduler)
+    manifest = manifest_of(
+        program,
+        x,
+        objective=repr(chosen) if isinstance(chosen, Objective) else type(chosen).__name__,
+        engine=step.engine,
+        engine_reason=step.reason,
+        optimizer=type(loop.optimizer).__name__,
+        lr=lr,
+        batch_size=batches.batch_size,
+        weight_prior=weight_prior,
+        clip=clip,
+        seed=seed,
+        steps=loop.steps_done,
+        samples=loop.samples_done,
+        stopped=stopped,
+        seconds=time.perf_counter() - started,
+    )
+    return Run(program, history.frame(), manifest, loop.state)
+
+
+@dataclass
+class _Loop:
+    """The loop and what it carries from step to step."""
+
+    program: nn.Module
+    parameters: Parameters
+    objective: Objective | ELBO
+    step: Step
+    batches: Batches
+    state: State
+    optimizer: torch.optim.Optimizer
+    clip: float | None
+    prior: float
+    seed: int
+    validation: Rows | None
+    evaluate_every: int
+    patience: int | None
+    steps_done: int = 0
+    samples_done: int = 0
+
+    def run(self, num_steps, num_samples, history, listeners, scheduler) -> str:
+        """Take the steps; returns why it ended."""
+        record_every = max(1, num_steps // 200)
+        refresh_every = getattr(self.objective, "refresh_every", 0)
+        best: Tensor | None = None
+        waited, drawn = 0, 0
+        started = time.perf_counter()
+        for number in range(num_steps):
+            key = (self.seed, 0, number)
+            fresh = not refresh_every or number % refresh_every == 0
+            if fresh:
+                index, x, weight, count = self.batches(drawn)
+                drawn += 1
+                if refresh_every:
+                    history.add(self._refresh(index, x, weight, key))
+            history.add(self._update(index, x, weight, count, key))
+            if scheduler is not None:
+                scheduler.step()
+            self.steps_done, self.samples_done = number + 1, self.samples_done + count
+            last = number + 1 == num_steps
+            evaluate = self.validation is not None and (
+                last or (number + 1) % self.evaluate_every == 0
+            )
+            if not (last or evaluate or (number + 1) % record_every == 0):
+                continue
+            held_out: dict[str, float] = {}
+            if evaluate and getattr(self.objective, "has_bound", True):
+                values = elbo(self.program, self.validation, seed=self.seed)
+                held_out = _mean_and_error("validation_bound", values)
+                if best is None or _risen(values, best):
+                    best, waited = values, 0
+                else:
+                    waited += 1
+            record = history.record(
+                step=number + 1,
+                samples=self.samples_done,
+                seconds=time.perf_counter() - started,
+                **held_out,
+            )
+            answers = [listen(record._replace(program=self.program)) for listen in listeners]
+            if any(answer is True for answer in answers):
+                return "callback"
+            if self.patience is not None and waited >= self.patience:
+                return f"early stopping: no rise in {waited} evaluations"
+        return "budget"
+
+    def _refresh(self, index, x, weight, key) -> dict[str, float]:
+        rows, sums = self.step.refresh(
+            self.parameters, x, weight, _rows_of(self.state, index), key
+        )
+        real = index[: int(weight.sum())]
+        for name, value in rows.items():
+            self.state.rows[name][real] = value[: len(real)]
+        return self._advance(sums)
+
+    def _update(self, index, x, weight, count, key) -> dict[str, float]:
+        grads, sums = self.step.grads(
+            self.parameters, x, weight, _rows_of(self.state, index), key
+        )
+        if self.prior:
+            share = self.prior * count / self.batches.num_data
+            for name, parameter in self.parameters.items():
+                if parameter.dim() >= 2:
+                    grads[name] = grads[name].add(parameter.detach(), alpha=share)
+        norm = torch.nn.utils.get_total_norm(list(grads.values()))
+        means = self._advance({**sums, "grad_norm": norm * sums["weight"]})
+        if not (math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"])):
+            raise ValueError(
+                f"step {key[2] + 1}: the loss is {means['loss']:.4g} and the gradient's norm "
+                f"{means['grad_norm']:.4g}; {blame(self.program, x, grads, key)}. The parameters "
+                "are those before this step: lower lr, set clip, or bound the scale that collapses"
+            )
+        scale = 1.0
+        if self.clip is not None and means["grad_norm"] > self.clip:
+            scale = self.clip / means["grad_norm"]
+        for name, parameter in self.parameters.items():
+            parameter.grad = grads[name] if scale == 1.0 else grads[name] * scale
+        self.optimizer.step()
+        return means
+
+    def _advance(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Batch means as numbers; the objective's shared state moves on them."""
+        weight = sums["weight"]
+        means = {name: value / weight for name, value in sums.items() if name != "weight"}
+        if isinstance(self.objective, Objective) and self.state.shared:
+            self.state = self.state._replace(
+                shared=self.objective.advance(self.state.shared, means)
+            )
+        stacked = torch.stack([value.to(weight.dtype) for value in means.values()])
+        return dict(zip(means, stacked.tolist(), strict=True))  # the one wait for the device
+
+
+def _stateful(objective: Objective) -> bool:
+    return type(objective).init is not Objective.init
+
+
+def _rows_of(state: State, index: Tensor) -> State:
+    rows = {name: value[index.to(value.device)] for name, value in state.rows.items()}
+    return State(rows, state.shared)
+
+
+def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
+    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return {name: float(values.mean()), f"{name}_standard_error": error}
+
+
+def _risen(new: Tensor, best: Tensor) -> bool:
+    """Whether the paired difference exceeds its own standard error."""
+    difference = new - best
+    error = float(difference.std() / math.sqrt(len(new))) if len(new) > 1 else 0.0
+    return float(difference.mean()) > error
+
+
+def _make_optimizer(
+    optimizer: Callable[..., torch.optim.Optimizer], parameters: Parameters, lr: float
+) -> torch.optim.Optimizer:
+    values = list(parameters.values())
+    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        try:
+            return optimizer(values, lr=lr, fused=True)  # type: ignore[call-arg]
+        except (TypeError, RuntimeError):  # this class, or this device, has no fused kernel
+            return optimizer(values, lr=lr)  # type: ignore[call-arg]
+    made = optimizer(values)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer returned {type(made).__name__}, expected a torch.optim.Optimizer: pass a "
+            "class such as torch.optim.Adam, or a callable on parameters"
+        )
+    return made
+
+
+def _budget(
+    samples: int | None, epochs: float | None, steps: int | None, batches: Batches
+) -> tuple[int, int]:
+    """(updates, samples) of the run; an update at an epoch's end counts fewer rows."""
+    whole, size = batches.num_data, batches.batch_size
+    if epochs is not None:
+        samples = round(epochs * whole)
+    if samples is not None:
+        full, rest = divmod(samples, whole)
+        return max(1, full * batches.per_epoch + -(-rest // size)), samples
+    number = int(steps or 0)
+    full, rest = divmod(number, batches.per_epoch)
+    return number, full * whole + min(rest * size, whole)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    budget = {name: options[name] for name in ("samples", "epochs", "steps")}
+    given = {name: value for name, value in budget.items() if value is not None}
+    if len(given) != 1:
+        raise ValueError(
+            f"the budget is {given or 'not given'}, expected exactly one of samples, epochs and "
+            "steps, such as samples=150_000"
+        )
+    if options["early_stopping"] is not None and options["validation"] is None:
+        raise ValueError("early_stopping needs held-out data: pass validation=data.validation")
+    positive = {**given, **{n: options[n] for n in ("lr", "clip", "batch_size", "evaluate_every",
+                                                    "early_stopping")}}  # fmt: skip
+    for name, value in positive.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} is {value}, expected a positive finite number")
+    for name in ("samples", "steps", "batch_size", "evaluate_every", "early_stopping"):
+        value = options[name]
+        if value is not None and int(value) != value:
+            raise ValueError(f"{name} is {value}, expected a whole number")
+    if not (options["weight_prior"] >= 0 and math.isfinite(options["weight_prior"])):
+        raise ValueError(f"weight_prior is {options['weight_prior']}, expected 0 or a precision")

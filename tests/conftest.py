@@ -1,0 +1,52 @@
+"""What every test starts from and must leave behind."""
+
+import os
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+from pyro_vae.models import linear_gaussian
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_slate():
+    """One seed before each test; afterwards one dtype, and nothing in Pyro's global store."""
+    pyro.set_rng_seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
+    left = sorted(pyro.get_param_store())
+    pyro.clear_param_store()
+    assert not left, f"parameters were left in Pyro's global store: {left}"
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The folder of the downloaded data sets; tests that need it are skipped without it."""
+    folder = Path(os.environ.get("PYRO_VAE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no data sets here: name their folder in PYRO_VAE_DATA")
+    return folder
+
+
+@pytest.fixture
+def oracle():
+    """A linear-Gaussian program in float64 whose guide can hold the exact posterior, and does not.
+
+    J = 2, D = 5, all parameters drawn at random.
+    """
+    program = linear_gaussian.build(5, prior_precision=1.5, noise="full", posterior="full").double()
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.normal_(0.0, 0.5)
+    return program
+
+
+@pytest.fixture
+def x():
+    """Nine real rows for ``oracle``, (9, 5)."""
+    return torch.randn(9, 5, dtype=torch.float64)
