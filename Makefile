@@ -19,13 +19,13 @@ TEST := $(VENV)/.installed-test
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test slow lint bench lock clean
+.PHONY: help compare test slow lint bench published lock clean
 .NOTPARALLEL: # one pip at a time
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-compare: $(RUN) ## AEVB, wake-sleep and Monte Carlo EM on the embedded digits
+compare: $(RUN) ## AEVB and wake-sleep on the embedded digits
 	$(VENV)/bin/pyro-vae compare $(ARGS)
 
 test: $(TEST) ## the tests and the examples in docstrings
@@ -39,10 +39,11 @@ lint: $(TEST) ## style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(RUN) ## every benchmarks/bench_*.py
-	@for file in benchmarks/bench_*.py; do \
-	    echo "$$file"; $(PY) "$$file" $(ARGS) || exit 1; \
-	done
+bench: $(RUN) ## the speed of a training step beside other ways to take it
+	$(PY) benchmarks/step_speed.py $(ARGS)
+
+published: $(RUN) ## the paper's numbers beside ours (20 minutes; data in PYRO_VAE_DATA)
+	$(PY) benchmarks/published.py $(ARGS)
 
 # On the oldest Python we support: newer ones can use what it can, not the reverse. Without local
 # tags (+cpu) and GPU packages, so that the same file serves every build of torch.

@@ -23,10 +23,10 @@ from pyro.infer import SVI, Trace_ELBO
 
 import pyro_vae as pv
 from pyro_vae.inputs import Batches
+from pyro_vae.loop import Loop
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.objectives.base import State
 from pyro_vae.steps import make_step
-from pyro_vae.training import _Loop
 
 D, H, J, B = 784, 500, 20, 100
 
@@ -64,14 +64,13 @@ def ours(engine: str) -> Callable[[], None]:
     objective = pv.objectives.AEVB()
     step = make_step(program, objective, engine, batches(0)[1], State({}, {}))
     optimizer = torch.optim.Adagrad(parameters.values(), lr=0.02, fused=True)
-    loop = _Loop(program, parameters, objective, step, batches, State({}, {}), optimizer,
-                 None, 0.0, 0, None, 1, None)  # fmt: skip
+    loop = Loop(program, parameters, objective, step, batches, State({}, {}), optimizer)
     number = 0
 
     def one() -> None:
         nonlocal number
         index, x, weight, count = batches(number)
-        loop._update(index, x, weight, count, (0, 0, number))
+        loop.update(index, x, weight, count, (0, 0, number))
         number += 1
 
     return one
@@ -96,7 +95,7 @@ def matrix_products() -> Callable[[], None]:
         x @ w[0], h @ w[1], z @ w[2], h @ w[3]  # forward
         x.T @ h, h.T @ zz, z.T @ h, h.T @ y  # gradients of the weights
         y @ w[3].T, h @ w[2].T, zz @ w[1].T  # gradients of the activations
-        
+
     return products
 
 
@@ -135,7 +134,11 @@ def main() -> int:
     for name, values in times.items():
         over = [statistics.median(v / f for v, f in zip(values, base, strict=True))
                 for base in (floor, hand)]  # fmt: skip
-        report[name] = {"ms": statistics.median(values), "over_floor": over[0], "over_hand": over[1]}
+        report[name] = {
+            "ms": statistics.median(values),
+            "over_floor": over[0],
+            "over_hand": over[1],
+        }
         print(f"{name:34s}{statistics.median(values):10.2f}{over[0]:15.2f}{over[1]:14.2f}")
     if options.json:
         with open(options.json, "w") as file:

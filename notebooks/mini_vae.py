@@ -17,7 +17,9 @@ DATA, HIDDEN, LATENT = 64, 128, 2
 class MiniVAE(nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(DATA, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 2 * LATENT))
+        self.encoder = nn.Sequential(
+            nn.Linear(DATA, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 2 * LATENT)
+        )
         self.decoder = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, DATA))
 
     def model(self, x):  # p(z) p(x | z): how we believe the data came about
@@ -36,7 +38,7 @@ def log_prob(trace, site):  # (B,): one number a datum, because all else is an e
 
 
 def aevb_loss(vae, x):
-    """-E_q[log p(x, z) - log q(z | x)], by one draw z = mean + sd * eps that gradients pass through."""
+    """-E_q[log p(x, z) - log q(z | x)] by one draw z = mean + sd * eps, which gradients pass."""
     guide = poutine.trace(vae.guide).get_trace(x)  # runs the guide and writes down its sites
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)  # at the guide's z
     log_p = log_prob(model, "z") + log_prob(model, "x")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def compare(
+def run_compare(
     data: str = "digits",
     objectives: Sequence[str] = ("AEVB", "WakeSleep"),
     samples: int = 150_000,
@@ -44,7 +44,7 @@ def compare(
     from pyro_vae import comparison
     from pyro_vae.models import bernoulli_vae, gaussian_vae
 
-    loaded = pv.datasets.load(data, **({} if data_dir is None else {"data_dir": data_dir}))
+    loaded = pv.datasets.load(data, data_dir=data_dir)
     binary = loaded.train.binarize != "none"
     module, name = (bernoulli_vae, "bernoulli") if binary else (gaussian_vae, "gaussian")
     # torch's own initialization: with the paper's sigma = 0.01 small images hardly start within
@@ -111,7 +111,7 @@ def _rendered(table) -> str:
     return shown.reset_index().to_string(index=False)
 
 
-VERBS = {"compare": compare}
+VERBS = {"compare": run_compare}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,15 +119,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(
-        prog="pyro-vae", description="Auto-Encoding Variational Bayes in Pyro."
+        prog="pyro-vae",
+        description="Auto-Encoding Variational Bayes in Pyro.",
+        exit_on_error=False,
     )
     subcommands = parser.add_subcommands(required=True)
     for name, verb in VERBS.items():
-        sub = jsonargparse.ArgumentParser(description=(verb.__doc__ or "").split("Args:")[0])
+        sub = jsonargparse.ArgumentParser(
+            description=(verb.__doc__ or "").split("Args:")[0], exit_on_error=False
+        )
         sub.add_argument("--config", action="config", help="a YAML file with these options")
         sub.add_function_arguments(verb)
         subcommands.add_subcommand(name, sub, help=(verb.__doc__ or "").splitlines()[0])
-    chosen = parser.parse_args(arguments)
+    try:
+        chosen = parser.parse_args(arguments)
+    except jsonargparse.ArgumentError as error:
+        said = " ".join(str(error).split())
+        print(f"pyro-vae: {said}; see pyro-vae --help", file=sys.stderr)
+        return 2
     options = {k: v for k, v in vars(chosen[chosen.subcommand]).items() if k != "config"}
     try:
         VERBS[chosen.subcommand](**options)

@@ -11,17 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.densities import Site, data_frame, is_x_itself, log_density
 
 Role = Literal["guide", "model"]
+ROLES: tuple[Role, Role] = ("guide", "model")
 Sites = dict[str, Site]
 
 
 class Mistakes(list[str]):
-    """One line a mistake."""
+    """One line a mistake, and the exception of user code behind the first, where there is one."""
+
+    cause: BaseException | None = None
 
     def add(self, where: str, got: str, expected: str, advice: str) -> None:
         line = f"{where}: {got}, expected {expected}: {advice}"
@@ -48,9 +52,13 @@ class Met:
     outside: set[str] = field(default_factory=set)
     scored: dict[tuple[Role, str], Tensor] = field(default_factory=dict)
 
+    def sites(self, role: Role) -> Sites:
+        return self.guide if role == "guide" else self.model
+
     def __iter__(self) -> Iterator[tuple[Role, str, Site]]:
-        yield from (("guide", name, site) for name, site in self.guide.items())
-        yield from (("model", name, site) for name, site in self.model.items())
+        for role in ROLES:
+            for name, site in self.sites(role).items():
+                yield role, name, site
 
     def axis(self, site: Site) -> int | None:
         """The batch dimension that counts the rows, from the right; None for a global site."""
@@ -82,6 +90,11 @@ def base(fn: Any) -> Any:
     while isinstance(fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
         fn = fn.base_dist
     return fn
+
+
+def family(site: Site | None) -> str | None:
+    """The name of a site's distribution."""
+    return None if site is None else type(base(site["fn"])).__name__
 
 
 def by_row(events: Tensor, axis: int | None) -> Tensor:
@@ -150,7 +163,8 @@ def scales(met: Met, mistakes: Mistakes) -> None:
     for role, name, site in met:
         frame, where, scale = frames[role, name], label(role, name), 1.0
         if frame is not None and first is not None:
-            scale = frame.full_size / frame.size
+            total = frame.full_size or frame.size
+            scale = total / frame.size
             if frame.size != len(met.x):
                 mistakes.add(
                     where,
@@ -158,11 +172,18 @@ def scales(met: Met, mistakes: Mistakes) -> None:
                     f"the {len(met.x)} of x",
                     "pass len(x), or subsample_size=len(x)",
                 )
-            if frame.full_size != first.full_size:
+            elif total < frame.size:
                 mistakes.add(
                     where,
-                    f'pyro.plate("data", ...) has size {frame.full_size}',
-                    f"{first.full_size} as at the other sites",
+                    f'pyro.plate("data", ...) has size {total}',
+                    f"at least the {frame.size} rows of x",
+                    "pass the number N of all data, or len(x)",
+                )
+            if total != (first.full_size or first.size):
+                mistakes.add(
+                    where,
+                    f'pyro.plate("data", ...) has size {total}',
+                    f"{first.full_size or first.size} as at the observed site",
                     "give the plate one size in model and guide",
                 )
         if abs(float(site["scale"]) - scale) > 1e-6 * scale:
@@ -190,14 +211,13 @@ def latents(met: Met, mistakes: Mistakes) -> None:
             mistakes.add(
                 label("guide", name), "observed in the guide", "latents alone", "drop obs=..."
             )
-        elif name not in met.model and not site["infer"].get("is_auxiliary"):
-            if not site["is_observed"]:
-                mistakes.add(
-                    label("guide", name),
-                    "missing in the model",
-                    "each latent in both",
-                    'add it to the model, or mark it with infer={"is_auxiliary": True}',
-                )
+        elif not (site["is_observed"] or name in met.model or site["infer"].get("is_auxiliary")):
+            mistakes.add(
+                label("guide", name),
+                "missing in the model",
+                "each latent in both",
+                'add it to the model, or mark it with infer={"is_auxiliary": True}',
+            )
 
 
 def shapes(met: Met, mistakes: Mistakes) -> None:
@@ -262,10 +282,11 @@ def values(met: Met, mistakes: Mistakes) -> None:
             events = log_density(site)
             density = by_row(events, met.axis(site)).detach()
         except Exception as error:  # of shapes or a family of the user's own
-            if not mistakes:  # else a consequence
+            if not any(line.startswith(where) for line in mistakes):  # else a consequence
+                mistakes.cause = mistakes.cause or error
                 mistakes.add(
                     where,
-                    f"log_prob of {type(base(site['fn'])).__name__} fails ({first_line(error)})",
+                    f"log_prob of {family(site)} fails ({first_line(error)})",
                     "log densities (B,)",
                     "compare the shapes of the value and of the distribution",
                 )
@@ -296,7 +317,7 @@ def _parameters(site: Site, where: str, mistakes: Mistakes) -> None:
         if not constraint.check(value).all():
             mistakes.add(
                 where,
-                f"{name} of {type(fn).__name__} {_range(value)}",
+                f"{name} of {family(site)} {_range(value)}",
                 describe(constraint),
                 "map the network's output there, with softplus, exp or sigmoid",
             )
@@ -310,11 +331,11 @@ def _support(site: Site, where: str, mistakes: Mistakes) -> None:
     if value.is_floating_point() and not value.isfinite().all():
         return  # shows in the density, with its row
     try:
-        inside = site["fn"].support.check(value)
+        inside = _possible(site["fn"], value)
     except (NotImplementedError, AttributeError, RuntimeError):
         return  # no support that could be asked, or a shape that is a mistake of its own
     if isinstance(mask, Tensor):
-        inside = inside | ~mask.bool().view(*mask.shape, *[1] * (inside.dim() - mask.dim()))
+        inside = inside | ~mask.bool()
     if not inside.all():
         advice = "choose a guide with the support of the prior"
         if site["is_observed"]:
@@ -322,10 +343,21 @@ def _support(site: Site, where: str, mistakes: Mistakes) -> None:
         mistakes.add(where, f"values {_range(value)}", describe(site["fn"].support), advice)
 
 
+def _possible(fn: Any, value: Tensor) -> Tensor:
+    """Which values are in the support, or masked by ``fn.mask(...)``."""
+    law = fn
+    while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
+        law = law.base_dist
+    if isinstance(law, dist.MaskedDistribution):
+        inside = law.base_dist.support.check(value)
+        return inside | ~torch.as_tensor(law._mask, dtype=torch.bool, device=value.device)
+    return fn.support.check(value)
+
+
 def _advice_for_data(support: Any, value: Tensor) -> str:
     low, high = value.min().item(), value.max().item()
     binary = _without_events(support) is constraints.boolean
-    if low < 0 or not (binary or _without_events(support) == constraints.unit_interval):
+    if low < 0 or not (binary or _without_events(support) is constraints.unit_interval):
         return "shift or scale x, or choose a likelihood for such values"
     if high > 1:
         divisor = 16 if high <= 16 else 255 if high <= 255 else round(high)

@@ -15,17 +15,25 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.utils import _pytree as pytree
 
-from pyro_vae.lifting import Lifted, Noise, NoiseMode, lift, particles_by_vmap
+from pyro_vae.lifting import (
+    Lifted,
+    Noise,
+    NoiseMode,
+    capture_cache,
+    lift,
+    particles_by_vmap,
+)
 from pyro_vae.program import Rows, call_with, map_rows, num_rows, observed_rows
 
 Site = dict[str, Any]
@@ -39,8 +47,10 @@ class Densities(NamedTuple):
         log_likelihood: log p(x | z), (K, B).
         log_q: log q(z | x), (K, B).
         kl: for each latent site KL(q || p) per datum (B,) where torch knows it in closed form,
-            else None.  Where a prior depends on other latents it is the mean over particles.
+            else None; of a global latent ().  Where a prior depends on other latents it is the
+            mean over particles.
         log_ratio: for each latent site log q - log p at the particles (K, B): the sampled KL.
+        global_ratio: the same for each global latent (K,).
         latents: for each latent site its values, (K, B, ...); global ones (K, ...).
         global_log_p, global_log_q: densities of latents outside the plate, (K,); zero without.
         scale: N / B where the plate is subsampled, else 1.
@@ -51,6 +61,7 @@ class Densities(NamedTuple):
     log_q: Tensor
     kl: dict[str, Tensor | None]
     log_ratio: dict[str, Tensor]
+    global_ratio: dict[str, Tensor]
     latents: dict[str, Tensor]
     global_log_p: Tensor
     global_log_q: Tensor
@@ -65,6 +76,33 @@ class Densities(NamedTuple):
     def log_w(self) -> Tensor:
         """The log importance weight log p(x, z) - log q(z | x), (K, B)."""
         return self.log_p - self.log_q
+
+    @property
+    def kl_terms(self) -> dict[str, Tensor]:
+        """The KL term of each latent per datum (B,): closed where known, else sampled."""
+        return self._kl_or_sampled(self.log_ratio)
+
+    @property
+    def global_share(self) -> Tensor:
+        """Each datum's 1 / N of log p - log q of the global latents, ()."""
+        return (self.global_log_p - self.global_log_q).mean() / self.num_data
+
+    @property
+    def global_kl_share(self) -> Tensor | float:
+        """Each datum's 1 / N of the KL terms of the global latents, (): closed where known."""
+        return sum(self._kl_or_sampled(self.global_ratio).values()) / self.num_data
+
+    @property
+    def num_data(self) -> float:
+        """N."""
+        return self.scale * self.log_q.shape[1]
+
+    def _kl_or_sampled(self, ratios: dict[str, Tensor]) -> dict[str, Tensor]:
+        closed = {name: self.kl.get(name) for name in ratios}
+        return {
+            name: ratio.mean(0) if (kl := closed[name]) is None else kl
+            for name, ratio in ratios.items()
+        }
 
 
 class _RowsAreTheBatch(Messenger):
@@ -98,6 +136,15 @@ class DataScale(Messenger):
         if not self._heard and data_frame(msg) is not None and not site_is_subsample(msg):
             self.value, self._heard = float(msg["scale"]), True
 
+    def _pyro_post_data_scale(self, msg) -> None:
+        self.value, self._heard = msg["value"], True
+
+
+@effectful(type="data_scale")
+def _tell_scale(scale: float) -> float:
+    """Tell listeners what the sites of a graph cannot, because they are gone."""
+    return scale
+
 
 def data_frame(site: Site) -> Any:
     """The frame of ``pyro.plate("data", ...)`` that a site lives in, or None."""
@@ -107,7 +154,7 @@ def data_frame(site: Site) -> Any:
 def sites_of(trace: poutine.Trace) -> dict[str, Site]:
     """The sample sites of a trace, without the plates' own."""
     return {
-        name: site
+        name: site  # type: ignore[misc]  # Pyro's Message is a TypedDict
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site)
     }
@@ -150,7 +197,7 @@ def per_datum(site: Site, events: Tensor) -> Tensor:
 
 
 def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tensor | None]:
-    """KL(q || p) of each latent of a datum, (B,), where a closed form is registered."""
+    """KL(q || p) of each latent where a closed form is registered: (B,), of a global one ()."""
     shared = [name for name in model if name in guide]
     # If the guide draws its sites in another order, the prior of one may depend on a site that
     # the guide draws after it; then E_q of the closed form is not the KL term of the bound.
@@ -158,8 +205,8 @@ def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tenso
     result: dict[str, Tensor | None] = {}
     for name in shared:
         q, p = guide[name], model[name]
-        if data_frame(p) is None:
-            continue
+        if p["is_observed"] or q["is_observed"]:
+            continue  # pyro.deterministic in both
         result[name] = None
         if mean_field:
             try:
@@ -185,11 +232,13 @@ def _single(program: Any, x: Rows, reparameterize: bool, detach_guide: bool) -> 
     rows = torch.zeros(num_rows(x), device=like.device, dtype=_dtype(model, like))
     prior, likelihood, log_q = rows, rows, rows
     global_p = global_q = rows.new_zeros(())
-    log_ratio = {}
+    log_ratio: dict[str, Tensor] = {}
+    global_ratio: dict[str, Tensor] = {}
     for name, site in model.items():
         value = per_datum(site, log_density(site))
         if data_frame(site) is None:
             global_p = global_p + value
+            global_ratio[name] = -value
         elif site["is_observed"]:
             likelihood = likelihood + value
         else:
@@ -199,15 +248,33 @@ def _single(program: Any, x: Rows, reparameterize: bool, detach_guide: bool) -> 
         value = per_datum(site, log_density(site))
         if data_frame(site) is None:
             global_q = global_q + value
+            global_ratio[name] = global_ratio.get(name, 0.0) + value
         else:
             log_q = log_q + value
             log_ratio[name] = log_ratio.get(name, 0.0) + value
     latents = {name: site["value"] for name, site in guide.items() if not site["is_observed"]}
-    scales = [float(site["scale"]) for site in model.values() if data_frame(site) is not None]
     return Densities(
-        prior, likelihood, log_q, closed_kl(guide, model), log_ratio, latents,
-        global_p, global_q, scales[0] if scales else 1.0,
+        prior, likelihood, log_q, closed_kl(guide, model), log_ratio, global_ratio, latents,
+        global_p, global_q, _one_scale(guide, model),
     )  # fmt: skip
+
+
+def _one_scale(guide: dict[str, Site], model: dict[str, Site]) -> float:
+    """N / B, which all sites of a datum have; those outside the plate have 1."""
+    first = None
+    for name, site in [*model.items(), *guide.items()]:
+        scale = float(site["scale"])
+        if data_frame(site) is not None:
+            first = first or (name, scale)
+        expected = 1.0 if data_frame(site) is None or first is None else first[1]
+        if scale != expected:
+            like = f'{expected:g} like "{first[0]}"' if first and data_frame(site) else "1"
+            raise ValueError(
+                f'the log density of site "{name}" is scaled by {scale:g}, expected {like}: the '
+                "rows' plate, in model and guide, is the only scale that a program has; a factor "
+                "on one term, such as a warm-up, belongs in an objective"
+            )
+    return first[1] if first else 1.0
 
 
 def _dtype(model: dict[str, Site], like: Tensor) -> torch.dtype:
@@ -266,7 +333,8 @@ def densities(
         :class:`Densities`, unscaled, in nats.
 
     Raises:
-        ValueError: a guide without ``rsample`` under ``reparameterize=True``.
+        ValueError: a guide without ``rsample`` under ``reparameterize=True``; a site that is
+            scaled by something else than its plate.
     """
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}, expected a whole number from 1 on")
@@ -326,6 +394,9 @@ def _with_particles(form: Densities, runs: list[Densities]) -> Densities:
         log_q=stack([run.log_q for run in runs]),
         kl={name: mean_kl(name) for name in form.kl},
         log_ratio={name: stack([run.log_ratio[name] for run in runs]) for name in form.log_ratio},
+        global_ratio={
+            name: stack([run.global_ratio[name] for run in runs]) for name in form.global_ratio
+        },
         latents={name: stack([run.latents[name] for run in runs]) for name in form.latents},
         global_log_p=stack([run.global_log_p for run in runs]),
         global_log_q=stack([run.global_log_q for run in runs]),
@@ -355,6 +426,7 @@ def _repeated(
         log_q=fold(wide.log_q),
         kl={name: None if kl is None else fold(kl).mean(0) for name, kl in wide.kl.items()},
         log_ratio={name: fold(value) for name, value in wide.log_ratio.items()},
+        global_ratio={name: t.expand(particles) for name, t in wide.global_ratio.items()},
         latents={name: fold(value) for name, value in wide.latents.items()},
         global_log_p=wide.global_log_p.expand(particles),
         global_log_q=wide.global_log_q.expand(particles),
@@ -375,18 +447,23 @@ def _vmapped(
         real = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         return real.fill_(0.5) if tensor.is_floating_point() else real.fill_(1)
 
-    with _no_modes():
-        examples = pytree.tree_map(example, (parameters, x))
-    lifted = lift(one, *examples, differentiable=True)
+    leaves, form_of_args = pytree.tree_flatten((parameters, x))
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    key = (id(program), str(form_of_args), shapes, reparameterize, detach_guide)
+    if key not in capture_cache():  # a capture runs the function three times
+        with _no_modes():
+            examples = pytree.tree_map(example, (parameters, x))
+        capture_cache()[key] = lift(one, *examples, differentiable=True)
+    lifted = capture_cache()[key]
     if not isinstance(lifted, Lifted) or lifted.kept:
         return None
     noise = [n.draw(particles) for n in lifted.noise]  # seen, and lifted, by the outer capture
-    leaves = pytree.tree_leaves((parameters, x))
 
     def run(draws: list[Tensor]) -> list[Tensor]:
         return lifted.flat(*leaves, *draws)
 
     form = lifted.unflatten(torch.func.vmap(run)(noise))
+    _tell_scale(form.scale)
     return form._replace(kl={name: None if k is None else k.mean(0) for name, k in form.kl.items()})
 
 
@@ -403,8 +480,8 @@ def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
     """Draw latents and data from the model: (x', z) in the form of ``x``, without gradients.
 
     Raises:
-        ValueError: where the model scores something else than x itself (a function of it, or a
-            masked part), because then a draw of the site is no draw of x.
+        ValueError: where the model scores something else than x itself (a function of it, a
+            masked part, a second observation), because then its draws are no draws of x.
     """
     name = getattr(program, "observed", "x")
     with torch.no_grad():
@@ -422,14 +499,30 @@ def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
             f'the observed site "{name}" takes a function of x, so a dream of it is no dream of x: '
             "observe x itself and put the function into the likelihood"
         )
-    if site["mask"] is not None:
+    if site["mask"] is not None or _has_mask(site["fn"]):
         raise ValueError(
             f'the observed site "{name}" is masked, so a dream of it says nothing about the '
             "missing values: use AEVB for masked data"
         )
+    others = [n for n, s in sites.items() if s["infer"].get("was_observed") and n != name]
+    others = [n for n in others if not sites[n]["infer"].get("_deterministic")]
+    if others:
+        raise ValueError(
+            f'the model observes "{others[0]}" beside "{name}", so a dream of "{name}" alone is no '
+            "draw from it: pass what is given as a covariate that no site observes, or use AEVB"
+        )
     value = site["value"].reshape(rows.shape)
     latents = {n: s["value"] for n, s in sites.items() if not s["infer"].get("was_observed")}
     return ({**x, "x": value} if isinstance(x, dict) else value), latents
+
+
+def _has_mask(law: Any) -> bool:
+    """Whether ``law.mask(...)`` stands anywhere in a nest of distributions."""
+    while law is not None:
+        if isinstance(law, MaskedDistribution):
+            return True
+        law = getattr(law, "base_dist", None)
+    return False
 
 
 def is_x_itself(value: Any, x: Tensor) -> bool:
@@ -455,7 +548,7 @@ def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tens
     """
     handler = _RowsAreTheBatch()
     trace = handler(poutine.trace(poutine.condition(program.guide, data=latents)).get_trace)(x)
-    sites = sites_of(trace)
+    sites = {n: s for n, s in sites_of(trace).items() if not s["infer"].get("_deterministic")}
     if set(sites) != set(latents):
         raise ValueError(
             f"the guide has the sites {sorted(sites)} and the model draws {sorted(latents)}: "

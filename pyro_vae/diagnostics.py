@@ -1,11 +1,18 @@
-"""How far to trust an estimate: the tail of importance weights, per datum."""
+"""How far to trust an estimate: tails of importance weights, scales at their bound."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from pyro_vae.densities import sites_of, trace_program
+from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.lifting import seeded
+from pyro_vae.program import Rows
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:
@@ -52,3 +59,30 @@ def _fit_generalized_pareto(excess: Tensor) -> Tensor:
     mean_b = (b * posterior).sum(-1, keepdim=True)
     shape = torch.log1p(-mean_b * excess).mean(-1)
     return (n * shape + 10 * 0.5) / (n + 10)  # ten observations' worth of k = 1/2
+
+
+def warn_at_floor(program: nn.Module, x: Rows) -> None:
+    """Warn where an observed site's scale sits at the floor of the program's likelihood.
+
+    There the density would grow without bound if it could (a pixel that never changes), so log p(x)
+    says how low the floor is and not how good the model.
+    """
+    floor: Any = getattr(getattr(program, "likelihood", None), "floor", None)
+    if not isinstance(floor, float):
+        return
+    with torch.no_grad(), seeded(0):
+        _, trace = trace_program(program, x, reparameterize=False)
+    for name, site in sites_of(trace).items():
+        scale = getattr(getattr(site["fn"], "base_dist", site["fn"]), "scale", None)
+        if not site["is_observed"] or not isinstance(scale, Tensor):
+            continue
+        events = scale.reshape(-1, site["fn"].event_shape.numel())
+        stuck = int((events < 1.05 * floor).all(0).sum())
+        if stuck:
+            warnings.warn(
+                f'the scale of site "{name}" is at its floor {floor:g} in {stuck} of '
+                f"{events.shape[1]} dimensions for every row: log p(x) depends on the floor there; "
+                "drop constant dimensions, or raise floor to the precision of the data",
+                PyroVaeWarning,
+                stacklevel=3,
+            )

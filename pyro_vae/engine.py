@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -29,7 +30,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.densities import DataScale
 from pyro_vae.lifting import Lifted, NoiseMode, Refusal, keyed, lift, seeded
-from pyro_vae.objectives.base import EMPTY, Objective, State
+from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program import Rows, call_with, map_rows, materialize, num_rows
 
 Parameters = dict[str, Tensor]
@@ -42,7 +43,7 @@ def trainable(program: nn.Module) -> Parameters:
     Raises:
         ValueError: where there are none.
     """
-    parameters = {name: p for name, p in program.named_parameters() if p.requires_grad}
+    parameters: Parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(
             f"{type(program).__name__} has no parameter that requires a gradient: register its "
@@ -52,7 +53,7 @@ def trainable(program: nn.Module) -> Parameters:
 
 
 def gradient_function(program: nn.Module, objective: Objective) -> Callable[..., Any]:
-    """``grads`` as Python that still runs the program's handlers; noise is drawn where it is met."""
+    """``grads`` as Python that still runs the program's handlers and draws noise as it goes."""
 
     def grads(
         params: Parameters, x: Rows, weight: Tensor, rows: dict, shared: dict
@@ -60,9 +61,7 @@ def gradient_function(program: nn.Module, objective: Objective) -> Callable[...,
         with torch.enable_grad():
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
             with DataScale() as scale:
-                loss, stats = call_with(
-                    program, leaves, objective.terms, x, State(rows, shared)
-                )
+                loss, stats = call_with(program, leaves, objective.terms, x, State(rows, shared))
             total = (weight * loss).sum()
             if scale.value != 1.0:  # N / B counts the padding; N / (rows that are there) does not
                 total = total * (scale.value * len(weight) / weight.sum())
@@ -131,19 +130,19 @@ def capture(
     weight = torch.ones(num_rows(x), dtype=next(iter(params.values())).dtype, device=_device(x))
 
     def nudged(tensor: Tensor) -> Tensor:  # other values of the same kind, to compare on
-        return tensor * (1 + 0.02 * torch.linspace(-1, 1, tensor.numel()).view(tensor.shape).to(tensor))
+        return tensor * (
+            1 + 0.02 * torch.linspace(-1, 1, tensor.numel()).view(tensor.shape).to(tensor)
+        )
 
     args = (params, x, weight, rows, shared)
     probe = (pytree.tree_map(nudged, params), map_rows(lambda t: t.roll(1, 0), x), *args[2:])
     grads = lift(gradient_function(program, objective), *args, probe=probe)
     if isinstance(grads, Refusal):
         return grads
-    refresh: Lifted | Refusal | None = None
-    if objective.refresh_every:
-        refresh = lift(refresh_function(program, objective), *args, probe=probe)
-        if isinstance(refresh, Refusal):
-            return refresh
-    return Graph(grads, refresh)
+    if not objective.refresh_every:
+        return Graph(grads, None)
+    refresh = lift(refresh_function(program, objective), *args, probe=probe)
+    return refresh if isinstance(refresh, Refusal) else Graph(grads, refresh)
 
 
 def _device(x: Rows) -> torch.device:
@@ -156,22 +155,26 @@ def _device(x: Rows) -> torch.device:
 class RowFunction:
     """``function(program, rows)`` for many batches of one form, without gradients.
 
-    It is captured once and runs as a graph where it can, with the program's handlers where not;
-    either way its noise depends on the key alone.
+    The first two calls run the program's handlers; one that comes oftener is captured and runs
+    as a graph where it can.  Either way its noise depends on the key alone.
     """
 
-    def __init__(self, program: nn.Module, function: Callable[[nn.Module, Rows], Any], rows: Rows):
+    def __init__(self, program: nn.Module, function: Callable[[nn.Module, Rows], Any]) -> None:
         self._parameters = {name: p.detach() for name, p in program.named_parameters()}
+        self._calls = 0
+        self._lifted: Lifted | None = None
 
         def run(parameters: Parameters, rows: Rows) -> Any:
             with torch.no_grad():
                 return call_with(program, parameters, function, rows)
 
         self._run = run
-        lifted = lift(run, self._parameters, rows)
-        self._lifted = lifted if isinstance(lifted, Lifted) and not lifted.kept else None
 
     def __call__(self, rows: Rows, *key: int) -> Any:
+        self._calls += 1
+        if self._calls == 3:  # a capture costs some tenths of a second
+            lifted = lift(self._run, self._parameters, rows)
+            self._lifted = lifted if isinstance(lifted, Lifted) and not lifted.kept else None
         if self._lifted is not None:
             with torch.no_grad():
                 noise = self._lifted.draw(key)
@@ -189,4 +192,5 @@ def row_chunks(x: Rows, size: int) -> Iterator[tuple[int, Rows]]:
     size = min(size, total)
     for start in range(0, total, size):
         index = torch.arange(start, start + size, device=_device(x)).clamp_max(total - 1)
-        yield min(size, total - start), map_rows(lambda t, index=index: t[index], x)
+        rows = map_rows(partial(torch.index_select, dim=0, index=index), x)
+        yield min(size, total - start), rows

@@ -23,9 +23,14 @@ def _tensor(value: Any) -> Tensor:
     )
 
 
+def _parameter(program: nn.Module) -> Tensor:
+    """Any parameter, for its device and precision (a program may create its first one later)."""
+    return next(program.parameters(), torch.zeros(()))
+
+
 def _like_parameters(rows: Rows, program: nn.Module) -> Rows:
     """On the program's device; real numbers in its precision, whole numbers as they are."""
-    parameter = next((p for p in program.parameters()), torch.zeros(()))
+    parameter = _parameter(program)
 
     def place(t: Tensor) -> Tensor:
         real = t.is_floating_point() or t.dtype in (torch.uint8, torch.bool)
@@ -82,7 +87,7 @@ class Batches:
             batch = _like_parameters(self._data.batch(index, epoch), self._program)
         else:
             batch = map_rows(lambda t: t[index.to(t.device)], self._rows)  # type: ignore[arg-type]
-        parameter = next(self._program.parameters())
+        parameter = _parameter(self._program)
         weight = torch.ones(self.batch_size, dtype=parameter.dtype, device=parameter.device)
         weight[count:] = 0.0
         return index, batch, weight, count

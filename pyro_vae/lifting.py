@@ -1,4 +1,4 @@
-r"""Noise as an input: the same random numbers for every engine, and functions captured as pure graphs.
+r"""Noise as an input: the same random numbers for every engine, functions as pure graphs.
 
 A Pyro program draws its noise from torch's global generator, deep inside distributions.  Three
 things become possible once every such draw is answered from outside instead:
@@ -198,17 +198,23 @@ class NoiseMode(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_capturing: list[bool] = []  # a stack; empty unless a graph is being made in this process
+# One entry for each graph that is being made in this process, the innermost last.
+_capturing: list[dict[Any, Any]] = []
 
 
 def particles_by_vmap() -> bool:
     """Whether a graph is being made, in which particles shall be a ``vmap`` over noise."""
-    return bool(_capturing) and _capturing[-1]
+    return bool(_capturing)
+
+
+def capture_cache() -> dict[Any, Any]:
+    """What the innermost capture keeps between its runs of the same function."""
+    return _capturing[-1]
 
 
 @contextlib.contextmanager
-def _capture_scope(active: bool) -> Iterator[None]:
-    _capturing.append(active)
+def _capture_scope() -> Iterator[None]:
+    _capturing.append({})
     try:
         yield
     finally:
@@ -287,14 +293,15 @@ def lift(
     Returns:
         :class:`Lifted`, or a :class:`Refusal` with the reason.
     """
-    with _disable_current_modes(), pyro.validation_enabled(False), _capture_scope(True):
+    with _disable_current_modes(), pyro.validation_enabled(False), _capture_scope():
         try:
             lifted = _record(function, args, differentiable)
         except Exception as error:  # whatever user code or the tracer raises is the reason
             return Refusal(_reason(error))
         if isinstance(lifted, Refusal) or lifted.kept:
             return lifted  # in-graph draws have no fixed noise to compare at
-        return _differs(function, lifted, args if probe is None else probe, differentiable) or lifted
+        probe = args if probe is None else probe
+        return _differs(function, lifted, probe, differentiable) or lifted
 
 
 def _reason(error: Exception) -> str:
@@ -316,10 +323,17 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         given = tensors[len(leaves) :]
-        with NoiseMode(lambda index, _: given[index], capturing=True) as second:
+        changed = RuntimeError("the draws change from run to run")
+
+        def source(index: int, asked: Noise) -> Tensor:
+            if index >= len(first.asked) or asked != first.asked[index]:
+                raise changed
+            return given[index]
+
+        with NoiseMode(source, capturing=True) as second:
             result = function(*pytree.tree_unflatten(list(tensors[: len(leaves)]), in_spec))
-        if second.asked != first.asked:
-            raise RuntimeError("the draws change from run to run")
+        if len(second.asked) < len(first.asked):
+            raise changed
         return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     flat_args = (*leaves, *noise)

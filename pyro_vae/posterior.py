@@ -7,7 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.densities import dream, sites_of
 from pyro_vae.inputs import as_rows
@@ -16,7 +16,7 @@ from pyro_vae.program import VAE, Rows, observed_rows
 
 
 def sample(
-    program: nn.Module, num_samples: int, *, like: Any = None, mean: bool = False, seed: int = 0
+    program: Any, num_samples: int, *, like: Any = None, mean: bool = False, seed: int = 0
 ) -> Tensor:
     """Draw data from the generative model: z ~ p(z), then x ~ p(x | z).
 
@@ -52,7 +52,7 @@ def sample(
 
 
 def encode(
-    program: nn.Module, x: Any, *, num_draws: int | None = None, seed: int = 0
+    program: Any, x: Any, *, num_draws: int | None = None, seed: int = 0
 ) -> Tensor | dict[str, Tensor]:
     """The latents that the guide gives to data.
 
@@ -78,7 +78,7 @@ def encode(
     return next(iter(latents.values())) if len(latents) == 1 else latents
 
 
-def reconstruct(program: nn.Module, x: Any) -> Tensor:
+def reconstruct(program: Any, x: Any) -> Tensor:
     """The likelihood's mean at the posterior mean of the latents: (N, ...) in the form of x."""
     rows = as_rows(x, program)
     with torch.no_grad(), seeded(0):
@@ -88,7 +88,7 @@ def reconstruct(program: nn.Module, x: Any) -> Tensor:
     return site["fn"].mean.reshape(observed_rows(rows).shape)
 
 
-def _latents(program: nn.Module, x: Rows) -> dict[str, Tensor]:
+def _latents(program: Any, x: Rows) -> dict[str, Tensor]:
     sites = sites_of(poutine.trace(program.guide).get_trace(x))
     return {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
 
@@ -109,6 +109,6 @@ class _AtTheMean(poutine.messenger.Messenger):
         msg["done"] = True
 
 
-def _means(program: nn.Module, x: Rows) -> dict[str, Tensor]:
+def _means(program: Any, x: Rows) -> dict[str, Tensor]:
     with pyro.validation_enabled(False):
         return _AtTheMean()(lambda: _latents(program, x))()

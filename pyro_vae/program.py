@@ -79,7 +79,7 @@ def _announce(parameter: Tensor) -> Tensor:
 
 
 class _OwnParameters(Messenger):
-    """Answers ``pyro.param`` and ``pyro.module`` from the program, so that the store stays empty."""
+    """Answers ``pyro.param`` and ``pyro.module`` from the program: the store stays empty."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -162,9 +162,10 @@ class Program(nn.Module):
                     f"{type(model).__name__} has no methods model(x) and guide(x): pass a module "
                     "that has both, or two functions, Program(model, guide)"
                 )
-            if isinstance(model, nn.Module):
-                self.wrapped = model
-            model, guide = model.model, model.guide
+            wrapped: Any = model
+            if isinstance(wrapped, nn.Module):
+                self.wrapped = wrapped
+            model, guide = wrapped.model, wrapped.guide
         self._model, self._guide = model, guide
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -222,14 +223,15 @@ class Program(nn.Module):
                 f'pyro.param("{name}") was first declared with {self._constraints[key]} and now '
                 f"with {constraint}: use one constraint, or two names"
             )
-        parameter = self.created._parameters[key]
-        value = transform_to(constraint)(parameter)
+        # Not get_parameter(key): functional_call puts tensors there that are no nn.Parameters.
+        own: Any = self.created._parameters[key]
+        value = transform_to(constraint)(own)
         if isinstance(initial, Tensor) and initial.shape != value.shape:
             raise ValueError(
                 f'pyro.param("{name}") was first declared with shape {tuple(value.shape)} and now '
                 f"with {tuple(initial.shape)}: use one shape, or two names"
             )
-        value.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+        value.unconstrained = weakref.ref(own)
         return value
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 
 class Record(NamedTuple):
@@ -44,7 +44,9 @@ def reporter(
 
         def report(record: Record) -> None:
             line.update(record.samples - line.n)
-            shown = {n: record.columns[n] for n in ("bound", "loss") if n in record.columns}
+            shown: dict[str, float] = {
+                n: record.columns[n] for n in ("bound", "loss") if n in record.columns
+            }
             if "validation_bound" in record.columns:
                 shown["held out"] = record.columns["validation_bound"]
             line.set_postfix({name: f"{value:.2f}" for name, value in shown.items()})

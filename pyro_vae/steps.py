@@ -165,7 +165,7 @@ class PyroStep:
         self._adapter = _WithState(objective) if isinstance(objective, Objective) else None
         self._refresh = refresh_function(program, objective) if self._adapter else None  # type: ignore[arg-type]
         # The training loop owns the one optimizer; SVI's is never stepped.
-        idle = pyro.optim.SGD({"lr": 0.0})
+        idle = pyro.optim.SGD({"lr": 0.0})  # type: ignore[attr-defined]
         self._svi = SVI(program.model, program.guide, idle, loss=self._adapter or objective)
 
     def grads(self, params, x, weight, state, key):
@@ -176,9 +176,8 @@ class PyroStep:
         if self._adapter is not None:
             self._adapter.program = self.program
             self._adapter.state = State({n: r[:count] for n, r in state.rows.items()}, state.shared)
-        with torch.enable_grad(), NoiseMode(keyed(*key)), seeded(*key):
-            with DataScale() as scale:
-                loss = self._svi.loss_and_grads(self._svi.model, self._svi.guide, x)
+        with torch.enable_grad(), NoiseMode(keyed(*key)), seeded(*key), DataScale() as scale:
+            loss = self._svi.loss_and_grads(self._svi.model, self._svi.guide, x)
         found = dict(self.program.named_parameters())
         grads = {
             name: torch.zeros_like(p) if found[name].grad is None else found[name].grad

@@ -1,27 +1,27 @@
-r"""``fit``: the one loop that trains any program under any objective with any engine."""
+"""``fit``: train any program under any objective with any engine, by one loop."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro.infer.elbo import ELBO
-from torch import Tensor, nn
+from torch import nn
 
+from pyro_vae.diagnostics import warn_at_floor
 from pyro_vae.engine import Parameters, trainable
-from pyro_vae.evidence.bound import elbo
-from pyro_vae.history import History, manifest_of
+from pyro_vae.history import manifest_of
 from pyro_vae.inputs import Batches, as_rows
+from pyro_vae.loop import Loop, rows_of
 from pyro_vae.objectives.aevb import AEVB
-from pyro_vae.objectives.base import Objective, State
-from pyro_vae.program import Rows, materialize
+from pyro_vae.objectives.base import EMPTY, Objective, State
+from pyro_vae.program import materialize
 from pyro_vae.progress import Record, reporter
-from pyro_vae.steps import Step, blame, check_rows, make_step, plate_scale, translate
+from pyro_vae.steps import check_rows, make_step, plate_scale, translate
 
 logger = logging.getLogger("pyro_vae")
 
@@ -41,11 +41,13 @@ class Run:
     program: nn.Module
     history: Any
     manifest: dict[str, Any]
-    state: State = field(default_factory=lambda: State({}, {}))
+    state: State = EMPTY
 
     def __repr__(self) -> str:
         last = self.history.iloc[-1]
-        shown = [f"{name} {last[name]:.2f}" for name in ("bound", "validation_bound") if name in last]
+        shown = [
+            f"{name} {last[name]:.2f}" for name in ("bound", "validation_bound") if name in last
+        ]
         return (
             f"Run({self.manifest['objective']} on {self.manifest['program']}: "
             f"{self.manifest['samples']} samples in {self.manifest['seconds']:.1f} s; "
@@ -126,13 +128,13 @@ def fit(
     check_rows(example)
     materialize(program, example)
     parameters = trainable(program)
-    state = State({}, {})
-    if isinstance(chosen, Objective):
-        state = chosen.init(program, as_rows(x, program)) if _stateful(chosen) else state
-    step = make_step(program, chosen, engine, example, _rows_of(state, batches(0)[0]))
+    state = EMPTY
+    if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
+        state = chosen.init(program, as_rows(x, program))
+    step = make_step(program, chosen, engine, example, rows_of(state, batches(0)[0]))
     if step.reason:
         logger.info("engine %s: %s", step.engine, step.reason)
-    loop = _Loop(
+    loop = Loop(
         program=program,
         parameters=parameters,
         objective=chosen,
@@ -145,13 +147,14 @@ def fit(
         seed=seed,
         validation=None if validation is None else as_rows(validation, program),
         evaluate_every=evaluate_every or max(1, num_steps // 20),
+        record_every=max(1, num_steps // 200),
         patience=early_stopping,
     )
-    scheduler = None if schedule is None else schedule(loop.optimizer)
-    history = History()
-    started = time.perf_counter()
+    loop.scheduler = None if schedule is None else schedule(loop.optimizer)
     with reporter(progress, num_samples, label=type(chosen).__name__) as report:
-        stopped = loop.run(num_steps, num_samples, history, [report, *callbacks], scheduler)
+        loop.listeners = [report, *callbacks]
+        stopped = loop.run(num_steps)
+    warn_at_floor(program, example)
     manifest = manifest_of(
         program,
         x,
@@ -167,154 +170,22 @@ def fit(
         steps=loop.steps_done,
         samples=loop.samples_done,
         stopped=stopped,
-        seconds=time.perf_counter() - started,
+        seconds=loop.seconds,
     )
-    return Run(program, history.frame(), manifest, loop.state)
-
-
-@dataclass
-class _Loop:
-    """The loop and what it carries from step to step."""
-
-    program: nn.Module
-    parameters: Parameters
-    objective: Objective | ELBO
-    step: Step
-    batches: Batches
-    state: State
-    optimizer: torch.optim.Optimizer
-    clip: float | None
-    prior: float
-    seed: int
-    validation: Rows | None
-    evaluate_every: int
-    patience: int | None
-    steps_done: int = 0
-    samples_done: int = 0
-
-    def run(self, num_steps, num_samples, history, listeners, scheduler) -> str:
-        """Take the steps; returns why it ended."""
-        record_every = max(1, num_steps // 200)
-        refresh_every = getattr(self.objective, "refresh_every", 0)
-        best: Tensor | None = None
-        waited, drawn = 0, 0
-        started = time.perf_counter()
-        for number in range(num_steps):
-            key = (self.seed, 0, number)
-            fresh = not refresh_every or number % refresh_every == 0
-            if fresh:
-                index, x, weight, count = self.batches(drawn)
-                drawn += 1
-                if refresh_every:
-                    history.add(self._refresh(index, x, weight, key))
-            history.add(self._update(index, x, weight, count, key))
-            if scheduler is not None:
-                scheduler.step()
-            self.steps_done, self.samples_done = number + 1, self.samples_done + count
-            last = number + 1 == num_steps
-            evaluate = self.validation is not None and (
-                last or (number + 1) % self.evaluate_every == 0
-            )
-            if not (last or evaluate or (number + 1) % record_every == 0):
-                continue
-            held_out: dict[str, float] = {}
-            if evaluate and getattr(self.objective, "has_bound", True):
-                values = elbo(self.program, self.validation, seed=self.seed)
-                held_out = _mean_and_error("validation_bound", values)
-                if best is None or _risen(values, best):
-                    best, waited = values, 0
-                else:
-                    waited += 1
-            record = history.record(
-                step=number + 1,
-                samples=self.samples_done,
-                seconds=time.perf_counter() - started,
-                **held_out,
-            )
-            answers = [listen(record._replace(program=self.program)) for listen in listeners]
-            if any(answer is True for answer in answers):
-                return "callback"
-            if self.patience is not None and waited >= self.patience:
-                return f"early stopping: no rise in {waited} evaluations"
-        return "budget"
-
-    def _refresh(self, index, x, weight, key) -> dict[str, float]:
-        rows, sums = self.step.refresh(
-            self.parameters, x, weight, _rows_of(self.state, index), key
-        )
-        real = index[: int(weight.sum())]
-        for name, value in rows.items():
-            self.state.rows[name][real] = value[: len(real)]
-        return self._advance(sums)
-
-    def _update(self, index, x, weight, count, key) -> dict[str, float]:
-        grads, sums = self.step.grads(
-            self.parameters, x, weight, _rows_of(self.state, index), key
-        )
-        if self.prior:
-            share = self.prior * count / self.batches.num_data
-            for name, parameter in self.parameters.items():
-                if parameter.dim() >= 2:
-                    grads[name] = grads[name].add(parameter.detach(), alpha=share)
-        norm = torch.nn.utils.get_total_norm(list(grads.values()))
-        means = self._advance({**sums, "grad_norm": norm * sums["weight"]})
-        if not (math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"])):
-            raise ValueError(
-                f"step {key[2] + 1}: the loss is {means['loss']:.4g} and the gradient's norm "
-                f"{means['grad_norm']:.4g}; {blame(self.program, x, grads, key)}. The parameters "
-                "are those before this step: lower lr, set clip, or bound the scale that collapses"
-            )
-        scale = 1.0
-        if self.clip is not None and means["grad_norm"] > self.clip:
-            scale = self.clip / means["grad_norm"]
-        for name, parameter in self.parameters.items():
-            parameter.grad = grads[name] if scale == 1.0 else grads[name] * scale
-        self.optimizer.step()
-        return means
-
-    def _advance(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Batch means as numbers; the objective's shared state moves on them."""
-        weight = sums["weight"]
-        means = {name: value / weight for name, value in sums.items() if name != "weight"}
-        if isinstance(self.objective, Objective) and self.state.shared:
-            self.state = self.state._replace(
-                shared=self.objective.advance(self.state.shared, means)
-            )
-        stacked = torch.stack([value.to(weight.dtype) for value in means.values()])
-        return dict(zip(means, stacked.tolist(), strict=True))  # the one wait for the device
-
-
-def _stateful(objective: Objective) -> bool:
-    return type(objective).init is not Objective.init
-
-
-def _rows_of(state: State, index: Tensor) -> State:
-    rows = {name: value[index.to(value.device)] for name, value in state.rows.items()}
-    return State(rows, state.shared)
-
-
-def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
-    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return {name: float(values.mean()), f"{name}_standard_error": error}
-
-
-def _risen(new: Tensor, best: Tensor) -> bool:
-    """Whether the paired difference exceeds its own standard error."""
-    difference = new - best
-    error = float(difference.std() / math.sqrt(len(new))) if len(new) > 1 else 0.0
-    return float(difference.mean()) > error
+    return Run(program, loop.history.frame(), manifest, loop.state)
 
 
 def _make_optimizer(
     optimizer: Callable[..., torch.optim.Optimizer], parameters: Parameters, lr: float
 ) -> torch.optim.Optimizer:
     values = list(parameters.values())
+    make: Callable[..., Any] = optimizer
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
         try:
-            return optimizer(values, lr=lr, fused=True)  # type: ignore[call-arg]
+            return make(values, lr=lr, fused=True)
         except (TypeError, RuntimeError):  # this class, or this device, has no fused kernel
-            return optimizer(values, lr=lr)  # type: ignore[call-arg]
-    made = optimizer(values)
+            return make(values, lr=lr)
+    made = make(values)
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(
             f"optimizer returned {type(made).__name__}, expected a torch.optim.Optimizer: pass a "

@@ -23,7 +23,7 @@ from pyro_vae.program import Program
 
 
 def fed(*noise):
-    """A ``NoiseMode`` that hands out these tensors in order, each in the shape that is asked for."""
+    """A ``NoiseMode`` that hands out these tensors in order, each in the shape asked for."""
     return NoiseMode(lambda index, asked: noise[index].reshape(asked.shape))
 
 
@@ -150,7 +150,7 @@ def bound_by_hand(program, x, eps, estimator):
 
 
 class LogisticRows(Program):
-    """z ~ N(0, 1), x_d ~ Bernoulli(w_d z + b_d), q = N(a . x + c, s^2), each row its own parameters.
+    """z ~ N(0, 1), x_d ~ Bernoulli(w_d z + b_d), q = N(a . x + c, s^2), parameters for each row.
 
     One backward pass over B identical rows gives B independent draws of the gradient.
     """

@@ -193,7 +193,7 @@ def test_spread_holds_the_covariance_that_it_is_given(form):
 
 
 def test_wrong_options_name_what_is_expected():
-    with pytest.raises(ValueError, match=r"weight has shape \(5, 3\), expected \(D, J\) = \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"weight has shape \(5, 3\), .* \(5, 2\)"):
         linear_gaussian.build(5, weight=torch.zeros(5, 3))
     with pytest.raises(ValueError, match='"diagonal" or "full"'):
         linear_gaussian.build(5, posterior="isotropic")

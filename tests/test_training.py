@@ -180,7 +180,7 @@ def test_a_gradient_that_is_not_finite_stops_too():
         ({"steps": 2.5}, "steps is 2.5"),
         ({"steps": 3, "lr": math.nan}, "lr is nan"),
         ({"steps": 3, "batch_size": 0}, "batch_size is 0"),
-        ({"steps": 3, "engine": "warp"}, 'engine is \'warp\', expected "auto"'),
+        ({"steps": 3, "engine": "warp"}, "engine is 'warp', expected \"auto\""),
         ({"steps": 3, "early_stopping": 2}, "pass validation="),
         ({"steps": 3, "clip": -1.0}, "clip is -1.0"),
         ({"steps": 3, "weight_prior": -1.0}, "weight_prior is -1.0"),
@@ -369,3 +369,12 @@ def test_training_raises_the_bound_of_frey_like_data():
     assert float(pv.elbo(program, x).mean()) > before + 3
     with torch.no_grad():
         assert program.likelihood(torch.zeros(1, 1)).base_dist.scale.min() >= 0.05
+
+
+def test_a_scale_at_its_floor_is_said():
+    """T18: a pixel that never changes drives its sigma to the floor."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.rand(100, 2), torch.full((100, 1), 0.5)], 1)
+    program = gaussian_vae.build(3, latent_dim=1, hidden_dim=8, floor=0.02, init_std=None)
+    with pytest.warns(pv.PyroVaeWarning, match="at its floor 0.02 in 1 of 3 dimensions"):
+        pv.fit(program, x, epochs=300, optimizer=torch.optim.Adam, lr=0.03)

@@ -18,7 +18,17 @@ from pyro_vae.datasets.checks import Binarize
 from pyro_vae.datasets.readers import from_file
 from pyro_vae.datasets.synthetic import synthetic
 
-__all__ = ["Binarize", "Data", "DataSet", "from_array", "from_file", "load", "names", "split", "synthetic"]
+__all__ = [
+    "Binarize",
+    "Data",
+    "DataSet",
+    "from_array",
+    "from_file",
+    "load",
+    "names",
+    "split",
+    "synthetic",
+]
 
 
 def load(

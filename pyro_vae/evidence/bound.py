@@ -33,19 +33,16 @@ def elbo(
     Returns:
         (N,) nats per datum, without gradient.
     """
+
     def bound(program: nn.Module, rows: Rows) -> Tensor:
         d = densities(program, rows, num_particles, reparameterize=False)
-        kl = [
-            ratio.mean(0) if d.kl.get(name) is None else d.kl[name]
-            for name, ratio in d.log_ratio.items()
-        ]
-        local = d.log_likelihood.mean(0) - sum(kl)
-        return local + (d.global_log_p - d.global_log_q).mean() / (d.scale * len(local))
+        return d.log_likelihood.mean(0) - sum(d.kl_terms.values()) - d.global_kl_share
 
     x = as_rows(x, program)
-    function = None
-    parts = []
-    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-        function = function or RowFunction(program, bound, rows)
-        parts.append(function(rows, seed, number)[:count])
-    return torch.cat(parts)
+    function = RowFunction(program, bound)
+    return torch.cat(
+        [
+            function(rows, seed, number)[:count]
+            for number, (count, rows) in enumerate(row_chunks(x, batch_size))
+        ]
+    )

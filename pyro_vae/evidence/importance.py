@@ -98,13 +98,11 @@ def importance(
     sizes = [chunk] * (num_particles // chunk)
     if num_particles % chunk:
         sizes.append(num_particles % chunk)
-    functions: dict[int, RowFunction] = {}
+    functions = {size: RowFunction(program, _log_w(size)) for size in set(sizes)}
     parts: list[Evidence] = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
         tables = []
         for part, size in enumerate(sizes):
-            if size not in functions:
-                functions[size] = RowFunction(program, _log_w(size), rows)
             log_w, is_global = functions[size](rows, seed, number, part)
             if is_global:
                 raise ValueError(

@@ -46,10 +46,11 @@ class AEVB(Objective):
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
         d = densities(program, x, self.num_particles)
-        bound = d.log_w.mean(0) if self.estimator == "A" else self._with_closed_kl(d)
         stats = bound_stats(d)
-        # A global latent's terms belong to all N data: each row carries 1 / N of them.
-        bound = bound + (d.global_log_p - d.global_log_q).mean() / (d.scale * len(bound))
+        if self.estimator == "A":
+            bound = d.log_w.mean(0) + d.global_share
+        else:
+            bound = self._with_closed_kl(d)
         stats["bound"] = bound.detach()
         return -bound, stats
 
@@ -62,9 +63,4 @@ class AEVB(Objective):
                 PyroVaeWarning,
                 stacklevel=2,
             )
-        # log q - log p of guide-only sites has no KL to stand for it, so it is sampled as well.
-        terms = [
-            ratio.mean(0) if d.kl.get(name) is None else d.kl[name]
-            for name, ratio in d.log_ratio.items()
-        ]
-        return d.log_likelihood.mean(0) - sum(terms)
+        return d.log_likelihood.mean(0) - sum(d.kl_terms.values()) - d.global_kl_share

@@ -116,9 +116,9 @@ class Objective(ELBO):
                 )
         self._calls = getattr(self, "_calls", -1) + 1
         if self.refresh_every and self._calls % self.refresh_every == 0:
-            rows, stats = self.refresh(program, x, memory)
+            refreshed, stats = self.refresh(program, x, memory)
             means = {name: value.detach().mean() for name, value in stats.items()}
-            memory = State(rows, self.advance(memory.shared, means))
+            memory = State(refreshed, self.advance(memory.shared, means))
         return memory
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -157,10 +157,9 @@ class Pair:
 def program_of(model: Any, guide: Any) -> Any:
     """The program whose bound methods ``model`` and ``guide`` are, else the pair of them."""
     owner = getattr(model, "__self__", None)
-    if isinstance(owner, nn.Module) and getattr(guide, "__self__", None) is owner:
-        if getattr(model, "__name__", "") == "model" and getattr(guide, "__name__", "") == "guide":
-            return owner
-    return Pair(model, guide)
+    names = [getattr(function, "__name__", "") for function in (model, guide)]
+    same = isinstance(owner, nn.Module) and getattr(guide, "__self__", None) is owner
+    return owner if same and names == ["model", "guide"] else Pair(model, guide)
 
 
 def bound_stats(d: Densities) -> Stats:
@@ -169,12 +168,9 @@ def bound_stats(d: Densities) -> Stats:
     ``bound`` is estimator A, log p(x, z) - log q(z | x); ``kl.<site>`` is closed where torch
     knows the form, else log q - log p at the draws.
     """
-    share = (d.global_log_p - d.global_log_q).mean() / (d.scale * d.log_q.shape[1])
     stats = {
-        "bound": d.log_w.mean(0) + share,
+        "bound": d.log_w.mean(0) + d.global_share,
         "reconstruction": d.log_likelihood.mean(0),
+        **{f"kl.{name}": term for name, term in d.kl_terms.items()},
     }
-    for name, ratio in d.log_ratio.items():
-        closed = d.kl.get(name)
-        stats[f"kl.{name}"] = ratio.mean(0) if closed is None else closed
     return {name: value.detach() for name, value in stats.items()}

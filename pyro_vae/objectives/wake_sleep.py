@@ -1,8 +1,8 @@
 r"""Wake-sleep, as the paper's baseline: two objectives, one for the model and one for the guide.
 
 .. math::
-    \text{wake: } \max_\theta\; E_{q(z|x)} \log p_\theta(x, z) \quad (x \text{ from the data}), \qquad
-    \text{sleep: } \max_\phi\; E_{p(z, x)} \log q_\phi(z \mid x) \quad (x \text{ dreamt})
+    \text{wake: } &\max_\theta\; E_{q(z|x)} \log p_\theta(x, z) &&(x \text{ from the data}) \\
+    \text{sleep: } &\max_\phi\; E_{p(z, x)} \log q_\phi(z \mid x) &&(x \text{ dreamt})
 
 The sleep phase minimizes E_p(x) KL(p(z|x) || q(z|x)): it covers the posterior where AEVB's guide
 seeks its modes, and together the two phases optimize no bound.  Draws carry no gradient, so

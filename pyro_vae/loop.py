@@ -1,0 +1,167 @@
+"""The loop inside ``fit``: minibatch, gradients, checks, update, records."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.infer.elbo import ELBO
+from torch import Tensor, nn
+
+from pyro_vae.engine import Parameters
+from pyro_vae.evidence.bound import elbo
+from pyro_vae.history import History
+from pyro_vae.inputs import Batches
+from pyro_vae.objectives.base import Objective, State
+from pyro_vae.program import Rows
+from pyro_vae.progress import Record
+from pyro_vae.steps import Step, blame
+
+
+@dataclass
+class Loop:
+    """What ``fit`` sets up, and what changes from step to step.
+
+    Everything after ``history`` is the loop's memory: with the parameters, the optimizer and the
+    objective's state it is all that a resumed run needs, because the noise and the minibatches of
+    a step follow from (seed, step).
+    """
+
+    program: nn.Module
+    parameters: Parameters
+    objective: Objective | ELBO
+    step: Step
+    batches: Batches
+    state: State
+    optimizer: torch.optim.Optimizer
+    seed: int = 0
+    clip: float | None = None
+    prior: float = 0.0  # precision of the weights' prior, times the plate's scale
+    scheduler: Any = None
+    validation: Rows | None = None
+    evaluate_every: int = 1
+    record_every: int = 1
+    patience: int | None = None
+    listeners: Sequence[Callable[[Record], Any]] = ()
+    history: History = field(default_factory=History)
+    steps_done: int = 0
+    samples_done: int = 0
+    batches_drawn: int = 0
+    seconds: float = 0.0
+    best: Tensor | None = None  # held-out bounds per datum of the best evaluation
+    waited: int = 0  # evaluations since then
+
+    def run(self, num_steps: int) -> str:
+        """Go on until ``num_steps`` steps are done; returns why it ended."""
+        started = time.perf_counter() - self.seconds
+        refresh_every = getattr(self.objective, "refresh_every", 0)
+        while self.steps_done < num_steps:
+            number = self.steps_done
+            key = (self.seed, 0, number)
+            fresh = not refresh_every or number % refresh_every == 0
+            self.batches_drawn += fresh
+            index, x, weight, count = self.batches(self.batches_drawn - 1)
+            if fresh and refresh_every:
+                self.history.add(self.refresh(index, x, weight, key))
+            self.history.add(self.update(index, x, weight, count, key))
+            self.steps_done, self.samples_done = number + 1, self.samples_done + count
+            self.seconds = time.perf_counter() - started
+            last = self.steps_done == num_steps
+            evaluate = self.validation is not None and (
+                last or self.steps_done % self.evaluate_every == 0
+            )
+            if last or evaluate or self.steps_done % self.record_every == 0:
+                record = self.record(evaluate)
+                answers = [listen(record) for listen in self.listeners]  # all of them are told
+                if True in answers:
+                    return "callback"
+                if self.patience is not None and self.waited >= self.patience:
+                    return f"early stopping: no rise in {self.waited} evaluations"
+        return "budget"
+
+    def refresh(self, index: Tensor, x: Rows, weight: Tensor, key: tuple) -> dict[str, float]:
+        """New rows of the objective's state for this minibatch; returns the means."""
+        rows, sums = self.step.refresh(self.parameters, x, weight, rows_of(self.state, index), key)
+        real = index[: int(weight.sum())]
+        for name, value in rows.items():
+            kept = self.state.rows[name]
+            kept[real.to(kept.device)] = value[: len(real)]
+        return self._advance(sums)
+
+    def update(
+        self, index: Tensor, x: Rows, weight: Tensor, count: int, key: tuple
+    ) -> dict[str, float]:
+        """One optimizer update; returns the means.
+
+        Raises:
+            ValueError: before the update, where the loss or a gradient is not finite.
+        """
+        grads, sums = self.step.grads(self.parameters, x, weight, rows_of(self.state, index), key)
+        if self.prior:
+            share = self.prior * count / self.batches.num_data
+            for name, parameter in self.parameters.items():
+                if parameter.dim() >= 2:
+                    grads[name] = grads[name].add(parameter.detach(), alpha=share)
+        norm = torch.nn.utils.get_total_norm(list(grads.values()))
+        means = self._advance({**sums, "grad_norm": norm * sums["weight"]})
+        if not (math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"])):
+            raise ValueError(
+                f"step {key[2] + 1}: the loss is {means['loss']:.4g} and the gradient's norm "
+                f"{means['grad_norm']:.4g}; {blame(self.program, x, grads, key)}. The parameters "
+                "are those before this step: lower lr, set clip, or bound the scale that collapses"
+            )
+        scale = 1.0
+        if self.clip is not None and means["grad_norm"] > self.clip:
+            scale = self.clip / means["grad_norm"]
+        for name, parameter in self.parameters.items():
+            parameter.grad = grads[name] if scale == 1.0 else grads[name] * scale
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return means
+
+    def record(self, evaluate: bool) -> Record:
+        """Close a window of the history, with a held-out evaluation where one is due."""
+        held_out: dict[str, float] = {}
+        if evaluate and getattr(self.objective, "has_bound", True):
+            values = elbo(self.program, self.validation, seed=self.seed)
+            error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+            held_out = {
+                "validation_bound": float(values.mean()),
+                "validation_bound_standard_error": error,
+            }
+            if self.best is None or _risen(values, self.best):
+                self.best, self.waited = values, 0
+            else:
+                self.waited += 1
+        record = self.history.record(
+            step=self.steps_done, samples=self.samples_done, seconds=self.seconds, **held_out
+        )
+        return record._replace(program=self.program)
+
+    def _advance(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Batch means as numbers; the objective's shared state moves on them."""
+        weight = sums["weight"]
+        means = {name: value / weight for name, value in sums.items() if name != "weight"}
+        if isinstance(self.objective, Objective) and self.state.shared:
+            shared = self.objective.advance(self.state.shared, means)
+            self.state = self.state._replace(shared=shared)
+        stacked = torch.stack([value.to(weight.dtype) for value in means.values()])
+        return dict(zip(means, stacked.tolist(), strict=True))  # the one wait for the device
+
+
+def rows_of(state: State, index: Tensor) -> State:
+    """The state of these rows alone."""
+    rows = {name: value[index.to(value.device)] for name, value in state.rows.items()}
+    return State(rows, state.shared)
+
+
+def _risen(new: Tensor, best: Tensor) -> bool:
+    """Whether the paired difference exceeds its own standard error."""
+    difference = new - best
+    error = float(difference.std() / math.sqrt(len(new))) if len(new) > 1 else 0.0
+    return float(difference.mean()) > error
