@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_vae import datasets, models, objectives, optimizers
-    from pyro_vae.check import check
+    from pyro_vae.checking import check
     from pyro_vae.comparison import Comparison, compare
     from pyro_vae.errors import PyroVaeWarning
     from pyro_vae.evidence import Evidence, elbo, log_evidence
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 _HOME = {
     "VAE": "program",
     "Program": "program",
-    "check": "check",
+    "check": "checking",
     "compare": "comparison",
     "Comparison": "comparison",
     "fit": "training",

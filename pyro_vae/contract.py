@@ -1,7 +1,7 @@
 """What the sites of a program must be like: plates, latents, shapes, values.
 
 Each function here takes the sites that model and guide met on one batch, and writes down the
-mistakes that show in them.  :func:`pyro_vae.check.check` runs the program and calls them.
+mistakes that show in them.  :func:`pyro_vae.checking.check` runs the program and calls them.
 """
 
 from __future__ import annotations

@@ -198,15 +198,17 @@ def per_datum(site: Site, events: Tensor) -> Tensor:
 
 def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tensor | None]:
     """KL(q || p) of each latent where a closed form is registered: (B,), of a global one ()."""
-    shared = [name for name in model if name in guide]
+    shared = [
+        name
+        for name, site in model.items()  # without what pyro.deterministic names in both
+        if name in guide and not (site["is_observed"] or guide[name]["is_observed"])
+    ]
     # If the guide draws its sites in another order, the prior of one may depend on a site that
     # the guide draws after it; then E_q of the closed form is not the KL term of the bound.
-    mean_field = shared == [name for name in guide if name in model]
+    mean_field = shared == [name for name in guide if name in shared]
     result: dict[str, Tensor | None] = {}
     for name in shared:
         q, p = guide[name], model[name]
-        if p["is_observed"] or q["is_observed"]:
-            continue  # pyro.deterministic in both
         result[name] = None
         if mean_field:
             try:

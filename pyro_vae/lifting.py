@@ -233,6 +233,9 @@ class Refusal(NamedTuple):
         return self.reason
 
 
+_TENSOR = object()  # stands for a tensor among results, of which None may be one
+
+
 class Lifted:
     """A function as one graph of pure operations, its random draws arguments.
 
@@ -247,7 +250,9 @@ class Lifted:
         self.kept: tuple[str, ...] = kept
         self._in_spec = in_spec
         self._out_spec = out_spec
-        self._constants: list[Any] = constants  # results that are no tensors; None where they are
+        self._constants: list[Any] = (
+            constants  # results that are no tensors; _TENSOR where they are
+        )
 
     def draw(self, key: Key) -> list[Tensor]:
         """The noise that belongs to ``key``."""
@@ -261,7 +266,7 @@ class Lifted:
     def unflatten(self, tensors: Sequence[Tensor]) -> Any:
         """Bring flat results into the form that the function returns."""
         rest = iter(tensors)
-        leaves = [next(rest) if c is None else c for c in self._constants]
+        leaves = [next(rest) if c is _TENSOR else c for c in self._constants]
         return pytree.tree_unflatten(leaves, self._out_spec)
 
     def __call__(self, *args: Any, noise: Sequence[Tensor]) -> Any:
@@ -318,7 +323,7 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
     if differentiable and first.without_grad and torch.is_grad_enabled():
         return Refusal("gradients are switched off in a part of the program")
     out_leaves, out_spec = pytree.tree_flatten(example)
-    constants = [None if isinstance(leaf, Tensor) else leaf for leaf in out_leaves]
+    constants = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in out_leaves]
     noise = [keyed(0)(i, asked) for i, asked in enumerate(first.asked)]
 
     def flat(*tensors: Tensor) -> list[Tensor]:

@@ -23,9 +23,10 @@ message for every parameter of its own, and the store stays empty.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -86,17 +87,36 @@ class _OwnParameters(Messenger):
         self.program = program
 
     def _pyro_param(self, msg) -> None:
-        if msg["done"] or msg["fn"] != pyro.get_param_store().get_param:
-            return  # an announcement, or a module-local parameter: its value is already there
+        store = pyro.get_param_store()
+        if msg["done"] or msg["fn"] != store.get_param:
+            return  # an announcement: its value is already there
         name, *rest = msg["args"]
+        if any(store._params.get(name) is p for p in self.program.parameters()):
+            return  # a PyroModule of ours just put it there, for as long as this call lasts
         msg["value"] = self.program._answer(name, rest[0] if rest else None, msg["kwargs"])
         msg["done"] = True
+
+
+@contextlib.contextmanager
+def _store_set_aside() -> Iterator[None]:
+    """An empty store while a program runs, because PyroModules write to it by themselves.
+
+    (``ParamStoreDict.scope`` would do, if it did not take the ``unconstrained`` off the parameters
+    that it meets, which Pyro's ``SVI`` asks for after the call.)
+    """
+    store = pyro.get_param_store()
+    kept = store._params, store._param_to_name, store._constraints
+    store._params, store._param_to_name, store._constraints = {}, {}, {}
+    try:
+        yield
+    finally:
+        store._params, store._param_to_name, store._constraints = kept
 
 
 def _announcing(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def announced(self: Program, x: Rows) -> Any:
-        with _OwnParameters(self), pyro.settings.context(module_local_params=True):
+        with _OwnParameters(self), _store_set_aside():
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad:
                     full_name = param_with_module_name("program", name)

@@ -417,6 +417,36 @@ def test_site_without_a_closed_kl_is_sampled_and_named():
         AEVB("A").terms(program, x, EMPTY)
 
 
+def test_deterministic_site_in_model_and_guide_has_no_term_of_its_own():
+    """It is no latent, so it neither asks for a KL nor changes the order of those that are."""
+
+    class Named(Program):
+        def __init__(self, names):
+            super().__init__()
+            self.names = names
+            self.mean = nn.Parameter(torch.tensor(0.4))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                if self.names:
+                    pyro.deterministic("square", z**2, event_dim=0)
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                if self.names:
+                    pyro.deterministic("square", x**2, event_dim=0)
+                pyro.sample("z", dist.Normal(self.mean, 1.0))
+
+    found = []
+    for names in (False, True):
+        with NoiseMode(keyed(2)):
+            found.append(AEVB("B").terms(Named(names), torch.zeros(3), EMPTY)[0])
+
+    assert torch.equal(*found)
+
+
 def test_wrong_options_name_what_is_expected():
     with pytest.raises(ValueError, match='expected "A" or "B"'):
         AEVB("C")

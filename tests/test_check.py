@@ -13,7 +13,7 @@ from torch import nn
 
 import pyro_vae.models
 from pyro_vae import datasets, likelihoods, posteriors, priors
-from pyro_vae.check import check
+from pyro_vae.checking import check
 from pyro_vae.models import bernoulli_vae, gaussian_vae
 from pyro_vae.objectives import AEVB, WakeSleep
 from pyro_vae.program import VAE, Program

@@ -57,15 +57,13 @@ class Hierarchy(Parts):
     def model(self, x):
         with pyro.plate("data", len(x)):
             z2 = pyro.sample("z2", normal(self.zeros(2)))
-            pyro.deterministic("mean of z2", z2, event_dim=1)  # the guide has one of that name
             z1 = pyro.sample("z1", normal(self.down(z2), 0.7))
             mean = pyro.deterministic("mean", self.decoder(z1).tanh(), event_dim=1)
             pyro.sample("x", normal(mean), obs=x)
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            mean = pyro.deterministic("mean of z2", self.top(self.up(x).tanh()), event_dim=1)
-            z2 = pyro.sample("z2", normal(mean, 0.6))
+            z2 = pyro.sample("z2", normal(self.top(self.up(x).tanh()), 0.6))
             pyro.sample("z1", normal(self.up(x) + self.down(z2), 0.5))
 
 
@@ -362,6 +360,37 @@ def test_each_particle_is_a_run_of_the_program_on_its_own_noise(name):
         got = {name: value[k] for name, value in many.latents.items()}
         assert_equal(got, {name: value[0] for name, value in one.latents.items()}, 1e-10)
     assert many.scale == one.scale
+
+
+class Heavy(Parts):
+    """A latent with a prior for which torch knows no KL: one of the densities is None."""
+
+    def __init__(self):
+        super().__init__(decoder=(2, COLUMNS), encoder=(COLUMNS, 2))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.StudentT(3.0, self.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", normal(self.decoder(z)), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal(self.encoder(x), 0.5))
+
+
+def test_particles_of_a_latent_without_a_closed_kl_can_be_captured():
+    program, x = Heavy(), torch.randn(ROWS, COLUMNS, dtype=torch.float64)
+    params = {name: p.detach() for name, p in program.named_parameters()}
+    args = params, x, torch.ones(ROWS, dtype=torch.float64), {}, {}
+
+    graph = engine.capture(program, AEVB("A", 3), x)
+
+    assert isinstance(graph, engine.Graph), str(graph)
+    got, _ = graph.grads(*args, noise=graph.grads.draw(KEY))
+    with NoiseMode(keyed(*KEY)):
+        expected, _ = engine.gradient_function(program, AEVB("A", 3))(*args)
+    assert_equal(got, expected)
+    assert [noise.shape for noise in graph.grads.noise] == [(3, ROWS, 2)]  # by vmap over noise
 
 
 # --- what cannot be captured, and says why --------------------------------------------------------
