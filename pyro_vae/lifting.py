@@ -250,9 +250,7 @@ class Lifted:
         self.kept: tuple[str, ...] = kept
         self._in_spec = in_spec
         self._out_spec = out_spec
-        self._constants: list[Any] = (
-            constants  # results that are no tensors; _TENSOR where they are
-        )
+        self._constants: list[Any] = constants  # results that are no tensors, else _TENSOR
 
     def draw(self, key: Key) -> list[Tensor]:
         """The noise that belongs to ``key``."""

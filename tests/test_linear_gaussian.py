@@ -116,6 +116,24 @@ def test_gap_is_zero_exactly_when_the_precision_is_diagonal(x):
         tilted.guide_is_exact_posterior()
 
 
+def test_divergence_is_no_symmetric_measure(x):
+    """Conditional variances minimize KL(q || p), marginal ones KL(p || q), each alone."""
+    posterior = program_of(spread=1.0).posterior(x[:1])
+    precision = posterior.precision_matrix[0].detach()
+    exact = MultivariateNormal(posterior.mean.detach(), precision_matrix=precision)
+
+    def slopes(variances):
+        variances = variances.clone().requires_grad_()
+        q = MultivariateNormal(exact.mean, variances.diag())
+        divergences = kl_divergence(q, exact).sum(), kl_divergence(exact, q).sum()
+        return [torch.autograd.grad(d, variances, retain_graph=True)[0].abs() for d in divergences]
+
+    exclusive, inclusive = slopes(1 / precision.diagonal())
+    assert exclusive.max() < 1e-9 and inclusive.min() > 1e-2
+    exclusive, inclusive = slopes(precision.inverse().diagonal())
+    assert inclusive.max() < 1e-9 and exclusive.min() > 1e-2
+
+
 def test_refused_covariance_leaves_the_guide_as_it_was(x):
     program = program_of(posterior="diagonal")
     before = {name: p.clone() for name, p in program.named_parameters()}
