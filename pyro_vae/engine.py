@@ -170,7 +170,7 @@ class RowFunction:
 
         self._run = run
 
-    def __call__(self, rows: Rows, *key: int) -> Any:
+    def __call__(self, rows: Any, *key: int) -> Any:
         self._calls += 1
         if self._calls == 3:  # a capture costs some tenths of a second
             lifted = lift(self._run, self._parameters, rows)

@@ -92,7 +92,7 @@ def importance(
     Memory is bounded by ``max_elements`` elements of (particles, rows, event) at a time, whatever
     K and N are.
     """
-    event = max(1, sum(t[0].numel() for t in (x.values() if isinstance(x, dict) else [x])))
+    event = event_size(x)
     batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
     chunk = max(1, min(num_particles, max_elements // (event * batch_size)))
     sizes = [chunk] * (num_particles // chunk)
@@ -111,7 +111,17 @@ def importance(
                 )
             tables.append(log_w[:, :count].double())
         parts.append(from_log_weights(torch.cat(tables)))
+    return concatenated(parts)
+
+
+def concatenated(parts: list[Evidence]) -> Evidence:
+    """Evidence of all rows from that of their chunks."""
     return Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def event_size(x: Rows) -> int:
+    """Numbers that a datum consists of, covariates among them."""
+    return max(1, sum(t[0].numel() for t in (x.values() if isinstance(x, dict) else [x])))
 
 
 def _log_w(size: int) -> Any:
