@@ -6,6 +6,7 @@ Libraries that take seconds to import (torch, pyro, arviz) are imported inside t
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 def run_compare(
     data: str = "digits",
-    objectives: Sequence[str] = ("AEVB", "WakeSleep"),
+    objectives: Sequence[str] = ("AEVB", "WakeSleep", "MonteCarloEM"),
     samples: int = 150_000,
     seeds: int = 3,
     latent_dim: int = 2,
@@ -103,10 +104,13 @@ def _rendered(table) -> str:
     shown = pd.DataFrame(index=table.index)
     for column in ("bound", "log p(x)", "against first"):
         pairs = zip(table[column], table[f"{column} ±"], strict=True)
-        shown[column] = [f"{value:.2f} ± {error:.2f}" for value, error in pairs]
+        shown[column] = [
+            "—" if math.isnan(value) else f"{value:.2f} ± {error:.2f}" for value, error in pairs
+        ]
     shown["over seeds ±"] = table["spread"].map("{:.2f}".format)
     shown["khat > 0.7"] = table["khat > 0.7"].map("{:.0%}".format)
     shown["samples"] = table["samples"].map("{:,}".format)
+    shown["leapfrogs"] = table["leapfrogs"].map("{:,}".format)
     shown["seconds"] = table["seconds"].map("{:.1f}".format)
     return shown.reset_index().to_string(index=False)
 

@@ -8,16 +8,18 @@ difference is reported per datum and paired, with its own standard error.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from pyro_vae.densities import sites_of, trace_program
+from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence import elbo, log_evidence
 from pyro_vae.inputs import as_rows
 from pyro_vae.lifting import seeded
@@ -49,7 +51,8 @@ class Comparison:
 
         ``±`` columns are standard errors over data, after averaging seeds; ``spread`` is the
         standard deviation over seeds; ``against first`` is the paired difference of log p(x) to
-        the first row of the same model.
+        the first row of the same model.  ``bound`` is nan for an algorithm without a guide.
+        ``samples`` are rows x updates; ``leapfrogs`` are gradients of log p(x, z) besides.
         """
         import pandas as pd
 
@@ -61,7 +64,7 @@ class Comparison:
                 evidence = part.log_evidence.mean("seed").values  # (datum,)
                 first = evidence if first is None else first
                 difference = evidence - first
-                bound = part.bound.mean("seed").values
+                bound = part.bound.mean("seed").values  # nan where no guide is trained
                 rows.append(
                     {
                         "model": str(model),
@@ -77,6 +80,7 @@ class Comparison:
                         "against first ±": _standard_error(difference),
                         "khat > 0.7": float((part.khat > 0.7).mean()),
                         "samples": int(part.samples.mean()),
+                        "leapfrogs": int(part.leapfrogs.mean()),
                         "seconds": float(part.seconds.mean()),
                     }
                 )
@@ -103,7 +107,11 @@ def compare(
     batch_size: int = 100,
     optimizer: Callable[..., torch.optim.Optimizer] = Adagrad,
     lr: float = 0.02,
+    proposal: Literal["guide", "hmc"] = "hmc",
     num_particles: int = 500,
+    num_draws: int = 100,
+    warmup: int = 100,
+    leapfrog_steps: int = 5,
     progress: bool | Callable[[Any], Any] | None = None,
     **options: Any,
 ) -> Comparison:
@@ -119,14 +127,18 @@ def compare(
         batch_size, optimizer, lr, options: as in ``pv.fit``.  The default optimizer is the
             paper's author's Adagrad, because wake-sleep does not survive plain Adagrad's first
             steps.
-        num_particles: K of the importance-sampled log p(x).
+        proposal: what log p(x) is importance-sampled from: "hmc" puts algorithms with and without
+            a guide on equal terms, "guide" is quicker where all have one.
+        num_particles: K draws of the proposal per held-out datum.
+        num_draws, warmup, leapfrog_steps: of the chains behind "hmc", as in ``pv.log_evidence``.
         progress: as in ``pv.fit``.
 
     Returns:
         :class:`Comparison`.
 
     Raises:
-        ValueError: models with different likelihoods: their bounds are on different scales.
+        ValueError: models with different likelihoods, because their nats are on different scales;
+            or parts of the data with different binarizations.
     """
     if not builds or not objectives:
         raise ValueError("compare needs at least one build and one objective")
@@ -135,8 +147,16 @@ def compare(
     names = [repr(objective) for objective in objectives]
     if len(set(names)) < len(names):
         raise ValueError(f"objectives are {names}, expected different ones")
+    if proposal == "guide" and not all(getattr(o, "has_bound", True) for o in objectives):
+        raise ValueError(
+            'proposal="guide" needs a trained guide, and Monte Carlo EM has none: use "hmc" for all'
+        )
+    _refuse_different_binarizations(data)
     programs = {name: _built(build, 0) for name, build in builds.items()}
     _refuse_different_likelihoods(programs, data.train)
+    scoring: dict[str, Any] = {"proposal": proposal, "num_particles": num_particles}
+    if proposal == "hmc":
+        scoring |= {"num_draws": num_draws, "warmup": warmup, "leapfrog_steps": leapfrog_steps}
     runs: dict[tuple[str, str, int], Run] = {}
     scores: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
     for model, build in builds.items():
@@ -150,7 +170,8 @@ def compare(
                     validation=data.test if data.validation is None else data.validation,
                     **options,
                 )  # fmt: skip
-                scores[key] = _score(program, data.test, num_particles)
+                has_bound = getattr(objective, "has_bound", True)
+                scores[key] = _score(program, data.test, has_bound, scoring)
     return Comparison(runs, _dataset(data, list(builds), names, seeds, runs, scores))
 
 
@@ -183,16 +204,25 @@ def _refuse_different_likelihoods(programs: Mapping[str, nn.Module], data: Any) 
         )
 
 
-def _score(program: nn.Module, test: Any, num_particles: int) -> dict[str, np.ndarray]:
-    import warnings
+def _refuse_different_binarizations(data: Any) -> None:
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    kinds = {name: part.binarize for name, part in parts.items() if part is not None}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(
+            f"parts of the data are binarized differently ({kinds}), so what is trained is not "
+            "what is scored: load them with one binarize"
+        )
 
-    from pyro_vae.errors import PyroVaeWarning
 
+def _score(
+    program: nn.Module, test: Any, has_bound: bool, scoring: dict[str, Any]
+) -> dict[str, np.ndarray]:
     with warnings.catch_warnings():  # the table has a column for it
         warnings.simplefilter("ignore", PyroVaeWarning)
-        evidence = log_evidence(program, test, num_particles=num_particles)
+        evidence = log_evidence(program, test, **scoring)
+    bound = elbo(program, test).double().cpu().numpy() if has_bound else None
     return {
-        "bound": elbo(program, test).double().cpu().numpy(),
+        "bound": np.full(len(evidence.value), np.nan) if bound is None else bound,
         "log_evidence": evidence.value.cpu().numpy(),
         "standard_error": evidence.standard_error.cpu().numpy(),
         "khat": evidence.khat.cpu().numpy(),
@@ -216,12 +246,14 @@ def _dataset(
     for name in ("bound", "log_evidence", "standard_error", "khat"):
         stacked = np.stack([scores[key][name] for key in keys])
         variables[name] = ((*dims, "datum"), stacked.reshape(*shape, -1))
-    curves = {key: runs[key].history.dropna(subset="validation_bound") for key in keys}
-    length = min(len(curve) for curve in curves.values())
-    for name, column in (("curve_samples", "samples"), ("curve_bound", "validation_bound")):
-        stacked = np.stack([curves[key][column].to_numpy()[:length] for key in keys])
-        variables[name] = ((*dims, "record"), stacked.reshape(*shape, length))
-    for name in ("samples", "seconds"):
+    curves = [_curve(runs[key]) for key in keys]
+    length = max(len(curve) for curve in curves)
+    padded = np.full((len(keys), length, 2), np.nan)
+    for row, curve in zip(padded, curves, strict=True):
+        row[: len(curve)] = curve
+    for column, name in enumerate(("curve_samples", "curve_bound")):
+        variables[name] = ((*dims, "record"), padded[..., column].reshape(*shape, length))
+    for name in ("samples", "seconds", "leapfrogs"):
         values = np.array([runs[key].manifest[name] for key in keys], dtype=float)
         variables[name] = (dims, values.reshape(shape))
     return xr.Dataset(
@@ -234,6 +266,13 @@ def _dataset(
             "unit": "nats per datum",
         },
     )
+
+
+def _curve(run: Run) -> np.ndarray:
+    """(records, 2): samples and held-out bound; no rows where there is no guide to score."""
+    if "validation_bound" not in run.history:
+        return np.empty((0, 2))
+    return run.history[["samples", "validation_bound"]].dropna().to_numpy(float)
 
 
 def _standard_error(values: np.ndarray) -> float:

@@ -37,40 +37,77 @@ def saved(figure: Any, path: str | Path | None) -> Any:
 
 
 def learning_curves(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
-    """Held-out bound against training samples: one thin line a seed, a thick one for their mean.
+    """A row a model: held-out bound against training samples, and held-out log p(x) at the end.
+
+    One thin line or small dot a seed, a thick one for their mean.  An algorithm without a guide has
+    no bound, and so no line.  Bars are one standard error over data of the paired difference to
+    the first algorithm, because that is what tells two algorithms apart.
 
     Args:
         dataset: that of a :class:`~pyro_vae.comparison.Comparison`.
         path: where to save the picture.
     """
+    models = [str(m) for m in dataset.model.values]
+    figure, axes = new_figure(rows=len(models), columns=2, width=5.4)
+    for (left, right), model in zip(axes, models, strict=True):
+        part = dataset.sel(model=model)
+        _curves(left, part)
+        _final_evidence(right, part)
+        title = f"{dataset.attrs['data']}, binarize: {dataset.attrs['binarize']}"
+        left.set_title(
+            title if len(models) == 1 else f"{model} on {title}", fontsize=11, loc="left"
+        )
+    return saved(figure, path)
+
+
+def _curves(axis: Any, part: xr.Dataset) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    models = [str(m) for m in dataset.model.values]
-    figure, axes = new_figure(columns=len(models))
-    for axis, model in zip(axes[0], models, strict=True):
-        ends = []
-        for colour, objective in zip(COLOURS * 3, dataset.objective.values, strict=False):
-            part = dataset.sel(model=model, objective=objective)
-            x = part.curve_samples.values.mean(0)
-            for values in part.curve_bound.values:
-                axis.plot(x, values, color=colour, alpha=0.35, linewidth=0.8)
-            mean = part.curve_bound.values.mean(0)
-            axis.plot(x, mean, color=colour, linewidth=2)
-            ends.append((mean[-1], str(objective), colour))
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("training samples (rows × updates)")
-        axis.set_ylabel("held-out ELBO, nats per datum")
+    ends, lows, highs, last = [], [], [], 1.0
+    for colour, objective in zip(COLOURS * 3, part.objective.values, strict=False):
+        one = part.sel(objective=objective)
+        bound = one.curve_bound.values  # (seed, record)
+        if np.isnan(bound).all():
+            continue
+        x = one.curve_samples.values.mean(0)
+        keep = np.isfinite(x)
+        for values in bound:
+            axis.plot(x, values, color=colour, alpha=0.35, linewidth=0.8)
+        mean = bound.mean(0)
+        axis.plot(x, mean, color=colour, linewidth=2)
+        ends.append((mean[keep][-1], str(objective), colour))
         # The first fifth of a run climbs from the untrained value and would squeeze all else.
-        shown = dataset.curve_bound.sel(model=model).values
-        low, high = shown[..., shown.shape[-1] // 5 :].min(), shown.max()
+        lows.append(np.nanmin(bound[:, bound.shape[1] // 5 :]))
+        highs.append(np.nanmax(bound))
+        last = x[keep][-1]
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    if ends:
+        low, high = min(lows), max(highs)
         axis.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))
-        _label_lines(axis, x[-1], ends)
-        title = f"{dataset.attrs['data']}, binarize: {dataset.attrs['binarize']}"
-        axis.set_title(title if len(models) == 1 else f"{model} on {title}", fontsize=11)
-    return saved(figure, path)
+        _label_lines(axis, last, ends)
+    axis.set_xlabel("training samples (rows × updates)")
+    axis.set_ylabel("held-out ELBO, nats per datum")
+
+
+def _final_evidence(axis: Any, part: xr.Dataset) -> None:
+    names = [str(o) for o in part.objective.values]
+    per_datum = part.log_evidence.mean("seed").values  # (objective, datum)
+    differences = per_datum - per_datum[:1]
+    errors = differences.std(1, ddof=1) / np.sqrt(differences.shape[1])
+    for place, (colour, name) in enumerate(zip(COLOURS * 3, names, strict=False)):
+        seeds = part.log_evidence.isel(objective=place).mean("datum").values
+        axis.plot(np.full(len(seeds), place), seeds, "o", color=colour, alpha=0.35, markersize=4)
+        axis.errorbar(
+            place + 0.12, per_datum[place].mean(), yerr=errors[place], fmt="o", color=colour,
+            markersize=7, capsize=3,
+        )  # fmt: skip
+    axis.set_xticks(range(len(names)), names)
+    axis.set_xlim(-0.5, len(names) - 0.5)
+    axis.set_ylabel("held-out log p(x), nats per datum")
+    axis.set_title(f"bars: ± one standard error against {names[0]}", fontsize=9, loc="right")
 
 
 def _label_lines(axis: Any, x: float, ends: list[tuple[float, str, str]]) -> None:

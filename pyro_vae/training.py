@@ -169,6 +169,7 @@ def fit(
         seed=seed,
         steps=loop.steps_done,
         samples=loop.samples_done,
+        leapfrogs=chosen.leapfrogs(loop.samples_done) if isinstance(chosen, Objective) else 0,
         stopped=stopped,
         seconds=loop.seconds,
     )

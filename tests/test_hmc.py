@@ -19,7 +19,7 @@ from pyro_vae.lifting import Lifted, NoiseMode, Refusal, keyed, lift
 from pyro_vae.models import linear_gaussian, logistic_lvm
 from pyro_vae.program import call_with
 
-# --- targets ----------------------------------------------------------------------------------------
+# --- targets --------------------------------------------------------------------------------------
 
 
 def bent(u):
@@ -89,16 +89,18 @@ def gaussian():
         program.noise.lower.normal_(0.0, 0.3)
         program.bias.normal_()
     x = pv.datasets.synthetic(program, 20, like=torch.zeros(1, 5), seed=1).x.double()
-    return program, x, sample_posterior(program, x, num_draws=800, warmup=500, seed=4)
+    options = {"num_draws": 800, "warmup": 300, "leapfrog_steps": 5}
+    return program, x, sample_posterior(program, x, seed=4, **options)
 
 
 @pytest.fixture(scope="module")
 def counts():
     program = Counts()
-    return program, COUNTS, sample_posterior(program, COUNTS, num_draws=2000, warmup=500, seed=5)
+    options = {"num_draws": 1200, "warmup": 300, "leapfrog_steps": 5}
+    return program, COUNTS, sample_posterior(program, COUNTS, seed=5, **options)
 
 
-# --- the integrator ---------------------------------------------------------------------------------
+# --- the integrator -------------------------------------------------------------------------------
 
 
 def test_leapfrog_comes_back_when_the_momentum_is_negated():
@@ -177,16 +179,16 @@ def test_a_step_that_gets_short_is_always_accepted():
         for s in (0.3, 0.1, 0.01, 0.001)
     ]
     assert rejected == sorted(rejected, reverse=True)
-    assert 0.01 < rejected[0] and 0 <= rejected[-1] < 1e-6
+    assert rejected[0] > 0.01 and 0 <= rejected[-1] < 1e-6
 
 
-# --- a move leaves the posterior as it is -------------------------------------------------------------
+# --- a move leaves the posterior as it is ---------------------------------------------------------
 
 
 def assert_keeps_the_normal_law():
     """Rows that start in N(0, I) are independent, so one move leaves 40,000 exact draws."""
     u = torch.randn(20_000, 2, dtype=torch.float64)
-    after = move(normal, u, step_size=1.0, leapfrog_steps=3, noise=keyed(2))
+    after = move(normal, u, step_size=1.0, leapfrog_steps=2, noise=keyed(2))
     assert stats.kstest(after.u.flatten().numpy(), stats.norm.cdf).pvalue > 1e-5
     z = (after.u.square().mean(0) - 1) / math.sqrt(2 / len(u))
     assert z.abs().max() < 4.5
@@ -239,7 +241,7 @@ def test_without_the_log_determinant_of_a_site_the_posterior_is_lost(monkeypatch
         assert_keeps_the_posterior_of_counts()
 
 
-# --- chains find the posterior ------------------------------------------------------------------------
+# --- chains find the posterior --------------------------------------------------------------------
 
 
 def assert_moments(draws, mean, variance):
@@ -254,11 +256,11 @@ def assert_moments(draws, mean, variance):
 def test_gaussian_posteriors_have_their_exact_mean_and_variance(gaussian):
     program, x, draws = gaussian
     posterior = program.posterior(x)
-    assert_moments(draws.values["z"], posterior.mean.detach(), posterior.variance.detach())
-    with pytest.raises(AssertionError):
-        assert_moments(draws.values["z"], posterior.mean.detach(), posterior.variance.detach() * 1.3)
-    with pytest.raises(AssertionError):
-        assert_moments(draws.values["z"], posterior.mean.roll(1, 0).detach(), posterior.variance)
+    mean, variance = posterior.mean.detach(), posterior.variance.detach()
+    assert_moments(draws.values["z"], mean, variance)
+    for wrong in ((mean, 1.3 * variance), (mean + 0.1 * variance.sqrt(), variance)):
+        with pytest.raises(AssertionError):
+            assert_moments(draws.values["z"], *wrong)
 
 
 def test_gaussian_draws_are_distributed_as_the_exact_posterior(gaussian):
@@ -273,8 +275,8 @@ def test_gaussian_draws_are_distributed_as_the_exact_posterior(gaussian):
 def test_constrained_posteriors_have_their_exact_mean_and_variance(counts):
     program, x, draws = counts
     rate, share = program.exact(x)
-    assert draws.values["rate"].shape == (2000, 4) and draws.values["share"].shape == (2000, 4, 3)
-    assert draws.u.shape == (2000, 4, 3)  # a simplex of three has two coordinates
+    assert draws.values["rate"].shape == (1200, 4) and draws.values["share"].shape == (1200, 4, 3)
+    assert draws.u.shape == (1200, 4, 3)  # a simplex of three has two coordinates
     assert_moments(draws.values["rate"], rate.mean(), rate.var())
     assert_moments(draws.values["share"], share.mean(), share.var())
 
@@ -283,7 +285,10 @@ def test_constrained_draws_are_distributed_as_the_exact_posterior(counts):
     program, x, draws = counts
     rate, share = program.exact(x)
     assert stats.kstest(rate.cdf(draws.values["rate"][::10]).flatten(), "uniform").pvalue > 1e-4
-    assert stats.kstest(share.cdf(draws.values["share"][::10])[..., 0].flatten(), "uniform").pvalue > 1e-4
+    assert (
+        stats.kstest(share.cdf(draws.values["share"][::10])[..., 0].flatten(), "uniform").pvalue
+        > 1e-4
+    )
 
 
 def test_the_logistic_posterior_has_the_moments_of_quadrature():
@@ -296,29 +301,29 @@ def test_the_logistic_posterior_has_the_moments_of_quadrature():
     assert_moments(draws.values["z"], mean.detach(), covariance.detach()[:, :, 0])
 
 
-# --- one accept per datum -----------------------------------------------------------------------------
+# --- one accept per datum -------------------------------------------------------------------------
 
 
 def assert_rows_are_alone():
-    """Row 0 gets data that its chain cannot cope with; the others do not feel it, bit by bit."""
+    """Row 0 gets a posterior 10^4 times narrower; the others do not feel it, bit by bit."""
     program = linear_gaussian.build(5, weight=torch.ones(5, 2)).double()
-    easy = torch.zeros(6, 5, dtype=torch.float64)
-    awful = easy.clone()
-    awful[0] = 1e9
+    target = latents_and_target(program, torch.zeros(6, 5, dtype=torch.float64))[1]
     runs = []
-    for x in (easy, awful):
-        latents, target = latents_and_target(program, x)
+    for factor in (1.0, 1e8):
+        factors = torch.ones(6, dtype=torch.float64)
+        factors[0] = factor
         u = torch.ones(6, 2, dtype=torch.float64)
         moves = []
         for number in range(4):
-            moves.append(move(target, u, step_size=0.4, leapfrog_steps=4, noise=keyed(number)))
+            options = {"step_size": 0.4, "leapfrog_steps": 4, "noise": keyed(number)}
+            moves.append(move(lambda u, f=factors: f * target(u), u, **options))
             u = moves[-1].u
         runs.append(moves)
-    for one, two in zip(*runs, strict=True):
-        assert bool(two.diverging[0]) and not bool(two.accepted[0])
-        assert bool(one.accepted[1:].any())
-        for a, b in zip(one, two, strict=True):
-            assert torch.equal(a[1:], b[1:])
+    for easy, awful in zip(*runs, strict=True):
+        assert bool(awful.diverging[0]) and not bool(awful.accepted[0])
+        for one, two in zip(easy, awful, strict=True):
+            assert torch.equal(one[1:], two[1:])
+    assert bool(torch.stack([awful.accepted[1:] for awful in runs[1]]).any())
 
 
 def test_one_bad_datum_leaves_the_others_draws_bit_identical():
@@ -356,7 +361,7 @@ def test_permuted_rows_with_permuted_noise_give_permuted_moves(gaussian):
 
 
 def test_each_datum_keeps_its_own_chain_while_its_step_is_tuned(gaussian):
-    """Steps tuned per datum see one datum, so a change of row 0 leaves all other draws as they are."""
+    """A step tuned per datum sees one datum, so a change of row 0 leaves the other draws alone."""
     program, x, _ = gaussian
     changed = x.clone()
     changed[0] += 3.0
@@ -366,7 +371,7 @@ def test_each_datum_keeps_its_own_chain_while_its_step_is_tuned(gaussian):
     assert torch.equal(one.step_size[1:], two.step_size[1:])
 
 
-# --- trajectories that fail -----------------------------------------------------------------------------
+# --- trajectories that fail -----------------------------------------------------------------------
 
 
 def test_what_is_not_finite_is_rejected_and_counted():
@@ -377,7 +382,7 @@ def test_what_is_not_finite_is_rejected_and_counted():
             [
                 normal(u)[0],  # works
                 -1e200 * u[1].square().sum() ** 2,  # overflows
-                torch.where(u[2, 0] > 0, u[2].log().sum(), math.nan * u[2].sum()),
+                u[2].log().sum(),  # nan left of 0
                 torch.where(u[3].sum() < 1.5, u[3].sum() * 0, -math.inf),  # a wall
             ]
         )
@@ -428,17 +433,18 @@ def test_one_step_for_data_of_different_width_is_said_to_be_too_long():
     noise[7] = 1e-3
     x = {"x": torch.zeros(30, 1).double(), "noise": noise}
     options = {"num_draws": 100, "warmup": 100, "leapfrog_steps": 4}
-    # No parameter says which precision; the rows are as the program gets them.
-    with pytest.warns(pv.PyroVaeWarning, match=r'for 1 of 30 data \(row 7.*adapt="per_datum"'):
-        with pytest.warns(pv.PyroVaeWarning, match="diverged"):
-            shared = sample_posterior(program, x, adapt="shared", **options)
+    with (
+        pytest.warns(pv.PyroVaeWarning, match=r'for 1 of 30 data \(row 7.*adapt="per_datum"'),
+        pytest.warns(pv.PyroVaeWarning, match=r"diverged for 1 of 30 data \(row 7"),
+    ):
+        shared = sample_posterior(program, x, adapt="shared", **options)
     assert shared.step_size.shape == () and shared.accept.mean() > 0.8
     own = sample_posterior(program, x, **options)
     assert own.step_size.shape == (30,) and own.step_size[7] < 1e-2 < 0.1 < own.step_size[0]
     assert own.accept[7] > 0.7
 
 
-# --- step sizes -----------------------------------------------------------------------------------------
+# --- step sizes -----------------------------------------------------------------------------------
 
 
 def test_adaptation_moves_the_log_step_by_rate_times_the_miss():
@@ -457,12 +463,11 @@ def test_the_step_of_each_datum_is_tuned_to_ninety_percent(gaussian):
     assert draws.divergences.sum() == 0
 
 
-@pytest.mark.parametrize("target", [0.9, 0.65])
+@pytest.mark.parametrize("target", [0.9, 0.7])
 def test_a_shared_step_is_tuned_to_its_target(gaussian, target):
     program, x, _ = gaussian
-    draws = sample_posterior(
-        program, x, num_draws=200, warmup=300, adapt="shared", target_accept=target, seed=2
-    )
+    options = {"num_draws": 200, "warmup": 200, "leapfrog_steps": 5, "jitter": 0.0}
+    draws = sample_posterior(program, x, adapt="shared", target_accept=target, seed=2, **options)
     assert draws.step_size.shape == ()
     assert abs(float(draws.accept.mean()) - target) < 0.03
 
@@ -477,7 +482,9 @@ def test_steps_are_found_for_latents_of_any_width(scale):
             pyro.sample("x", dist.Normal(0 * z[..., :1], 1.0).to_event(1), obs=x)
 
     program = pv.Program(model, lambda x: None)
-    draws = sample_posterior(program, torch.zeros(30, 1).double(), num_draws=150, warmup=250)
+    draws = sample_posterior(
+        program, torch.zeros(30, 1).double(), num_draws=150, warmup=250, leapfrog_steps=5
+    )
     assert abs(float(draws.accept.mean()) - 0.9) < 0.03
     assert 0.3 * scale < float(draws.step_size.mean()) < 2 * scale
 
@@ -492,7 +499,7 @@ def test_jitter_breaks_the_resonance_of_a_trajectory_of_two_pi():
     assert abs(np.corrcoef(u[:, 0], jittered[:, 0])[0, 1]) < 0.3
 
 
-# --- captured -------------------------------------------------------------------------------------------
+# --- captured -------------------------------------------------------------------------------------
 
 
 def test_a_captured_move_equals_the_move_at_the_same_key(gaussian):
@@ -514,8 +521,6 @@ def test_a_captured_move_equals_the_move_at_the_same_key(gaussian):
         expected = one(*args)
     for want, have in zip(expected, graph(*args, noise=graph.draw((8, 3))), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-10, atol=1e-10)
-    source = one.__wrapped__ if hasattr(one, "__wrapped__") else None
-    assert source is None
     direct = move(
         lambda u: latents.log_joint(program, x, u),
         draws.u[0],
@@ -617,7 +622,7 @@ def test_chains_start_where_they_are_told():
     assert abs(means["prior"] - 2 / 0.7) < 0.6 and abs(means["guide"] - 46 / 1.7) < 1.5
 
 
-# --- the latents of a datum -----------------------------------------------------------------------------
+# --- the latents of a datum -----------------------------------------------------------------------
 
 
 def test_log_joint_is_the_density_of_u():
@@ -777,7 +782,7 @@ def test_a_factor_outside_the_plate_counts_only_if_it_is_constant():
         Latents.of(model(on_latents=True), x)
 
 
-# --- what HMC cannot do is said ---------------------------------------------------------------------------
+# --- what HMC cannot do is said -------------------------------------------------------------------
 
 
 def global_latent(x):
@@ -875,7 +880,7 @@ def test_a_moves_options_are_checked(options, message):
         ({"leapfrog_steps": 0}, "leapfrog_steps is 0"),
         ({"target_accept": 1.0}, "target acceptance is 1.0, expected a number between 0 and 1"),
         ({"adapt": "all"}, 'adapt is \'all\', expected "per_datum" or "shared"'),
-        ({"start": "mode"}, "start is 'mode', expected \"prior\", \"guide\" or a tensor"),
+        ({"start": "mode"}, 'start is \'mode\', expected "prior", "guide" or a tensor'),
         ({"start": torch.zeros(4, 2)}, r"start has shape \(4, 2\), expected \(B, J\) = \(4, 3\)"),
         ({"step_size": torch.tensor(-1.0)}, "step_size is -1.0 in one row, expected positive"),
         ({"start": torch.full((4, 3), 1e4).double()}, "where the chain of row 0 starts"),

@@ -78,6 +78,10 @@ class Objective(ELBO):
         """New ``shared``, from the statistics averaged over the batch."""
         return shared
 
+    def leapfrogs(self, samples: int) -> int:
+        """Gradients of log p(x, z) taken besides those of ``terms``, for this many samples."""
+        return 0
+
     def __repr__(self) -> str:
         options = []
         for name, option in inspect.signature(type(self).__init__).parameters.items():
