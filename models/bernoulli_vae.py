@@ -14,7 +14,7 @@ import pyro
 from torch import Tensor, nn
 
 from pyro_vae import likelihoods, posteriors, priors
-from pyro_vae.program import VAE
+from pyro_vae.program import VAE, built_by_name
 
 
 class BernoulliVAE(VAE):
@@ -30,6 +30,7 @@ class BernoulliVAE(VAE):
             pyro.sample("z", self.posterior(x))
 
 
+@built_by_name
 def build(
     data_dim: int,
     *,

@@ -17,7 +17,7 @@ import pyro
 from torch import Tensor, nn
 
 from pyro_vae import likelihoods, posteriors, priors
-from pyro_vae.program import VAE
+from pyro_vae.program import VAE, built_by_name
 
 
 class GaussianVAE(VAE):
@@ -33,6 +33,7 @@ class GaussianVAE(VAE):
             pyro.sample("z", self.posterior(x))
 
 
+@built_by_name
 def build(
     data_dim: int,
     *,

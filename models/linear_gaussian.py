@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.networks import positive
-from pyro_vae.program import Program
+from pyro_vae.program import Program, built_by_name
 
 Form = Literal["isotropic", "diagonal", "full"]
 
@@ -200,6 +200,7 @@ class LinearGaussian(Program):
         self.guide_bias.copy_(-gain @ self.bias)
 
 
+@built_by_name
 def build(
     data_dim: int,
     *,

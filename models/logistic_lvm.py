@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pyro_vae import posteriors, priors
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.program import Program
+from pyro_vae.program import Program, built_by_name
 
 MAX_NODES = 256  # numpy's nodes overflow soon after
 
@@ -123,6 +123,7 @@ class LogisticLVM(Program):
         return z, log_lik + log_weight.unsqueeze(-1)
 
 
+@built_by_name
 def build(
     data_dim: int,
     *,

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_vae import datasets, models, objectives, optimizers
     from pyro_vae.checking import check
+    from pyro_vae.checkpoint import load
     from pyro_vae.comparison import Comparison, compare
     from pyro_vae.errors import PyroVaeWarning
     from pyro_vae.evidence import Evidence, elbo, log_evidence
+    from pyro_vae.inference_data import to_inference_data
     from pyro_vae.posterior import encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.training import Run, fit
@@ -36,6 +38,7 @@ _HOME = {
     "compare": "comparison",
     "Comparison": "comparison",
     "fit": "training",
+    "load": "checkpoint",
     "Run": "training",
     "elbo": "evidence",
     "log_evidence": "evidence",
@@ -43,6 +46,7 @@ _HOME = {
     "sample": "posterior",
     "encode": "posterior",
     "reconstruct": "posterior",
+    "to_inference_data": "inference_data",
     "PyroVaeWarning": "errors",
 }
 _MODULES = ("datasets", "engine", "models", "objectives", "optimizers")
@@ -60,12 +64,14 @@ __all__ = [
     "elbo",
     "encode",
     "fit",
+    "load",
     "log_evidence",
     "models",
     "objectives",
     "optimizers",
     "reconstruct",
     "sample",
+    "to_inference_data",
 ]
 
 

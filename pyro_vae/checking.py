@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from pyro_vae import contract
 from pyro_vae.contract import ROLES, Met, Mistakes, Role, Sites, by_row, first_line, label
-from pyro_vae.densities import Site, _RowsAreTheBatch, closed_kl, data_frame, log_density, sites_of
+from pyro_vae.densities import Site, base_law, _RowsAreTheBatch, closed_kl, data_frame, log_density, sites_of
 from pyro_vae.inputs import as_rows
 from pyro_vae.lifting import Noise, NoiseMode, keyed, seeded
 from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
@@ -324,7 +324,7 @@ class _Checker:
             self.notes.append(f"rows were not compared: {kept} draws other noise for other batches")
             return
         for (role, name), found in changes.items():
-            is_point = isinstance(contract.base(met.sites(role)[name]["fn"]), dist.Delta)
+            is_point = isinstance(base_law(met.sites(role)[name]["fn"]), dist.Delta)
             self.mistakes.add(
                 label(role, name),
                 f"{'location' if is_point else 'log density'} {', '.join(found)}",
@@ -470,7 +470,7 @@ class _Checker:
 
 def _number(site: Site) -> Tensor:
     """What is compared, one number an event: the log density."""
-    fn, batch = contract.base(site["fn"]), site["fn"].batch_shape
+    fn, batch = base_law(site["fn"]), site["fn"].batch_shape
     if isinstance(fn, dist.Delta):  # its density asks for equality to the last bit
         return fn.v.detach().expand(site["value"].shape).reshape(*batch, -1).sum(-1)
     return log_density(site).detach()

@@ -78,7 +78,7 @@ class Comparison:
                         else math.nan,
                         "against first": difference.mean(),
                         "against first ±": _standard_error(difference),
-                        "khat > 0.7": float((part.khat > 0.7).mean()),
+                        "khat > 0.7": float((~(part.khat <= 0.7)).mean()),  # nan counts
                         "samples": int(part.samples.mean()),
                         "leapfrogs": int(part.leapfrogs.mean()),
                         "seconds": float(part.seconds.mean()),

@@ -10,12 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.densities import Site, data_frame, is_x_itself, log_density
+from pyro_vae.densities import (
+    Site,
+    base_law,
+    data_frame,
+    is_x_itself,
+    log_density,
+    sites_of,
+    trace_program,
+)
+from pyro_vae.lifting import seeded
+from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
 
 Role = Literal["guide", "model"]
 ROLES: tuple[Role, Role] = ("guide", "model")
@@ -85,16 +96,9 @@ def is_observation(site: Site) -> bool:
     return site["is_observed"] and not is_factor(site) and not is_deterministic(site)
 
 
-def base(fn: Any) -> Any:
-    """A distribution without the wrappers that only rearrange its dimensions."""
-    while isinstance(fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
 def family(site: Site | None) -> str | None:
     """The name of a site's distribution."""
-    return None if site is None else type(base(site["fn"])).__name__
+    return None if site is None else type(base_law(site["fn"])).__name__
 
 
 def by_row(events: Tensor, axis: int | None) -> Tensor:
@@ -307,7 +311,7 @@ def values(met: Met, mistakes: Mistakes) -> None:
 
 def _parameters(site: Site, where: str, mistakes: Mistakes) -> None:
     """A distribution's parameters are possible; with validation off nobody else asks."""
-    fn = base(site["fn"])
+    fn = base_law(site["fn"])
     for name, constraint in getattr(fn, "arg_constraints", {}).items():
         value = fn.__dict__.get(name)  # other parameters are computed from these
         if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
@@ -341,6 +345,36 @@ def _support(site: Site, where: str, mistakes: Mistakes) -> None:
         if site["is_observed"]:
             advice = _advice_for_data(site["fn"].support, value)
         mistakes.add(where, f"values {_range(value)}", describe(site["fn"].support), advice)
+
+
+def require_possible_data(program: Any, x: Rows) -> None:
+    """Refuse data to which the likelihood gives no density, looking at every row.
+
+    With validation off, which captured graphs and ``python -O`` have, a Bernoulli scores a pixel
+    of 255 without complaint, and the more the better.
+
+    Raises:
+        ValueError: what was found, what the observed site takes, and the next step.
+    """
+    for name, value in (x if isinstance(x, dict) else {"x": x}).items():
+        if value.is_floating_point() and not value.isfinite().all():
+            row = int((~value.reshape(num_rows(x), -1).isfinite()).any(1).nonzero()[0])
+            raise ValueError(
+                f'data "{name}" has a value that is not finite in row {row}: remove or impute it'
+            )
+    with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
+        # A support does not depend on the row but for bounds such as a count of trials; of those
+        # the first rows say nothing about the others, and the comparison below passes them over.
+        _, trace = trace_program(program, map_rows(lambda t: t[:2], x), reparameterize=False)
+    site = sites_of(trace).get(getattr(program, "observed", "x"))
+    if site is None or not isinstance(site["value"], Tensor) or site["mask"] is not None:
+        return
+    rows = observed_rows(x)
+    mistakes = Mistakes()
+    value = rows.reshape(len(rows), *site["value"].shape[1:])
+    _support({**site, "value": value}, "data", mistakes)
+    if mistakes:
+        raise ValueError(mistakes[0])
 
 
 def _possible(fn: Any, value: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.distributions import Delta, Independent, Unit
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
@@ -32,6 +33,8 @@ from pyro_vae.lifting import (
     NoiseMode,
     capture_cache,
     lift,
+    nudged,
+    others,
     particles_by_vmap,
 )
 from pyro_vae.program import Rows, call_with, map_rows, num_rows, observed_rows
@@ -119,11 +122,16 @@ class _RowsAreTheBatch(Messenger):
 
 
 class _Detached(Messenger):
-    """Draws carry no gradient: what Pyro's ``sample`` without ``rsample`` would give."""
+    """Draws carry no gradient: what Pyro's ``sample`` without ``rsample`` would give.
+
+    One that carries none stays the object it is: flows know their own last draw again, and some
+    have no other way to score it.
+    """
 
     def _pyro_post_sample(self, msg) -> None:
-        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
-            msg["value"] = msg["value"].detach()
+        value = msg["value"]
+        if not msg["is_observed"] and isinstance(value, Tensor) and value.requires_grad:
+            msg["value"] = value.detach()
 
 
 class DataScale(Messenger):
@@ -196,6 +204,13 @@ def per_datum(site: Site, events: Tensor) -> Tensor:
     return rows.sum(tuple(range(rows.dim() - 1))) if rows.dim() > 1 else rows
 
 
+def base_law(fn: Any) -> Any:
+    """A distribution without the wrappers that only rearrange its dimensions."""
+    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
 def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tensor | None]:
     """KL(q || p) of each latent where a closed form is registered: (B,), of a global one ()."""
     shared = [
@@ -203,6 +218,7 @@ def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tenso
         for name, site in model.items()  # without what pyro.deterministic names in both
         if name in guide and not (site["is_observed"] or guide[name]["is_observed"])
     ]
+    # (torch's KL from a Delta forgets its log_density, so that is left to sampling.)
     # If the guide draws its sites in another order, the prior of one may depend on a site that
     # the guide draws after it; then E_q of the closed form is not the KL term of the bound.
     mean_field = shared == [name for name in guide if name in shared]
@@ -210,7 +226,7 @@ def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tenso
     for name in shared:
         q, p = guide[name], model[name]
         result[name] = None
-        if mean_field:
+        if mean_field and not isinstance(base_law(q["fn"]), Delta):
             try:
                 kl = kl_divergence(q["fn"], p["fn"])
             except NotImplementedError:
@@ -225,6 +241,7 @@ def _single(program: Any, x: Rows, reparameterize: bool, detach_guide: bool) -> 
     """One particle: tables (B,), global densities ()."""
     guide_trace, model_trace = trace_program(program, x, reparameterize=reparameterize)
     guide, model = sites_of(guide_trace), sites_of(model_trace)
+    _require_rows(guide, model)
     if reparameterize:
         _require_rsample(guide)
     scored = guide
@@ -286,6 +303,34 @@ def _dtype(model: dict[str, Site], like: Tensor) -> torch.dtype:
     return like.dtype if like.is_floating_point() else torch.get_default_dtype()
 
 
+def _require_rows(guide: dict[str, Site], model: dict[str, Site]) -> None:
+    """What makes a number per datum wrong without any error: ``pv.check`` says more."""
+    for name, site in model.items():
+        latent, inside = not site["is_observed"], data_frame(site) is not None
+        if latent and name not in guide:
+            raise ValueError(
+                f'latent site "{name}" is in the model and not in the guide, so its density would '
+                "be missing from log q: sample it in the guide as well"
+            )
+        if latent and (data_frame(guide[name]) is not None) != inside:
+            where = "model" if inside else "guide"
+            raise ValueError(
+                f'latent site "{name}" is in pyro.plate("data", ...) in the {where} alone: indent '
+                "it under the plate in both, or in neither if all data share it"
+            )
+        has_rows = bool(site["fn"].batch_shape) or not latent
+        if not inside and has_rows and not is_factor(site):
+            raise ValueError(
+                f'site "{name}" is outside pyro.plate("data", ...), so it has no density per '
+                'datum: write `with pyro.plate("data", len(x)):` around the sites of a datum'
+            )
+
+
+def is_factor(site: Site) -> bool:
+    """Whether a site is a ``pyro.factor`` or ``pyro.deterministic``, which observe nothing."""
+    return isinstance(base_law(site["fn"]), (Unit, Delta)) and site["is_observed"]
+
+
 def _require_rsample(guide: dict[str, Site]) -> None:
     for name, site in guide.items():
         if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
@@ -304,10 +349,16 @@ def _guide_with_detached_parameters(program: Any, x: Rows, guide: poutine.Trace)
             "pv.Program(model, guide)"
         )
     parameters = {name: p.detach() for name, p in program.named_parameters()}
+    # Views, because a flow that knows its own last draw again would answer from its memory, in
+    # which the path through the flow's own parameters is missing.
+    views = guide.copy()
+    for name, site in guide.nodes.items():
+        if site["type"] == "sample" and isinstance(site["value"], Tensor):
+            views.nodes[name] = {**site, "value": site["value"].view_as(site["value"])}
 
     def replayed(program: Any) -> poutine.Trace:
         handler = _RowsAreTheBatch()
-        return handler(poutine.trace(poutine.replay(program.guide, trace=guide)).get_trace)(x)
+        return handler(poutine.trace(poutine.replay(program.guide, trace=views)).get_trace)(x)
 
     return call_with(program, parameters, replayed)
 
@@ -445,9 +496,12 @@ def _vmapped(
     def one(parameters: dict[str, Tensor], x: Rows) -> Densities:
         return call_with(program, parameters, _single, x, reparameterize, detach_guide)
 
-    def example(tensor: Tensor) -> Tensor:
-        real = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        return real.fill_(0.5) if tensor.is_floating_point() else real.fill_(1)
+    def example(tensor: Tensor) -> Tensor:  # values of its own: these may be tracers'
+        real = torch.ones(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        if not tensor.is_floating_point():
+            return real
+        ramp = torch.linspace(0.3, 0.7, max(2, real.numel()))[: real.numel()]
+        return real * ramp.view(real.shape).to(real)
 
     leaves, form_of_args = pytree.tree_flatten((parameters, x))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
@@ -455,7 +509,8 @@ def _vmapped(
     if key not in capture_cache():  # a capture runs the function three times
         with _no_modes():
             examples = pytree.tree_map(example, (parameters, x))
-        capture_cache()[key] = lift(one, *examples, differentiable=True)
+            probes = [(nudged(examples[0]), other) for other in others(examples[1])]
+        capture_cache()[key] = lift(one, *examples, probes=probes, differentiable=True)
     lifted = capture_cache()[key]
     if not isinstance(lifted, Lifted) or lifted.kept:
         return None

@@ -25,8 +25,9 @@ def pareto_khat(log_w: Tensor) -> Tensor:
         log_w: log importance weights, (K, B).
 
     Returns:
-        (B,).  Exactly 0 where the weights are constant (var(log w) < 1e-12: the proposal is the
-        posterior); nan where K is too small for a tail (fewer than 5 weights in it).
+        (B,).  Exactly 0 where the weights are constant up to rounding (the proposal is the
+        posterior), or all the largest are equal; nan where K is too small for a tail (fewer than 5
+        weights in it), and inf where fewer than 5 weights are not zero.
 
     The fit is the quasi-Bayesian one of Zhang & Stephens (2009) with the weak prior of Vehtari et
     al. (2024, arXiv:1507.02646), on the min(K / 5, 3 sqrt K) largest weights.  Each column is a
@@ -34,15 +35,30 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     """
     num_particles = len(log_w)
     tail = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
+    # What densities of this precision differ by without meaning it.
+    rounding = 64 * torch.finfo(log_w.dtype).eps if log_w.is_floating_point() else 0.0
     log_w = log_w.double()
     if tail < 5:
         return torch.full_like(log_w[0], float("nan"))
     # (B, tail + 1), ascending; relative to the largest, which does not change the shape.
     largest = log_w.topk(tail + 1, dim=0).values.flip(0).T
     weights = (largest - largest[:, -1:]).exp()
-    excess = (weights[:, 1:] - weights[:, :1]).clamp_min(torch.finfo(torch.float64).tiny)
-    shape = _fit_generalized_pareto(excess)
-    return torch.where(log_w.var(0) < 1e-12, torch.zeros_like(shape), shape)
+    excess = weights[:, 1:] - weights[:, :1]
+    shape = torch.zeros_like(log_w[0])
+    spread = largest[:, -1] - largest[:, 0]
+    fitted = spread > rounding * largest[:, -1].abs().clamp_min(1.0)
+    whole = fitted & (excess > 0).all(1)
+    if whole.any():
+        shape[whole] = _fit_generalized_pareto(excess[whole])
+    for row in (fitted & ~whole).nonzero().flatten().tolist():
+        above = excess[row][excess[row] > 0]  # ties with the threshold are no excess
+        if len(above) < 5:
+            shape[row] = float("inf") if largest[row, 0].isneginf() else 0.0
+        elif above[-1] - above[0] <= 1e-12 * above[-1]:
+            shape[row] = 0.0
+        else:
+            shape[row] = _fit_generalized_pareto(above.unsqueeze(0))[0]
+    return shape
 
 
 def _fit_generalized_pareto(excess: Tensor) -> Tensor:

@@ -29,7 +29,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pyro_vae.densities import DataScale
-from pyro_vae.lifting import Lifted, NoiseMode, Refusal, keyed, lift, seeded
+from pyro_vae.lifting import (
+    Lifted,
+    NoiseMode,
+    Refusal,
+    keyed,
+    lift,
+    nudged,
+    others,
+    seeded,
+)
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program import Rows, call_with, map_rows, materialize, num_rows
 
@@ -129,19 +138,15 @@ def capture(
     rows, shared = objective.init(program, x) if state is None else state
     weight = torch.ones(num_rows(x), dtype=next(iter(params.values())).dtype, device=_device(x))
 
-    def nudged(tensor: Tensor) -> Tensor:  # other values of the same kind, to compare on
-        return tensor * (
-            1 + 0.02 * torch.linspace(-1, 1, tensor.numel()).view(tensor.shape).to(tensor)
-        )
-
     args = (params, x, weight, rows, shared)
-    probe = (pytree.tree_map(nudged, params), map_rows(lambda t: t.roll(1, 0), x), *args[2:])
-    grads = lift(gradient_function(program, objective), *args, probe=probe)
+    moved = nudged(params)
+    probes = [(moved, x, weight, rows, shared) for x, rows in others((x, rows))]
+    grads = lift(gradient_function(program, objective), *args, probes=probes)
     if isinstance(grads, Refusal):
         return grads
     if not objective.refresh_every:
         return Graph(grads, None)
-    refresh = lift(refresh_function(program, objective), *args, probe=probe)
+    refresh = lift(refresh_function(program, objective), *args, probes=probes)
     return refresh if isinstance(refresh, Refusal) else Graph(grads, refresh)
 
 
@@ -153,32 +158,37 @@ def _device(x: Rows) -> torch.device:
 
 
 class RowFunction:
-    """``function(program, rows)`` for many batches of one form, without gradients.
+    """``function(program, rows)`` for many batches, without gradients.
 
-    The first two calls run the program's handlers; one that comes oftener is captured and runs
-    as a graph where it can.  Either way its noise depends on the key alone.
+    The first two calls of a form (shapes and dtypes) run the program's handlers; one that comes
+    oftener is captured and runs as a graph where it can.  Either way its noise depends on the key
+    alone.
     """
 
-    def __init__(self, program: nn.Module, function: Callable[[nn.Module, Rows], Any]) -> None:
+    def __init__(self, program: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
         self._parameters = {name: p.detach() for name, p in program.named_parameters()}
-        self._calls = 0
-        self._lifted: Lifted | None = None
+        self._calls: dict[tuple, int] = {}
+        self._graphs: dict[tuple, Lifted] = {}
 
-        def run(parameters: Parameters, rows: Rows) -> Any:
+        def run(parameters: Parameters, rows: Any) -> Any:
             with torch.no_grad():
                 return call_with(program, parameters, function, rows)
 
         self._run = run
 
     def __call__(self, rows: Any, *key: int) -> Any:
-        self._calls += 1
-        if self._calls == 3:  # a capture costs some tenths of a second
-            lifted = lift(self._run, self._parameters, rows)
-            self._lifted = lifted if isinstance(lifted, Lifted) and not lifted.kept else None
-        if self._lifted is not None:
+        form = tuple((t.shape, t.dtype) for t in pytree.tree_leaves(rows))
+        self._calls[form] = self._calls.get(form, 0) + 1
+        if self._calls[form] == 3:  # a capture costs some tenths of a second
+            moved = nudged(self._parameters)
+            probes = [(moved, other) for other in others(rows)]
+            lifted = lift(self._run, self._parameters, rows, probes=probes)
+            if isinstance(lifted, Lifted) and not lifted.kept:
+                self._graphs[form] = lifted
+        if form in self._graphs:
+            graph = self._graphs[form]
             with torch.no_grad():
-                noise = self._lifted.draw(key)
-                return self._lifted(self._parameters, rows, noise=noise)
+                return graph(self._parameters, rows, noise=graph.draw(key))
         with NoiseMode(keyed(*key)), seeded(*key), pyro.validation_enabled(False):
             return self._run(self._parameters, rows)
 

@@ -7,9 +7,11 @@ import inspect
 import platform
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pyro_vae.program import Rows
 from pyro_vae.progress import Record
 
 
@@ -41,6 +43,15 @@ class History:
 
         return pd.DataFrame(self._records)
 
+    def memory(self) -> dict[str, Any]:
+        """All records, and the window that is still open."""
+        return {"records": self._records, "sums": self._sums, "counts": self._counts}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Go on from what :meth:`memory` returned."""
+        self._records = list(memory["records"])
+        self._sums, self._counts = dict(memory["sums"]), dict(memory["counts"])
+
 
 def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:
     """Everything that a number depends on: plain values, ready for JSON."""
@@ -51,7 +62,7 @@ def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:
         "program": type(program).__name__,
         "source_digest": source_digest(program),
         "parameters": sum(p.numel() for p in program.parameters()),
-        "data_digest": getattr(x, "digest", None),
+        "data_digest": data_digest(x),
         "binarize": getattr(x, "binarize", None),
         "num_data": len(x["x"] if isinstance(x, dict) else x),
         **settings,
@@ -67,8 +78,46 @@ def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:
 
 
 def source_digest(program: nn.Module) -> str | None:
-    """sha256 of the program's class as written, None where its source is not to be had."""
-    try:
-        return hashlib.sha256(inspect.getsource(type(program)).encode()).hexdigest()
-    except (OSError, TypeError):
-        return None
+    """sha256 of the program as written: its class, its functions and the classes of its parts.
+
+    Parts of torch and what has no source (typed at a prompt) are left out; None where the
+    program's own class is among these.
+    """
+    parts = dict.fromkeys(type(module) for module in program.modules())
+    own: list[Any] = [part for part in parts if not part.__module__.startswith("torch.")]
+    functions = (getattr(program, name, None) for name in ("_model", "_guide"))
+    found = []
+    for part in [*own, *(each for each in functions if each is not None)]:
+        try:
+            found.append(inspect.getsource(part))
+        except (OSError, TypeError):
+            if part is type(program):
+                return None
+    return hashlib.sha256("\0".join(found).encode()).hexdigest()
+
+
+def tensor_digest(name: str, value: Tensor) -> str:
+    """sha256 over name, dtype, shape and bytes."""
+    hashed = hashlib.sha256(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    hashed.update(flat.view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def data_digest(x: Any) -> str:
+    """The digest of a ``Data``; of tensors, arrays and dicts of them, sha256 as they are passed."""
+    if isinstance(getattr(x, "digest", None), str):
+        return x.digest
+    entries = x if isinstance(x, dict) else {"x": x}
+    hashed = hashlib.sha256()
+    for name, value in sorted(entries.items()):
+        rows = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+        hashed.update(tensor_digest(name, rows).encode())
+    return hashed.hexdigest()
+
+
+def form_of(x: Rows) -> dict[str, Any]:
+    """dtype and shape of a row, of each entry of a dict."""
+    if isinstance(x, dict):
+        return {name: form_of(value) for name, value in x.items()}
+    return {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape[1:])}

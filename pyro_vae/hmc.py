@@ -48,7 +48,7 @@ from pyro_vae.densities import (
 )
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.inputs import as_rows
-from pyro_vae.lifting import Noise, NoiseMode, Refusal, keyed, lift, seeded
+from pyro_vae.lifting import Noise, NoiseMode, Refusal, keyed, lift, nudged, others, seeded
 from pyro_vae.program import Rows, call_with, map_rows, num_rows
 
 logger = logging.getLogger("pyro_vae")
@@ -662,7 +662,7 @@ def sample_posterior(
         evaluations=(warmup + num_draws * thin) * leapfrog_steps + 1,
         engine=engine,
     )
-    _judge(draws, adapt if step_size is None else "fixed")
+    _judge(draws, num_draws * thin, adapt if step_size is None else "fixed")
     return draws
 
 
@@ -702,9 +702,9 @@ def _captured(latents: Latents, program: nn.Module, x: Rows, u: Tensor) -> tuple
 
         return call_with(program, parameters, evaluate)
 
-    probe = (parameters, map_rows(lambda t: t.roll(1, 0), x), 0.5 * u.flip(0))
+    probes = [(nudged(parameters), *other) for other in others((x, 0.5 * u))]
     # One gradient, not the whole move: as quick to run, and L times quicker to capture.
-    lifted = lift(unit, parameters, x, u, probe=probe)
+    lifted = lift(unit, parameters, x, u, probes=probes)
     if isinstance(lifted, Refusal):
         logger.info("HMC runs the program's handlers: not captured: %s", lifted)
         return partial(unit, parameters, x), "handlers"
@@ -729,10 +729,10 @@ def _check_start(log_density: Tensor, gradient: Tensor) -> None:
         )
 
 
-def _judge(draws: Draws, tuned: str) -> None:
+def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
     """Say once where draws are not to be trusted."""
     stuck = int((draws.accept < 0.5).sum())
-    moves = f"of {len(draws.accept)} data"
+    data = f"of {len(draws.accept)} data"
     if stuck:
         worst = int(draws.accept.argmin())
         advice = {
@@ -741,16 +741,16 @@ def _judge(draws: Draws, tuned: str) -> None:
             "per_datum": "give it more warmup",
         }[tuned]
         warnings.warn(
-            f"HMC accepts less than half of its moves for {stuck} {moves} (row {worst}: "
+            f"HMC accepts less than half of its moves for {stuck} {data} (row {worst}: "
             f"{float(draws.accept[worst]):.2f}), so their draws say little: {advice}",
             PyroVaeWarning,
             stacklevel=3,
         )
-    diverged = int((draws.divergences > 0.01 * len(draws.u)).sum())
+    diverged = int((draws.divergences > 0.01 * num_moves).sum())
     if diverged:
         worst = int(draws.divergences.argmax())
         warnings.warn(
-            f"more than 1 % of HMC's moves diverged for {diverged} {moves} (row {worst}: "
+            f"more than 1 % of HMC's moves diverged for {diverged} {data} (row {worst}: "
             f"{int(draws.divergences[worst])} moves), so the draws may miss where the posterior is "
             "narrow: raise target_accept, or pass a smaller step_size",
             PyroVaeWarning,

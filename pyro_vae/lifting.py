@@ -198,23 +198,27 @@ class NoiseMode(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# One entry for each graph that is being made in this process, the innermost last.
-_capturing: list[dict[Any, Any]] = []
+# One entry for each graph that is being made in this process, the innermost last; None while the
+# function that it is compared with runs, which must not see graphs of its own parts.
+_capturing: list[dict[Any, Any] | None] = []
 
 
 def particles_by_vmap() -> bool:
     """Whether a graph is being made, in which particles shall be a ``vmap`` over noise."""
-    return bool(_capturing)
+    return bool(_capturing) and _capturing[-1] is not None
 
 
 def capture_cache() -> dict[Any, Any]:
     """What the innermost capture keeps between its runs of the same function."""
-    return _capturing[-1]
+    cache = _capturing[-1]
+    if cache is None:
+        raise RuntimeError("no graph is being made")
+    return cache
 
 
 @contextlib.contextmanager
-def _capture_scope() -> Iterator[None]:
-    _capturing.append({})
+def _capture_scope(cache: dict[Any, Any] | None) -> Iterator[None]:
+    _capturing.append(cache)
     try:
         yield
     finally:
@@ -243,8 +247,11 @@ class Lifted:
     ``NoiseMode(keyed(*key))``.  Arguments and results are the function's own nests of tensors.
     """
 
-    def __init__(self, graph: fx.GraphModule, noise, positions, kept, in_spec, out_spec, constants):
+    def __init__(
+        self, graph: fx.GraphModule, noise, positions, kept, shapes, in_spec, out_spec, constants
+    ):
         self.graph = graph
+        self._shapes = shapes
         self.noise: tuple[Noise, ...] = noise
         self.positions: tuple[int, ...] = positions  # of each noise among all draws asked for
         self.kept: tuple[str, ...] = kept
@@ -269,42 +276,81 @@ class Lifted:
 
     def __call__(self, *args: Any, noise: Sequence[Tensor]) -> Any:
         leaves, spec = pytree.tree_flatten(args)
-        if spec != self._in_spec:
+        if spec != self._in_spec or [leaf.shape for leaf in leaves] != self._shapes:
             raise ValueError(
-                f"a captured function was called with arguments of the form {spec}, "
-                f"expected {self._in_spec}: capture it again for the new form"
+                f"a captured function was called with arguments of the form {spec} and shapes "
+                f"{[tuple(leaf.shape) for leaf in leaves]}, expected {self._in_spec} and "
+                f"{[tuple(shape) for shape in self._shapes]}: capture it again for the new form"
             )
         return self.unflatten(self.flat(*leaves, *noise))
 
 
 def lift(
-    function: Callable[..., Any], *args: Any, probe: tuple | None = None, differentiable=False
+    function: Callable[..., Any], *args: Any, probes: Sequence[tuple] = (), differentiable=False
 ) -> Lifted | Refusal:
     """Capture ``function(*args)`` as a graph of pure operations with its noise as inputs.
 
     The function runs twice: once to learn which noise it asks for, once to be recorded.  Then the
-    graph is compared with the function on ``probe``, other arguments of the same form: a Python
+    graph is compared with the function on ``probes``, other arguments of the same form: a Python
     value that was frozen into the graph, or a branch on data, shows as a difference.
 
     Args:
         function: any function of nests of tensors (dicts, tuples, lists).
         args: example arguments; the graph holds for their shapes and dtypes.
-        probe: other arguments to compare on (default: ``args``).
+        probes: other arguments to compare on, such as :func:`others`; without any, ``args``.
         differentiable: the graph will be differentiated, so gradients are compared too, and
             blocks without gradient are refused: they leave no mark in a graph.
 
     Returns:
         :class:`Lifted`, or a :class:`Refusal` with the reason.
     """
-    with _disable_current_modes(), pyro.validation_enabled(False), _capture_scope():
+    with _disable_current_modes(), pyro.validation_enabled(False):
         try:
-            lifted = _record(function, args, differentiable)
+            with _capture_scope({}):
+                lifted = _record(function, args, differentiable)
+            if isinstance(lifted, Refusal):
+                return lifted
+            with _capture_scope(None):
+                for number, probe in enumerate(probes or [args]):
+                    refusal = _differs(function, lifted, probe, differentiable, twice=number == 0)
+                    if refusal is not None:
+                        return refusal
         except Exception as error:  # whatever user code or the tracer raises is the reason
             return Refusal(_reason(error))
-        if isinstance(lifted, Refusal) or lifted.kept:
-            return lifted  # in-graph draws have no fixed noise to compare at
-        probe = args if probe is None else probe
-        return _differs(function, lifted, probe, differentiable) or lifted
+    return lifted
+
+
+def others(args: Any) -> list[Any]:
+    """Two nests like ``args`` with other values, plausible where those are.
+
+    Real numbers move by two per cent and rows change places, once with their entries turned
+    round, once so that the first row stands for half of them: whatever Python may have made of
+    the values, their sum, their largest, their order, is another.
+    """
+
+    def first(tensor: Tensor) -> Tensor:
+        turned = tensor.flip(-1) if tensor.dim() > 1 else tensor
+        return turned.roll(1, 0) if tensor.dim() else tensor
+
+    def second(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or len(tensor) < 2:
+            return tensor
+        index = torch.arange(len(tensor), device=tensor.device)
+        return tensor[torch.where(index < (len(tensor) + 1) // 2, 0, index - 1)]
+
+    return [pytree.tree_map(first, args), pytree.tree_map(second, args)]
+
+
+def nudged(tensors: Any) -> Any:
+    """The same nest with every real number moved by up to two per cent, each its own way."""
+
+    def nudge(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        ramp = torch.linspace(-1, 1, max(2, tensor.numel()))[: tensor.numel()]
+        return tensor.detach() * (1 + 0.02 * ramp.view(tensor.shape).to(tensor))
+
+    return pytree.tree_map(nudge, tensors)
 
 
 def _reason(error: Exception) -> str:
@@ -349,6 +395,7 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
         tuple(first.asked[i] for i in live),
         tuple(live),
         tuple(dict.fromkeys(first.kept)),
+        [leaf.shape for leaf in leaves],
         in_spec,
         out_spec,
         constants,
@@ -377,7 +424,9 @@ def _clean(graph: fx.GraphModule, num_args: int, keep_detach: bool) -> list[int]
     return live
 
 
-def _differs(function, lifted: Lifted, args, differentiable: bool) -> Refusal | None:
+def _differs(
+    function, lifted: Lifted, args, differentiable: bool, *, twice: bool
+) -> Refusal | None:
     """Compare graph and function on ``args`` at the same noise; a difference is a refusal."""
     key = (1,)
 
@@ -406,9 +455,15 @@ def _differs(function, lifted: Lifted, args, differentiable: bool) -> Refusal | 
                 ]
         return [r.detach() for r in results]
 
-    with NoiseMode(keyed(*key), capturing=True):
-        expected = outcome(function)
-    got = outcome(lambda *a: lifted(*a, noise=lifted.draw(key)))
+    def once() -> list[Tensor]:
+        with NoiseMode(keyed(*key), capturing=True), seeded(*key):
+            return outcome(function)
+
+    expected = once()
+    if twice and any(not _same(a, b) for a, b in zip(expected, once(), strict=True)):
+        return Refusal("the program gives other values from run to run at the same noise")
+    with seeded(*key):  # for the draws that stay in the graph
+        got = outcome(lambda *a: lifted(*a, noise=lifted.draw(key)))
     if len(expected) != len(got):
         return Refusal("gradients are lost in the captured graph")
     for want, have in zip(expected, got, strict=True):
@@ -418,6 +473,15 @@ def _differs(function, lifted: Lifted, args, differentiable: bool) -> Refusal | 
                 "branch that depends on data, or an operation without a graph, was frozen into it"
             )
     return None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal but for what a parallel sum may do."""
+    if not a.is_floating_point():
+        return bool(torch.equal(a, b))
+    size = float(a.detach().abs().nan_to_num(0.0, 0.0, 0.0).amax()) if a.numel() else 0.0
+    slack = 8 * torch.finfo(a.dtype).eps
+    return bool(torch.allclose(a, b, rtol=slack, atol=slack * size, equal_nan=True))
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -26,7 +26,7 @@ from pyro_vae.steps import Step, blame
 class Loop:
     """What ``fit`` sets up, and what changes from step to step.
 
-    Everything after ``history`` is the loop's memory: with the parameters, the optimizer and the
+    Everything from ``history`` on is the loop's memory: with the parameters, the optimizer and the
     objective's state it is all that a resumed run needs, because the noise and the minibatches of
     a step follow from (seed, step).
     """
@@ -47,6 +47,7 @@ class Loop:
     record_every: int = 1
     patience: int | None = None
     listeners: Sequence[Callable[[Record], Any]] = ()
+    after_step: Callable[[Loop], Any] = lambda loop: None  # saves, where a folder was named
     history: History = field(default_factory=History)
     steps_done: int = 0
     samples_done: int = 0
@@ -54,12 +55,31 @@ class Loop:
     seconds: float = 0.0
     best: Tensor | None = None  # held-out bounds per datum of the best evaluation
     waited: int = 0  # evaluations since then
+    called_off: int = 0  # the budget that a callback ended
+
+    def progress(self) -> dict[str, Any]:
+        """How far the run is, for its manifest."""
+        counts = isinstance(self.objective, Objective)
+        return {
+            "steps": self.steps_done,
+            "samples": self.samples_done,
+            "leapfrogs": self.objective.leapfrogs(self.samples_done) if counts else 0,  # type: ignore[union-attr]
+            "seconds": self.seconds,
+        }
+
+    def ended(self, num_steps: int) -> str:
+        """Why there is no further step under this budget; empty where there is one."""
+        if self.called_off >= num_steps:
+            return "callback"
+        if self.patience is not None and self.waited >= self.patience:
+            return f"early stopping: no rise in {self.waited} evaluations"
+        return "budget" if self.steps_done >= num_steps else ""
 
     def run(self, num_steps: int) -> str:
         """Go on until ``num_steps`` steps are done; returns why it ended."""
         started = time.perf_counter() - self.seconds
         refresh_every = getattr(self.objective, "refresh_every", 0)
-        while self.steps_done < num_steps:
+        while not (reason := self.ended(num_steps)):
             number = self.steps_done
             key = (self.seed, 0, number)
             fresh = not refresh_every or number % refresh_every == 0
@@ -78,10 +98,9 @@ class Loop:
                 record = self.record(evaluate)
                 answers = [listen(record) for listen in self.listeners]  # all of them are told
                 if True in answers:
-                    return "callback"
-                if self.patience is not None and self.waited >= self.patience:
-                    return f"early stopping: no rise in {self.waited} evaluations"
-        return "budget"
+                    self.called_off = num_steps
+            self.after_step(self)
+        return reason
 
     def refresh(self, index: Tensor, x: Rows, weight: Tensor, key: tuple) -> dict[str, float]:
         """New rows of the objective's state for this minibatch; returns the means."""

@@ -97,7 +97,7 @@ def _final_evidence(axis: Any, part: xr.Dataset) -> None:
     per_datum = part.log_evidence.mean("seed").values  # (objective, datum)
     differences = per_datum - per_datum[:1]
     errors = differences.std(1, ddof=1) / np.sqrt(differences.shape[1])
-    for place, (colour, name) in enumerate(zip(COLOURS * 3, names, strict=False)):
+    for place, colour in zip(range(len(names)), COLOURS * 3, strict=False):
         seeds = part.log_evidence.isel(objective=place).mean("datum").values
         axis.plot(np.full(len(seeds), place), seeds, "o", color=colour, alpha=0.35, markersize=4)
         axis.errorbar(

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.densities import dream, sites_of
 from pyro_vae.inputs import as_rows
 from pyro_vae.lifting import seeded
-from pyro_vae.program import VAE, Rows, observed_rows
+from pyro_vae.program import VAE, Rows, evaluating, observed_rows
 
 
 def sample(
@@ -32,7 +32,7 @@ def sample(
     """
     if int(num_samples) != num_samples or num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}, expected a whole number from 1 on")
-    with torch.no_grad(), seeded(seed):
+    with torch.no_grad(), seeded(seed), evaluating(program):
         if like is None and isinstance(program, VAE):
             x: Rows = program.likelihood(program.prior().sample((1,))).sample()
         elif like is None:
@@ -67,7 +67,7 @@ def encode(
         (N, ...) or (S, N, ...); a dict by site where there is more than one latent.
     """
     rows = as_rows(x, program)
-    with torch.no_grad(), seeded(seed):
+    with torch.no_grad(), seeded(seed), evaluating(program):
         if num_draws is None:
             latents = _means(program, rows)
         else:
@@ -81,7 +81,7 @@ def encode(
 def reconstruct(program: Any, x: Any) -> Tensor:
     """The likelihood's mean at the posterior mean of the latents: (N, ...) in the form of x."""
     rows = as_rows(x, program)
-    with torch.no_grad(), seeded(0):
+    with torch.no_grad(), seeded(0), evaluating(program):
         means = _means(program, rows)
         trace = poutine.trace(poutine.condition(program.model, data=means)).get_trace(rows)
     site = sites_of(trace)[getattr(program, "observed", "x")]
@@ -100,13 +100,15 @@ class _AtTheMean(poutine.messenger.Messenger):
         if poutine.util.site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
             return
         try:
-            msg["value"] = msg["fn"].mean
+            mean = msg["fn"].mean
         except NotImplementedError:
+            mean = None
+        if mean is None or mean.isnan().any():  # a Categorical's is nan
             raise ValueError(
                 f'the guide of "{msg["name"]}", {type(msg["fn"]).__name__}, has no mean: ask for '
                 "draws, pv.encode(program, x, num_draws=100), and average what you need"
-            ) from None
-        msg["done"] = True
+            )
+        msg["value"], msg["done"] = mean, True
 
 
 def _means(program: Any, x: Rows) -> dict[str, Tensor]:

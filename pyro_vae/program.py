@@ -25,9 +25,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import json
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pyro
 import torch
@@ -160,6 +162,8 @@ class Program(nn.Module):
         ['created.mean', 'decoder.bias', 'decoder.weight']
     """
 
+    build_record: dict[str, Any] | None = None  # see `built_by_name`
+
     def __init__(
         self,
         model: Callable[[Rows], Any] | nn.Module | None = None,
@@ -255,6 +259,18 @@ class Program(nn.Module):
         return value
 
 
+@contextlib.contextmanager
+def evaluating(program: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout, fixed batch statistics) for a while; then each part's own."""
+    modes = {module: module.training for module in program.modules()}
+    program.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 class VAE(Program):
     """A variational auto-encoder from three modules, each of which returns a distribution.
 
@@ -285,6 +301,39 @@ class VAE(Program):
         """q(z | x)."""
         with pyro.plate("data", num_rows(x)):
             pyro.sample("z", self.posterior(x))
+
+
+P = ParamSpec("P")
+Built = TypeVar("Built", bound=Program)
+
+
+def built_by_name(build: Callable[P, Built]) -> Callable[P, Built]:
+    """For the ``build`` of a file in ``models/``: notes on the program how to build it again.
+
+    ``program.build_record`` is then ``{"model": name of the file, "options": {...}}``, so that a
+    saved run is loaded without its program.  It is None where an option is no plain JSON value,
+    such as a prior of one's own, or where ``build`` is in no file of ``pyro_vae.models``.
+    """
+    signature = inspect.signature(build)
+    package, _, model = build.__module__.rpartition(".")
+
+    @functools.wraps(build)
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> Built:
+        program = build(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        if package == "pyro_vae.models" and _is_plain(given.arguments):
+            program.build_record = {"model": model, "options": dict(given.arguments)}
+        return program
+
+    return recorded
+
+
+def _is_plain(options: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(json.dumps(options, allow_nan=False)) == options)
+    except (TypeError, ValueError):
+        return False
 
 
 class _Call(nn.Module):

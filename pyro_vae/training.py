@@ -6,15 +6,17 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.infer.elbo import ELBO
 from torch import nn
 
+from pyro_vae.checkpoint import SWITCHES, folder_for, go_on, keeping, save_run
 from pyro_vae.diagnostics import warn_at_floor
 from pyro_vae.engine import Parameters, trainable
-from pyro_vae.history import manifest_of
+from pyro_vae.history import data_digest, form_of, manifest_of
 from pyro_vae.inputs import Batches, as_rows
 from pyro_vae.loop import Loop, rows_of
 from pyro_vae.objectives.aevb import AEVB
@@ -44,7 +46,7 @@ class Run:
     state: State = EMPTY
 
     def __repr__(self) -> str:
-        last = self.history.iloc[-1]
+        last = self.history.iloc[-1] if len(self.history) else {}
         shown = [
             f"{name} {last[name]:.2f}" for name in ("bound", "validation_bound") if name in last
         ]
@@ -53,6 +55,10 @@ class Run:
             f"{self.manifest['samples']} samples in {self.manifest['seconds']:.1f} s; "
             f"{', '.join(shown) or 'no bound'})"
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write to a folder what ``pv.load(path)`` reads (to go on later, pass ``out`` to fit)."""
+        save_run(self, path)
 
 
 def fit(
@@ -77,6 +83,9 @@ def fit(
     evaluate_every: int | None = None,
     early_stopping: int | None = None,
     callbacks: Iterable[Callable[[Record], Any]] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: float | None = None,
     progress: bool | Callable[[Record], Any] | None = None,
 ) -> Run:
     r"""Train a program in place.
@@ -108,6 +117,13 @@ def fit(
         early_stopping: stop once the held-out bound has not risen by more than the standard error
             of its paired difference for this many evaluations.
         callbacks: each called with a :class:`Record`; one that returns True ends the run.
+        out: a folder where the run is saved at regular times, at its end, and on Ctrl-C or
+            SIGTERM; ``pv.load(out)`` reads it.
+        resume: go on from what ``out`` holds, or start where it holds nothing.  The end has the
+            bits of an uninterrupted run at the same number of threads.  A run that is finished
+            goes on under a larger budget.
+        checkpoint_every: a whole number counts updates between saves, a float such as 60.0
+            seconds (default: a minute, and at most 2% of the time).
         progress: None shows a line where stderr is a terminal; True and False insist; a callable
             is given each :class:`Record`.
 
@@ -116,10 +132,14 @@ def fit(
 
     Raises:
         ValueError: impossible options; or a loss or gradient that is not finite, named by site
-            and step.  The parameters are then those before that step.
+            and step.  The parameters are then those before that step.  With ``resume``: a
+            damaged checkpoint, or one that was made with other settings, each named.
+        KeyboardInterrupt, SystemExit: with ``out``, once SIGINT or SIGTERM (exit code 143) was
+            obeyed after the step at hand; the message says how to go on.
     """
     chosen = translate(AEVB() if objective is None else objective)
     _check_options(locals())
+    folder = None if out is None else folder_for(out, resume=resume)
     program.to(device=device, dtype=dtype)
     batches = Batches(x, program, batch_size, seed)
     num_steps, num_samples = _budget(samples, epochs, steps, batches)
@@ -150,11 +170,8 @@ def fit(
         record_every=max(1, num_steps // 200),
         patience=early_stopping,
     )
+    options = _options_of(loop.optimizer)  # before a schedule changes them
     loop.scheduler = None if schedule is None else schedule(loop.optimizer)
-    with reporter(progress, num_samples, label=type(chosen).__name__) as report:
-        loop.listeners = [report, *callbacks]
-        stopped = loop.run(num_steps)
-    warn_at_floor(program, example)
     manifest = manifest_of(
         program,
         x,
@@ -162,17 +179,26 @@ def fit(
         engine=step.engine,
         engine_reason=step.reason,
         optimizer=type(loop.optimizer).__name__,
+        optimizer_options=options,
+        schedule=None if schedule is None else type(loop.scheduler).__name__,
         lr=lr,
         batch_size=batches.batch_size,
         weight_prior=weight_prior,
         clip=clip,
         seed=seed,
-        steps=loop.steps_done,
-        samples=loop.samples_done,
-        leapfrogs=chosen.leapfrogs(loop.samples_done) if isinstance(chosen, Objective) else 0,
-        stopped=stopped,
-        seconds=loop.seconds,
+        validation_digest=None if validation is None else data_digest(validation),
+        row=form_of(example),
     )
+    if folder is not None and resume:
+        go_on(folder, loop, manifest, num_steps)
+    with (
+        keeping(loop, manifest, num_steps, folder, checkpoint_every),
+        reporter(progress, num_samples, label=type(chosen).__name__) as report,
+    ):
+        loop.listeners = [report, *callbacks]
+        stopped = loop.run(num_steps)
+    warn_at_floor(program, example)
+    manifest |= {**loop.progress(), "stopped": stopped}
     return Run(program, loop.history.frame(), manifest, loop.state)
 
 
@@ -193,6 +219,17 @@ def _make_optimizer(
             "class such as torch.optim.Adam, or a callable on parameters"
         )
     return made
+
+
+def _options_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What the optimizer was made with, by name: plain values."""
+    options: dict[str, Any] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            if name not in ("params", *SWITCHES):
+                plain = value.tolist() if isinstance(value, torch.Tensor) else value
+                options[f"{name} of group {number}" if number else name] = plain
+    return options
 
 
 def _budget(
@@ -220,9 +257,11 @@ def _check_options(options: dict[str, Any]) -> None:
         )
     if options["early_stopping"] is not None and options["validation"] is None:
         raise ValueError("early_stopping needs held-out data: pass validation=data.validation")
-    positive = {**given, **{n: options[n] for n in ("lr", "clip", "batch_size", "evaluate_every",
-                                                    "early_stopping")}}  # fmt: skip
-    for name, value in positive.items():
+    for name in ("resume", "checkpoint_every"):
+        if options[name] and options["out"] is None:
+            raise ValueError(f"{name} needs a folder: pass out=")
+    positive = ("lr", "clip", "batch_size", "evaluate_every", "early_stopping", "checkpoint_every")
+    for name, value in {**given, **{name: options[name] for name in positive}}.items():
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}, expected a positive finite number")
     for name in ("samples", "steps", "batch_size", "evaluate_every", "early_stopping"):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import gzip
+import hashlib
 import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch import Tensor
 from pyro_vae import datasets
 from pyro_vae.datasets import Data, DataSet, from_array, from_file, load, names, split
 from pyro_vae.datasets import noise as noise_module
-from pyro_vae.datasets.files import read
+from pyro_vae.datasets.files import folder, read
 from pyro_vae.datasets.frey_face import read_mat
 from pyro_vae.datasets.idx import read_idx
 
@@ -647,15 +649,50 @@ def test_options_are_checked_before_any_file(name):
 
 
 def test_a_missing_file_is_named_with_the_place_to_put_it(tmp_path, monkeypatch):
+    """Both ways: the command that downloads it, and what to put where without one."""
     monkeypatch.delenv("PYRO_VAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     expected = "mnist/train-images-idx3-ubyte.gz"
-    with pytest.raises(ValueError, match=rf"{expected}.*--data-dir.*PYRO_VAE_DATA"):
+    by_hand = f"fetch https://.*/train-images-idx3-ubyte.gz .sha256 440fcabf.* put it at {tmp_path}"
+    with pytest.raises(
+        ValueError,
+        match=rf"{tmp_path}/cache/pyro_vae/{expected}.*no such file; run `pyro-vae data get mnist`,"
+        rf" or {by_hand}/cache/pyro_vae/{expected}; .* data_dir= \(--data_dir\) or PYRO_VAE_DATA",
+    ):
         load("mnist")
-    with pytest.raises(ValueError, match=f"{tmp_path}/{expected}.*no such file"):
+    with pytest.raises(
+        ValueError,
+        match=f"{tmp_path}/{expected}.*`pyro-vae data get mnist --data_dir {tmp_path}`, "
+        f"or {by_hand}/{expected}",
+    ):
         load("mnist", data_dir=tmp_path)
     monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match=f"{tmp_path}/frey_face/frey_rawface.mat"):
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}/frey_face/frey_rawface.mat.*`pyro-vae data get frey_face`"
+    ):
         load("frey_face")
+    assert not list(tmp_path.iterdir()), "nothing is made, and nothing downloaded"
+
+
+def test_the_data_directory_is_the_argument_the_variable_or_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path / "variable"))
+    assert folder(tmp_path / "argument") == tmp_path / "argument"
+    assert folder("~/data") == tmp_path / "home/data"
+    assert folder() == tmp_path / "variable"
+    monkeypatch.setenv("PYRO_VAE_DATA", "")
+    assert folder() == tmp_path / "cache/pyro_vae"
+    for unset in ("", "relative/cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert folder() == tmp_path / "home/.cache/pyro_vae"
+
+
+def test_load_looks_where_get_puts(data_dir, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYRO_VAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "pyro_vae").symlink_to(data_dir)
+    assert len(load("frey_face").train) == 1565
 
 
 def test_a_changed_file_is_refused(tmp_path):
@@ -681,19 +718,23 @@ def test_idx_values_come_in_rows(tmp_path):
     assert read_idx(path, 3).tolist() == [[[0, 1, 2]], [[3, 4, 5]]]
 
 
+GOOD = idx_bytes((2, 1, 3), bytes(6))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "do not unpack|empty"),
         (b"plain text", "do not unpack"),
-        (gzip.compress(bytes(99))[:-9], "do not unpack"),
-        (gzip.compress(bytes(99))[:-8] + bytes(8), "do not unpack"),
+        (gzip.compress(GOOD)[:-9], "do not unpack"),
+        (gzip.compress(GOOD)[:-8] + bytes(8), "do not unpack"),
         (gzip.compress(b""), "empty"),
         (gzip.compress(idx_bytes((6,), bytes(6))), "00000801.*expected 00000803"),
         (gzip.compress(idx_bytes((2, 1, 3), bytes(6), kind=13)), "00000d03"),
         (gzip.compress(idx_bytes((2, 1, 3), b"")[:10]), "10 bytes"),
         (gzip.compress(idx_bytes((2, 1, 3), bytes(5))), "got 5 values, expected 6 = 2 x 1 x 3"),
-        (gzip.compress(idx_bytes((2, 1, 3), bytes(7))), "got 7 values, expected 6"),
+        (gzip.compress(idx_bytes((2, 1, 3), bytes(7))), "got more, expected 6"),
+        (gzip.compress(idx_bytes((1 << 16, 1 << 16, 1), b"")), "65536 x 65536 x 1.*at most"),
     ],
 )
 def test_a_malformed_idx_file_is_refused_by_name(tmp_path, content, message):
@@ -704,12 +745,52 @@ def test_a_malformed_idx_file_is_refused_by_name(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
+def peak_of_refusal(read, path: Path, message: str) -> int:
+    """Bytes of Python memory that it takes to refuse a file."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            read(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_idx_file_is_not_unpacked_beyond_its_declared_size(tmp_path):
+    """64 MB of zeros in 64 kB, after a header that declares six."""
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(GOOD + bytes(1 << 26)))
+    assert peak_of_refusal(lambda path: read_idx(path, 3), path, "got more") < 1 << 20
+
+
+def test_a_mat_file_is_not_unpacked_beyond_its_limit(tmp_path):
+    """64 MB of zeros in 64 kB, as the matrix `ff`."""
+    path = tmp_path / "frey_rawface.mat"
+    savemat(path, {"ff": np.zeros((560, 1 << 17), np.uint8)}, do_compression=True)
+    assert path.stat().st_size < 1 << 17
+    assert peak_of_refusal(read_mat, path, "unpacks to more than") < 1 << 24
+
+
+def test_a_frey_face_with_one_other_pixel_is_refused(data_dir, tmp_path):
+    """Shape, type and range would not tell; and another packing of the same pixels is fine."""
+    pixels = read_mat(data_dir / "frey_face/frey_rawface.mat").copy()
+    path = tmp_path / "frey_rawface.mat"
+    for options in ({"do_compression": True}, {"do_compression": False}, {"format": "4"}):
+        savemat(path, {"ff": pixels}, **options)
+        assert np.array_equal(read_mat(path), pixels)
+    pixels[100, 100] += 1
+    savemat(path, {"ff": pixels})
+    with pytest.raises(ValueError, match="pixels of sha256"):
+        read_mat(path)
+
+
 def test_a_mat_file_that_is_not_frey_face_is_refused(tmp_path):
     good = np.full((560, 1965), 100, np.uint8)
     good[0, 0], good[0, 1] = 8, 238
     path = tmp_path / "frey_rawface.mat"
     savemat(path, {"ff": good})
-    assert np.array_equal(read_mat(path), good)
+    digest = hashlib.sha256(good.T.tobytes()).hexdigest()
+    assert np.array_equal(read_mat(path, sha256=digest), good)
 
     for variables, message in [
         ({"faces": good}, "no variable `ff`"),

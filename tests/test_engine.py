@@ -10,6 +10,7 @@ import pkgutil
 import random
 from dataclasses import dataclass
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -485,11 +486,16 @@ def more_draws_each_time(program, x):
 
 
 DEPENDS, FROZEN = "depends on the values of tensors", "was frozen into it"
+RERUN = "other values from run to run"
 FICKLE = {
     "a branch on data": (lambda program, x: 2.0 if x.sum() > 0 else 1.0, DEPENDS),
     "a number read from data": (lambda program, x: x.mean().item(), DEPENDS),
-    "an attribute that changes": (lambda program, x: 1.0 + 0.1 * program.calls, FROZEN),
-    "a Python random number": (lambda program, x: random.random(), FROZEN),
+    "an attribute that changes": (lambda program, x: 1.0 + 0.1 * program.calls, RERUN),
+    "a slow drift, in float32": (lambda program, x: (1 - 1e-4) ** program.calls, RERUN),
+    "a Python random number": (lambda program, x: random.random(), RERUN),
+    "numpy of the data": (lambda program, x: torch.from_numpy(np.tanh(x.numpy())), FROZEN),
+    "a list of the data": (lambda program, x: 1 + max(x[:, 0].tolist()), DEPENDS),
+    "the largest value, by numpy": (lambda p, x: float(1 + x.numpy().max()), FROZEN),
     "a changing number of draws": (more_draws_each_time, "the draws change from run to run"),
 }
 
@@ -506,6 +512,42 @@ def test_program_that_is_no_fixed_function_is_refused_with_a_reason(what, partic
     assert isinstance(refusal, Refusal)
     assert reason in str(refusal)
     assert "\n" not in str(refusal)
+
+
+@pytest.mark.parametrize("what", ["numpy of the data", "a list of the data"])
+def test_evaluation_in_chunks_freezes_nothing_either(what):
+    """The first two chunks run the program; a graph of a later one must not differ from it."""
+    factor, _ = FICKLE[what]
+    program, x = Fickle(factor), torch.randn(60, COLUMNS)
+    program.double()
+
+    found = engine.RowFunction(program, lambda p, rows: densities(p, rows, 2).log_w)
+    for number, (_, rows) in enumerate(engine.row_chunks(x.double(), 10)):
+        with NoiseMode(keyed(0, number)), torch.no_grad():
+            expected = densities(program, rows, 2).log_w
+        torch.testing.assert_close(found(rows, 0, number), expected)
+
+
+def test_a_graph_with_draws_of_its_own_is_compared_as_well():
+    """Gamma draws cannot be lifted; that is no reason to trust what stands beside them."""
+
+    class Counting(Fickle):
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                rate = self.encoder(x).exp()
+                pyro.sample("z", dist.Gamma(2.0 + 0 * rate, rate).to_event(1))
+
+        def model(self, x):
+            self.calls += 1
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Gamma(self.zeros(2) + 2.0, 1.0).to_event(1))
+                pyro.sample("x", normal(self.decoder(z) * self.factor(self, x)), obs=x)
+
+    x = torch.randn(ROWS, COLUMNS, dtype=torch.float64)
+    steady = engine.capture(Counting(lambda p, x: 1.0), AEVB("A"), x)
+    assert steady.grads.kept
+    refusal = engine.capture(Counting(lambda p, x: 1.0 + 0.1 * p.calls), AEVB("A"), x)
+    assert isinstance(refusal, Refusal) and RERUN in str(refusal)
 
 
 def test_draws_that_no_noise_can_serve_stay_in_the_graph_and_are_named():

@@ -183,7 +183,7 @@ def test_a_global_latent_has_no_evidence_per_datum():
     ("options", "message"),
     [
         ({"method": "magic"}, "method is 'magic'"),
-        ({"proposal": "prior"}, "proposal is 'prior'"),
+        ({"proposal": "prior"}, "proposal is 'prior', expected \"guide\" or \"hmc\""),
         ({"num_particles": 0}, "num_particles is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],

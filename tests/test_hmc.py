@@ -89,14 +89,14 @@ def gaussian():
         program.noise.lower.normal_(0.0, 0.3)
         program.bias.normal_()
     x = pv.datasets.synthetic(program, 20, like=torch.zeros(1, 5), seed=1).x.double()
-    options = {"num_draws": 800, "warmup": 300, "leapfrog_steps": 5}
+    options = {"num_draws": 600, "warmup": 300, "leapfrog_steps": 5}
     return program, x, sample_posterior(program, x, seed=4, **options)
 
 
 @pytest.fixture(scope="module")
 def counts():
     program = Counts()
-    options = {"num_draws": 1200, "warmup": 300, "leapfrog_steps": 5}
+    options = {"num_draws": 900, "warmup": 250, "leapfrog_steps": 4}
     return program, COUNTS, sample_posterior(program, COUNTS, seed=5, **options)
 
 
@@ -275,8 +275,8 @@ def test_gaussian_draws_are_distributed_as_the_exact_posterior(gaussian):
 def test_constrained_posteriors_have_their_exact_mean_and_variance(counts):
     program, x, draws = counts
     rate, share = program.exact(x)
-    assert draws.values["rate"].shape == (1200, 4) and draws.values["share"].shape == (1200, 4, 3)
-    assert draws.u.shape == (1200, 4, 3)  # a simplex of three has two coordinates
+    assert draws.values["rate"].shape == (900, 4) and draws.values["share"].shape == (900, 4, 3)
+    assert draws.u.shape == (900, 4, 3)  # a simplex of three has two coordinates
     assert_moments(draws.values["rate"], rate.mean(), rate.var())
     assert_moments(draws.values["share"], share.mean(), share.var())
 
@@ -297,7 +297,7 @@ def test_the_logistic_posterior_has_the_moments_of_quadrature():
     program = logistic_lvm.build(4, latent_dim=1, weight=2 * torch.ones(4, 1)).double()
     x = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1.0]], dtype=torch.float64)
     mean, covariance = program.posterior_moments(x)
-    draws = sample_posterior(program, x, num_draws=600, warmup=300, leapfrog_steps=5, seed=1)
+    draws = sample_posterior(program, x, num_draws=500, warmup=200, leapfrog_steps=4, seed=1)
     assert_moments(draws.values["z"], mean.detach(), covariance.detach()[:, :, 0])
 
 

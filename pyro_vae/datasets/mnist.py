@@ -10,13 +10,33 @@ import os
 
 from pyro_vae.datasets.base import DataSet
 from pyro_vae.datasets.checks import Binarize
-from pyro_vae.datasets.idx import load_image_set
+from pyro_vae.datasets.idx import load_image_set, published
 
-SHA256 = (  # of idx.FILES, in that order
-    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+MIRRORS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+PUBLISHED = published(
+    "mnist",
+    MIRRORS,
+    {
+        "train-images-idx3-ubyte.gz": (
+            9_912_422,
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        ),
+        "train-labels-idx1-ubyte.gz": (
+            28_881,
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        ),
+        "t10k-images-idx3-ubyte.gz": (
+            1_648_877,
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        ),
+        "t10k-labels-idx1-ubyte.gz": (
+            4_542,
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
+    },
 )
 
 
@@ -32,5 +52,5 @@ def load(
     Args and errors: as in `pyro_vae.datasets.load`.
     """
     return load_image_set(
-        "mnist", SHA256, binarize=binarize, data_dir=data_dir, seed=seed, scale=scale
+        "mnist", PUBLISHED, binarize=binarize, data_dir=data_dir, seed=seed, scale=scale
     )

@@ -6,15 +6,19 @@ import warnings
 from typing import Any, Literal
 
 import torch
+from pyro.distributions import Delta
 from torch import nn
 
+from pyro_vae.contract import require_possible_data
+from pyro_vae.densities import base_law, sites_of, trace_program
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.importance import Evidence, from_log_weights, importance
 from pyro_vae.evidence.markov import fitted_proposal, from_reciprocal_weights, reciprocal
 from pyro_vae.hmc import Latents
 from pyro_vae.inputs import as_rows
-from pyro_vae.program import map_rows
+from pyro_vae.lifting import seeded
+from pyro_vae.program import Rows, evaluating, map_rows
 
 __all__ = ["Evidence", "elbo", "from_log_weights", "from_reciprocal_weights", "log_evidence"]
 
@@ -63,12 +67,19 @@ def log_evidence(
         max_elements: the largest number of elements (particles x rows x pixels) held at a time;
             memory stays bounded whatever K is.
 
+    The program is put into evaluation mode (no dropout) for as long as this takes.
+
     Returns:
         :class:`Evidence`, each field (N,), in nats.
 
+    Raises:
+        ValueError: data outside the likelihood's support; global latents, which have no share in a
+            datum's evidence; a guide that is a point.
+
     Warns:
-        PyroVaeWarning: where khat exceeds 0.7, so that the average hangs on a few draws; and for
-            "reciprocal" above five latent dimensions, where appendix D is not to be used.
+        PyroVaeWarning: where there is no khat; where it exceeds 0.7, so that the average hangs on
+            a few draws; and for "reciprocal" above five latent dimensions, where appendix D is
+            not to be used.
 
     Sources: Rezende, Mohamed & Wierstra (2014), appendix E; Kingma & Welling (2014), appendix D;
     khat: Vehtari et al. (2024).
@@ -92,8 +103,10 @@ def log_evidence(
     rows = as_rows(x, program)
     pieces = {"seed": seed, "batch_size": int(batch_size), "max_elements": int(max_elements)}
     chains = {"num_draws": num_draws, "warmup": warmup, "leapfrog_steps": leapfrog_steps}
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(program):
+        require_possible_data(program, rows)
         if from_guide:
+            _refuse_point_guides(program, rows)
             evidence = importance(program, rows, num_particles=int(num_particles), **pieces)
         elif method == "importance":
             evidence = fitted_proposal(
@@ -104,6 +117,21 @@ def log_evidence(
             evidence = reciprocal(program, rows, **pieces, **chains)
     _warn_about_tails(evidence, method, proposal)
     return evidence
+
+
+def _refuse_point_guides(program: nn.Module, rows: Rows) -> None:
+    """Weights under a guide that is a point are all equal, and say nothing."""
+    with seeded(0):
+        guide, _ = trace_program(program, map_rows(lambda t: t[:2], rows), reparameterize=False)
+    sites = sites_of(guide)
+    if any(site["infer"].get("is_auxiliary") for site in sites.values()):
+        return  # the points are functions of draws that have a density of their own
+    for name, site in sites.items():
+        if isinstance(base_law(site["fn"]), Delta) and not site["is_observed"]:
+            raise ValueError(
+                f'the guide of "{name}" is a point (Delta), from which log p(x) cannot be '
+                'estimated: use proposal="hmc"'
+            )
 
 
 def _warn_about_dimensions(dim: int) -> None:
@@ -118,6 +146,13 @@ def _warn_about_dimensions(dim: int) -> None:
 
 def _warn_about_tails(evidence: Evidence, method: str, proposal: str) -> None:
     bad = int((evidence.khat > 0.7).sum())
+    if evidence.khat.isnan().any():
+        warnings.warn(
+            f"with {method} and so few draws there is no khat, so nothing says how far to trust "
+            "log p(x); use 25 particles or more",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
     if not bad:
         return
     count = f"khat exceeds 0.7 for {bad} of {len(evidence.khat)} data: "

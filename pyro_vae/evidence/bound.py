@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.contract import require_possible_data
 from pyro_vae.densities import densities
 from pyro_vae.engine import RowFunction, row_chunks
 from pyro_vae.inputs import as_rows
-from pyro_vae.program import Rows
+from pyro_vae.program import Rows, evaluating, num_rows
 
 
 def elbo(
@@ -30,19 +31,33 @@ def elbo(
         seed: of the noise; the same seed gives the same noise for two programs.
         batch_size: rows at a time.
 
+    The program is put into evaluation mode (no dropout) for as long as this takes.
+
     Returns:
         (N,) nats per datum, without gradient.
+
+    Raises:
+        ValueError: data outside the likelihood's support; or global latents without a plate that
+            says N.
     """
 
-    def bound(program: nn.Module, rows: Rows) -> Tensor:
+    def bound(program: nn.Module, rows: Rows) -> tuple[Tensor, bool]:
         d = densities(program, rows, num_particles, reparameterize=False)
-        return d.log_likelihood.mean(0) - sum(d.kl_terms.values()) - d.global_kl_share
+        local = d.log_likelihood.mean(0) - sum(d.kl_terms.values()) - d.global_kl_share
+        return local, bool(d.global_ratio) and d.scale == 1.0
 
     x = as_rows(x, program)
+    require_possible_data(program, x)
     function = RowFunction(program, bound)
-    return torch.cat(
-        [
-            function(rows, seed, number)[:count]
-            for number, (count, rows) in enumerate(row_chunks(x, batch_size))
-        ]
-    )
+    parts = []
+    with evaluating(program):
+        for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+            values, share_unknown = function(rows, seed, number)
+            if share_unknown and num_rows(x) > batch_size:
+                raise ValueError(
+                    "the program has global latents and its plate does not say how many data share "
+                    'them: write pyro.plate("data", N, subsample_size=len(x)), or pass a '
+                    f"batch_size of at least {num_rows(x)}"
+                )
+            parts.append(values[:count])
+    return torch.cat(parts)

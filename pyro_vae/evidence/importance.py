@@ -49,16 +49,17 @@ class Evidence(NamedTuple):
         return float(self.value.std() / math.sqrt(len(self.value)))
 
     def __repr__(self) -> str:
-        bad = int((self.khat > 0.7).sum())
+        bad = int((~(self.khat <= 0.7)).sum())  # nan is no good sign
         return (
             f"Evidence(mean {self.mean():.3f} nats, standard error over data "
             f"{self.mean_standard_error():.3f}, median ESS {float(self.ess.median()):.1f}, "
-            f"khat > 0.7 for {bad} of {len(self.value)} data)"
+            f"khat not below 0.7 for {bad} of {len(self.value)} data)"
         )
 
 
 def from_log_weights(log_w: Tensor) -> Evidence:
     """Evidence from log weights (K, B) of a normalized proposal."""
+    khat = pareto_khat(log_w)  # in the precision that the weights were computed in
     log_w = log_w.double()
     num_particles = len(log_w)
     total = log_w.logsumexp(0)
@@ -72,7 +73,7 @@ def from_log_weights(log_w: Tensor) -> Evidence:
         if num_particles > 1
         else torch.full_like(value, float("nan")),
         ess=ess,
-        khat=pareto_khat(log_w),
+        khat=khat,
         lower=value,
         upper=torch.full_like(value, float("inf")),
     )
@@ -109,7 +110,7 @@ def importance(
                     "the program has latents outside the data plate, which all data share, so "
                     "there is no log p(x) per datum: condition on them, or use the ELBO"
                 )
-            tables.append(log_w[:, :count].double())
+            tables.append(log_w[:, :count])
         parts.append(from_log_weights(torch.cat(tables)))
     return concatenated(parts)
 

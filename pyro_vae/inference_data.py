@@ -1,0 +1,446 @@
+r"""``to_inference_data``: what the guide says about data, in the form that ArviZ reads.
+
+The guide q(z | x) only approximates the posterior, and a picture of its draws does not show how
+well.  So its draws come with everything that judges them: log p(x, z) and log q(z | x) of the very
+same draws, whose difference is the log importance weight
+
+.. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b),
+
+and khat and log p(x) per datum, which are computed from these weights.
+"""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_vae.densities import Densities, _RowsAreTheBatch, densities, dream, sites_of
+from pyro_vae.engine import RowFunction, row_chunks
+from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.evidence.importance import event_size, from_log_weights
+from pyro_vae.inputs import as_rows
+from pyro_vae.lifting import NoiseMode, keyed, seeded
+from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Groups = dict[str, dict[str, Any]]  # group -> variable -> values
+Chunk = Callable[[Any, Rows], Groups]  # (B, ...) -> values (K, B, ...)
+
+AXES = ("chain", "draw", "data")
+NOTES = {
+    "posterior": "draws come from the guide q(z | x), neither weighted nor resampled",
+    "sample_stats": "lp = log p(x, z) and log_q = log q(z | x) of the posterior group's draws; "
+    "their difference is the log importance weight that khat and log_evidence rest on; nats",
+    "log_likelihood": "log p(x | z) at draws of z, nats. Not for az.loo or az.waic: where each "
+    "datum has latents of its own they amount to the harmonic mean of p(x | z), which fails even "
+    "at exact posterior draws. Compare models by log_evidence in sample_stats",
+}
+
+
+def to_inference_data(
+    program: nn.Module,
+    x: Any,
+    *,
+    num_draws: int = 500,
+    chains: int = 4,
+    num_prior: int = 100,
+    predictive: bool = True,
+    true_latents: Any = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    max_bytes: int = 2**30,
+) -> Any:
+    """Draw from the guide and put draws, weights, predictions and data into one ArviZ object.
+
+    ==================== ==================================== ==================================
+    group                variables                            dimensions
+    ==================== ==================================== ==================================
+    posterior            each latent, from q(z given x)        chain, draw, data, its event's
+    sample_stats         lp = log p(x, z); log_q              chain, draw, data
+    sample_stats         khat; log_evidence and its           data
+                         standard error; ess
+    posterior_predictive x from p(x given z) at these z        chain, draw, data, its event's
+    log_likelihood       log p(x given z)                     chain, draw, data
+    prior                each latent, from p(z)               chain, draw, data, its event's
+    prior_predictive     x at these                           chain, draw, data, its event's
+    observed_data        x                                    data, its event's
+    constant_data        covariates, labels, true latents     data, their event's
+    ==================== ==================================== ==================================
+
+    The draws are the guide's own: neither weighted nor resampled.  They are independent, so
+    "chains" only serve functions of ArviZ that want several, and r_hat near 1 says nothing about
+    the guide.  khat does: below 0.7 the guide is close enough to the posterior for its weights to
+    be of use.  Densities and log_evidence are in nats per datum.
+
+    ``az.summary`` takes about 8 ms for each scalar, and there are rows x latent dimensions of
+    them: cut first, ``az.summary(result.isel(data=slice(10)), var_names=["z"])``.
+
+    Args:
+        program: the program.
+        x: data (N, ...): a tensor, an array, a dict with covariates, or a ``Data``, whose labels
+            and row numbers come along.
+        num_draws: S draws a chain.
+        chains: C; khat and log_evidence use all C x S draws.
+        num_prior: prior draws, in one chain; 0 leaves both prior groups out.
+        predictive: draw x as well.  That makes the two largest groups, and needs a model that
+            observes x itself without a mask.
+        true_latents: of synthetic data: (N, ...), or a dict by site where there are several.  They
+            become ``true_<site>`` in constant_data.
+        seed: of the noise; torch's global generator is neither read nor changed.
+        batch_size: rows at a time; the noise depends on it.
+        max_bytes: how large the result may be.
+
+    Returns:
+        ``arviz.InferenceData`` for ArviZ below 1, ``xarray.DataTree`` from 1 on.  The dimension
+        ``data`` has the row numbers of a ``Data``, else 0..N-1; an event dimension of site "z" is
+        ``z_dim``, or ``z_dim_0``, ``z_dim_1``, ... where there are several.
+
+    Raises:
+        ValueError: a result above ``max_bytes``, before anything is drawn; latents outside the
+            data plate; true latents of another shape; a name that two things would have.
+
+    Warns:
+        PyroVaeWarning: where khat exceeds 0.7.
+
+    Example:
+        >>> from pyro_vae.models import linear_gaussian
+        >>> oracle = linear_gaussian.build(3, latent_dim=2)
+        >>> result = to_inference_data(oracle, torch.zeros(4, 3), num_draws=50)
+        >>> dict(result["posterior"]["z"].sizes)
+        {'chain': 4, 'draw': 50, 'data': 4, 'z_dim': 2}
+
+    Sources: Kumar et al. (2019), ArviZ; khat: Vehtari et al. (2024); for the log-likelihood and
+    leave-one-out: Merkle, Furr & Rabe-Hesketh (2019).
+    """
+    for name, value, least in (
+        ("num_draws", num_draws, 1),
+        ("chains", chains, 1),
+        ("num_prior", num_prior, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if int(value) != value or value < least:
+            raise ValueError(f"{name} is {value}, expected a whole number from {least} on")
+    rows, observed = as_rows(x, program), getattr(program, "observed", "x")
+    form = _form(program, rows, predictive)
+    constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
+    particles = num_draws * chains
+    _refuse_names({*form.latents, observed, *constants})
+    _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
+
+    functions = _posterior(observed, predictive), _prior(observed, predictive)
+    groups = _drawn(program, rows, functions[0], particles, (seed, 0), batch_size)
+    log_w = groups["sample_stats"]["lp"] - groups["sample_stats"]["log_q"]  # (K, N)
+    evidence = from_log_weights(torch.from_numpy(log_w))
+    _warn_about_tails(evidence.khat)
+    datasets = {group: _dataset(values, AXES, chains) for group, values in groups.items()}
+    if num_prior:
+        groups = _drawn(program, rows, functions[1], num_prior, (seed, 1), batch_size)
+        datasets |= {group: _dataset(values, AXES, 1) for group, values in groups.items()}
+    per_datum = {
+        "khat": evidence.khat,
+        "log_evidence": evidence.value,
+        "log_evidence_standard_error": evidence.standard_error,
+        "ess": evidence.ess,
+    }
+    datasets["sample_stats"].update(_dataset(per_datum, AXES[2:]))
+    datasets["observed_data"] = _dataset({observed: observed_rows(rows)}, AXES[2:])
+    if constants:
+        datasets["constant_data"] = _dataset(constants, AXES[2:], sites=sites)
+
+    index = getattr(x, "index", None)
+    numbers = _array(index) if isinstance(index, Tensor) else np.arange(num_rows(rows))
+    attributes = _attributes(program, x, seed=seed, num_draws=num_draws, chains=chains)
+    for group, dataset in datasets.items():
+        note = {"note": NOTES[group]} if group in NOTES else {}
+        datasets[group] = dataset.assign_coords(data=numbers).assign_attrs(attributes | note)
+    return _wrapped(datasets)
+
+
+def _wrapped(datasets: dict[str, xr.Dataset]) -> Any:
+    """What the installed ArviZ works on: its own class below version 1, xarray's from there."""
+    if int(version("arviz").split(".")[0]) < 1:
+        from arviz import InferenceData
+
+        groups: dict[str, Any] = dict(datasets)
+        return InferenceData(**groups)
+    from xarray import DataTree
+
+    return DataTree.from_dict(datasets)
+
+
+# --- what is drawn --------------------------------------------------------------------------------
+
+
+def _posterior(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+    def of_size(size: int) -> Chunk:
+        def draw(program: Any, rows: Rows) -> Groups:
+            d = densities(program, rows, size, reparameterize=False)
+            groups: Groups = {
+                "posterior": dict(d.latents),
+                "sample_stats": {"lp": d.log_p, "log_q": d.log_q},
+                "log_likelihood": {observed: d.log_likelihood},
+            }
+            if predictive:
+                flat = {name: value.flatten(0, 1) for name, value in d.latents.items()}
+                with poutine.condition(data=flat):
+                    replicated, _ = dream(program, _repeated(rows, size))
+                groups["posterior_predictive"] = {observed: observed_rows(replicated)}
+            return _by_particle(groups, size, num_rows(rows))
+
+        return draw
+
+    return of_size
+
+
+def _prior(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+    def of_size(size: int) -> Chunk:
+        def draw(program: Any, rows: Rows) -> Groups:
+            many = _repeated(rows, size)
+            if predictive:
+                replicated, latents = dream(program, many)
+                groups: Groups = {
+                    "prior": latents,
+                    "prior_predictive": {observed: observed_rows(replicated)},
+                }
+            else:
+                trace = _RowsAreTheBatch()(poutine.trace(program.model).get_trace)(many)
+                sites = sites_of(trace).items()
+                groups = {"prior": {n: s["value"] for n, s in sites if not s["is_observed"]}}
+            return _by_particle(groups, size, num_rows(rows))
+
+        return draw
+
+    return of_size
+
+
+def _repeated(rows: Rows, times: int) -> Rows:
+    """(B, ...) to (K B, ...): rows are independent, so K particles are K times the rows."""
+    return map_rows(lambda t: t.repeat(times, *[1] * (t.dim() - 1)), rows)
+
+
+def _by_particle(groups: Groups, particles: int, rows: int) -> Groups:
+    """Bring (K B, ...) into (K, B, ...)."""
+
+    def fold(name: str, value: Tensor) -> Tensor:
+        if value.shape[:2] == (particles, rows):
+            return value
+        if len(value) != particles * rows:
+            raise ValueError(
+                f'the values of "{name}" have shape {tuple(value.shape)} for {particles * rows} '
+                'rows, expected the rows in front: let pyro.plate("data", ...) be the leftmost '
+                "plate, or make further dimensions events with .to_event"
+            )
+        return value.reshape(particles, rows, *value.shape[1:])
+
+    return {
+        group: {name: fold(name, value) for name, value in values.items()}
+        for group, values in groups.items()
+    }
+
+
+def _drawn(
+    program: nn.Module,
+    x: Rows,
+    of_size: Callable[[int], Chunk],
+    particles: int,
+    key: tuple[int, ...],
+    batch_size: int,
+    max_elements: int = 2**21,
+) -> Groups:
+    """All particles of all rows, (K, N, ...), in chunks that bound what is held besides."""
+    event = event_size(x)
+    batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
+    size = max(1, min(particles, max_elements // (event * batch_size)))
+    functions: dict[int, RowFunction] = {}
+    result: Groups = {}
+    start = 0
+    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+        for part, first in enumerate(range(0, particles, size)):
+            now = min(size, particles - first)
+            if now not in functions:
+                functions[now] = RowFunction(program, of_size(now))
+            for group, values in functions[now](rows, *key, number, part).items():
+                whole = result.setdefault(group, {})
+                for name, value in values.items():
+                    array = _array(value)
+                    if name not in whole:
+                        shape = (particles, num_rows(x), *array.shape[2:])
+                        whole[name] = np.empty(shape, array.dtype)
+                    whole[name][first : first + now, start : start + count] = array[:, :count]
+        start += count
+    return result
+
+
+def _form(program: nn.Module, x: Rows, predictive: bool) -> Densities:
+    """One particle of the first row, which tells the shapes; refuses what has no such form."""
+    first = map_rows(lambda t: t[:1], x)
+    with torch.no_grad(), NoiseMode(keyed(0)), seeded(0), pyro.validation_enabled(False):
+        d = densities(program, first, 1, reparameterize=False)
+        if predictive:
+            try:
+                dream(program, first)
+            except ValueError as error:
+                raise ValueError(
+                    f"no x can be drawn for the predictive groups: {error}; or leave them out, "
+                    "predictive=False"
+                ) from error
+    shared = [name for name in d.latents if name not in d.log_ratio]
+    if shared:
+        raise ValueError(
+            f'latent site "{shared[0]}" is outside pyro.plate("data", ...), so all data share it '
+            "and have no weights of their own: fix it with pyro.poutine.condition, or learn it as "
+            "a parameter"
+        )
+    return d
+
+
+def _true_latents(given: Any, form: Densities, rows: int) -> dict[str, np.ndarray]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        if len(form.latents) != 1:
+            raise ValueError(
+                f"true_latents is {type(given).__name__} and the guide has the latents "
+                f"{', '.join(form.latents)}, expected a dict by site"
+            )
+        given = {next(iter(form.latents)): given}
+    truths = {name: _array(value) for name, value in given.items()}
+    for name, truth in truths.items():
+        if name not in form.latents:
+            raise ValueError(
+                f'true_latents has "{name}", expected latents of the guide: '
+                f"{', '.join(form.latents)}"
+            )
+        expected = (rows, *form.latents[name].shape[2:])
+        if truth.shape != expected:
+            raise ValueError(
+                f'true_latents of "{name}" have shape {truth.shape}, expected {expected}: one '
+                "value for each row of x"
+            )
+    return truths
+
+
+def _refuse_size(
+    form: Densities, x: Rows, particles: int, num_prior: int, predictive: bool, max_bytes: int
+) -> None:
+    """Compare what the result will take with what it may, before anything is drawn."""
+    rows, table = num_rows(x), form.log_q.element_size()
+    latents = sum(v[0, 0].numel() * v.element_size() for v in form.latents.values())
+    draw = observed_rows(x)[0]
+    replicated = draw.numel() * draw.element_size() if predictive else 0
+    needed = rows * (particles * (latents + 3 * table + replicated))
+    needed += rows * num_prior * (latents + replicated)
+    if needed <= max_bytes:
+        return
+    most = ", of which x in the predictive groups is most (predictive=False leaves it out)"
+    raise ValueError(
+        f"the result would take {needed / 2**20:,.0f} MiB for {rows:,} rows and {particles:,} "
+        f"draws of each{most if replicated > latents + 3 * table else ''}, more than max_bytes = "
+        f"{max_bytes / 2**20:,.0f} MiB: pass fewer rows, lower num_draws (or chains, num_prior), "
+        "or raise max_bytes"
+    )
+
+
+def _refuse_names(names: set[str]) -> None:
+    reserved = names & {*AXES}
+    if reserved:
+        raise ValueError(
+            f'"{min(reserved)}" is the name of a dimension of the result and of a site or an entry '
+            "of x: rename the site or the entry"
+        )
+
+
+def _warn_about_tails(khat: Tensor) -> None:
+    bad = int((khat > 0.7).sum())
+    if bad:
+        warnings.warn(
+            f"khat exceeds 0.7 for {bad} of {len(khat)} data: the guide's draws miss a part of "
+            'their posterior; see sample_stats["khat"] before you read the draws as a posterior',
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+
+
+# --- datasets -------------------------------------------------------------------------------------
+
+
+def _constants(
+    x: Any, rows: Rows, truths: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What is given besides x, and for each true latent the site whose dimensions it shares."""
+    constants: dict[str, Any] = dict(rows) if isinstance(rows, dict) else {}
+    constants.pop("x", None)
+    if getattr(x, "labels", None) is not None:
+        constants["labels"] = x.labels
+    for name, truth in truths.items():
+        if f"true_{name}" in constants:
+            raise ValueError(
+                f'x has an entry "true_{name}", which is what the true latents of "{name}" are '
+                "called: rename the entry"
+            )
+        constants[f"true_{name}"] = truth
+    return constants, {f"true_{name}": name for name in truths}
+
+
+def _dataset(
+    values: dict[str, Any],
+    axes: tuple[str, ...],
+    chains: int | None = None,
+    sites: dict[str, str] | None = None,
+) -> xr.Dataset:
+    """Variables with the leading dimensions ``axes`` and, for each event dimension, its own.
+
+    Where ``chains`` is given, the draws that are in front are dealt to that many.
+    """
+    import xarray as xr
+
+    variables: dict[str, Any] = {}
+    coordinates: dict[str, np.ndarray] = {}
+    for name, value in values.items():
+        array = _array(value)
+        if chains is not None:
+            array = array.reshape(chains, -1, *array.shape[1:])
+        event = array.shape[len(axes) :]
+        site = (sites or {}).get(name, name)
+        own = [f"{site}_dim" if len(event) == 1 else f"{site}_dim_{i}" for i in range(len(event))]
+        variables[name] = ((*axes, *own), array)
+        coordinates |= {dim: np.arange(size) for dim, size in zip(own, event, strict=True)}
+        if chains is not None:
+            sizes = zip(axes[:2], array.shape[:2], strict=True)
+            coordinates |= {axis: np.arange(size) for axis, size in sizes}
+    return xr.Dataset(variables, coords=coordinates)
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _attributes(program: nn.Module, x: Any, **settings: int) -> dict[str, Any]:
+    """What the numbers depend on; netCDF holds text and numbers alone."""
+    import pyro_vae
+
+    return {
+        "inference_library": "pyro_vae",
+        "inference_library_version": pyro_vae.__version__,
+        "program": type(program).__name__,
+        "draws": "from the guide q(z | x)",
+        "binarize": getattr(x, "binarize", "not stated: x was no Data"),
+        "data_digest": getattr(x, "digest", ""),
+        **settings,
+        "python_version": platform.python_version(),
+        **{
+            f"{name.replace('-', '_')}_version": version(name)
+            for name in ("arviz", "xarray", "torch", "pyro-ppl")
+        },
+    }
