@@ -31,7 +31,15 @@ from torch import Tensor, nn
 
 from pyro_vae import contract
 from pyro_vae.contract import ROLES, Met, Mistakes, Role, Sites, by_row, first_line, label
-from pyro_vae.densities import Site, base_law, _RowsAreTheBatch, closed_kl, data_frame, log_density, sites_of
+from pyro_vae.densities import (
+    Site,
+    _RowsAreTheBatch,
+    base_law,
+    closed_kl,
+    data_frame,
+    log_density,
+    sites_of,
+)
 from pyro_vae.inputs import as_rows
 from pyro_vae.lifting import Noise, NoiseMode, keyed, seeded
 from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
@@ -167,7 +175,7 @@ def _first_rows(program: nn.Module, x: Any) -> Rows:
     for name, entry in entries.items():
         if hasattr(entry, "shape") and not len(entry.shape):
             raise ValueError(f'x: entry "{name}" is a single number, expected shape (B, ...)')
-    rows = as_rows(x, program)
+    rows = as_rows(x, program, finite=False)
     if num_rows(rows) < 2:
         raise ValueError(
             "x has 1 row, expected at least 2: a single row cannot show that rows are independent"

@@ -26,7 +26,7 @@ from pyro_vae.densities import (
     trace_program,
 )
 from pyro_vae.lifting import seeded
-from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
+from pyro_vae.program import Rows, map_rows, observed_rows
 
 Role = Literal["guide", "model"]
 ROLES: tuple[Role, Role] = ("guide", "model")
@@ -356,12 +356,6 @@ def require_possible_data(program: Any, x: Rows) -> None:
     Raises:
         ValueError: what was found, what the observed site takes, and the next step.
     """
-    for name, value in (x if isinstance(x, dict) else {"x": x}).items():
-        if value.is_floating_point() and not value.isfinite().all():
-            row = int((~value.reshape(num_rows(x), -1).isfinite()).any(1).nonzero()[0])
-            raise ValueError(
-                f'data "{name}" has a value that is not finite in row {row}: remove or impute it'
-            )
     with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
         # A support does not depend on the row but for bounds such as a count of trials; of those
         # the first rows say nothing about the others, and the comparison below passes them over.

@@ -166,7 +166,8 @@ class RowFunction:
     """
 
     def __init__(self, program: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
-        self._parameters = {name: p.detach() for name, p in program.named_parameters()}
+        # As they are, and no detached copies: pyro.module warns of parameters without gradient.
+        self._parameters: Parameters = dict(program.named_parameters())
         self._calls: dict[tuple, int] = {}
         self._graphs: dict[tuple, Lifted] = {}
 

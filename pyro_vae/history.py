@@ -7,10 +7,10 @@ import inspect
 import platform
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.inputs import as_tensor
 from pyro_vae.program import Rows
 from pyro_vae.progress import Record
 
@@ -23,11 +23,11 @@ class History:
         self._counts: dict[str, int] = {}
         self._records: list[dict[str, float]] = []
 
-    def add(self, means: dict[str, float]) -> None:
-        """Take in the batch means of one step."""
+    def add(self, means: dict[str, float], rows: int = 1) -> None:
+        """Take in the means of one step over so many rows, which count for as much."""
         for name, value in means.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._sums[name] = self._sums.get(name, 0.0) + value * rows
+            self._counts[name] = self._counts.get(name, 0) + rows
 
     def record(self, *, step: int, samples: int, seconds: float, **extra: float) -> Record:
         """Close the window since the last record."""
@@ -111,8 +111,7 @@ def data_digest(x: Any) -> str:
     entries = x if isinstance(x, dict) else {"x": x}
     hashed = hashlib.sha256()
     for name, value in sorted(entries.items()):
-        rows = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
-        hashed.update(tensor_digest(name, rows).encode())
+        hashed.update(tensor_digest(name, as_tensor(value)).encode())
     return hashed.hexdigest()
 
 

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.lifting import seed_of
-from pyro_vae.program import Rows, map_rows, num_rows
+from pyro_vae.program import Rows, map_rows, num_rows, require_program
 
 
-def _tensor(value: Any) -> Tensor:
+def as_tensor(value: Any) -> Tensor:
+    """A tensor as it is, a numpy array of numbers as a tensor."""
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.ndim:
+        native = np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="), copy=False))
+        return torch.from_numpy(native)
     raise TypeError(
-        f"data is {type(value).__name__}, expected a Data, a tensor, a numpy array or a dict of "
-        "them: pv.datasets.from_array converts data frames"
+        f"data is {type(value).__name__}, expected a Data, a tensor, a numpy array of numbers (N, "
+        "...) or a dict of them: pv.datasets.from_array converts data frames, np.asarray lists"
     )
 
 
@@ -29,27 +31,48 @@ def _parameter(program: nn.Module) -> Tensor:
 
 
 def _like_parameters(rows: Rows, program: nn.Module) -> Rows:
-    """On the program's device; real numbers in its precision, whole numbers as they are."""
+    """On the program's device; real numbers in its precision, whole numbers as they are.
+
+    Pixels (bytes and booleans) of the observed x are real numbers; of covariates they are labels.
+    """
     parameter = _parameter(program)
 
-    def place(t: Tensor) -> Tensor:
-        real = t.is_floating_point() or t.dtype in (torch.uint8, torch.bool)
+    def place(t: Tensor, observed: bool) -> Tensor:
+        pixels = observed and t.dtype in (torch.uint8, torch.bool)
+        real = t.is_floating_point() or pixels
         return t.to(parameter.device, parameter.dtype if real else t.dtype)
 
-    return map_rows(place, rows)
+    if isinstance(rows, dict):
+        return {name: place(t, name == "x") for name, t in rows.items()}
+    return place(rows, True)
 
 
-def as_rows(x: Any, program: nn.Module) -> Rows:
-    """All rows as they are evaluated: of a ``Data`` with dynamic binarization those of epoch 0."""
+def as_rows(x: Any, program: nn.Module, *, finite: bool = True) -> Rows:
+    """All rows as they are evaluated: of a ``Data`` with dynamic binarization those of epoch 0.
+
+    Values that are not finite are refused, unless ``finite`` is False.
+    """
+    require_program(program)
+    if hasattr(x, "train") and hasattr(x, "test"):
+        raise TypeError(
+            f"data is a whole {type(x).__name__}, expected one part of it: pass data.train or "
+            "data.test"
+        )
     if hasattr(x, "rows") and hasattr(x, "batch"):
         rows: Rows = x.rows()
     elif isinstance(x, dict):
-        rows = {name: _tensor(value) for name, value in x.items()}
+        rows = {name: as_tensor(value) for name, value in x.items()}
     else:
-        rows = _tensor(x)
+        rows = as_tensor(x)
     rows = _like_parameters(rows, program)
     if num_rows(rows) == 0:
         raise ValueError("data has no rows, expected at least one")
+    for name, value in (rows if isinstance(rows, dict) else {"x": rows}).items():
+        if finite and value.is_floating_point() and not value.isfinite().all():
+            row = int((~value.reshape(num_rows(rows), -1).isfinite()).any(1).nonzero()[0])
+            raise ValueError(
+                f'data "{name}" has a value that is not finite in row {row}: remove or impute it'
+            )
     return rows
 
 

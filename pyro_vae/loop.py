@@ -40,7 +40,8 @@ class Loop:
     optimizer: torch.optim.Optimizer
     seed: int = 0
     clip: float | None = None
-    prior: float = 0.0  # precision of the weights' prior, times the plate's scale
+    prior: float = 0.0  # precision of the weights' prior
+    scale: float = 1.0  # N / B of the data plate
     scheduler: Any = None
     validation: Rows | None = None
     evaluate_every: int = 1
@@ -86,8 +87,8 @@ class Loop:
             self.batches_drawn += fresh
             index, x, weight, count = self.batches(self.batches_drawn - 1)
             if fresh and refresh_every:
-                self.history.add(self.refresh(index, x, weight, key))
-            self.history.add(self.update(index, x, weight, count, key))
+                self.history.add(self.refresh(index, x, weight, (*key, 1)), count)
+            self.history.add(self.update(index, x, weight, count, key), count)
             self.steps_done, self.samples_done = number + 1, self.samples_done + count
             self.seconds = time.perf_counter() - started
             last = self.steps_done == num_steps
@@ -121,7 +122,9 @@ class Loop:
         """
         grads, sums = self.step.grads(self.parameters, x, weight, rows_of(self.state, index), key)
         if self.prior:
-            share = self.prior * count / self.batches.num_data
+            # Without a subsampled plate a batch stands for its rows; with one, for all N.
+            stands_for = count / self.batches.num_data if self.scale == 1.0 else 1.0
+            share = self.prior * stands_for
             for name, parameter in self.parameters.items():
                 if parameter.dim() >= 2:
                     grads[name] = grads[name].add(parameter.detach(), alpha=share)
@@ -169,6 +172,8 @@ class Loop:
         if isinstance(self.objective, Objective) and self.state.shared:
             shared = self.objective.advance(self.state.shared, means)
             self.state = self.state._replace(shared=shared)
+        if not means:
+            return {}
         stacked = torch.stack([value.to(weight.dtype) for value in means.values()])
         return dict(zip(means, stacked.tolist(), strict=True))  # the one wait for the device
 

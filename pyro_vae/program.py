@@ -33,6 +33,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
@@ -180,6 +181,12 @@ class Program(nn.Module):
             if not isinstance(module, nn.Module):
                 raise TypeError(f"{name}={module!r} is no torch.nn.Module: pass modules by name")
             self.add_module(name, module)
+        if isinstance(guide, AutoGuide):
+            raise TypeError(
+                f"the guide is {type(guide).__name__}, which holds parameters for every row it was "
+                "made with and so fits no minibatches: write a guide(x) with a network, as in "
+                "pyro_vae.models.bernoulli_vae"
+            )
         if model is not None and guide is None:
             if not (hasattr(model, "model") and hasattr(model, "guide")):
                 raise TypeError(
@@ -355,10 +362,47 @@ def call_with(
     return functional_call(_Call(program), swapped, (function, *args))
 
 
+def require_program(program: Any) -> None:
+    """Refuse what has no model and guide, with the next step.
+
+    Raises:
+        TypeError: for anything but a module with ``model(x)`` and ``guide(x)``.
+    """
+    if isinstance(program, nn.Module) and all(
+        callable(getattr(program, name, None)) for name in ("model", "guide")
+    ):
+        return
+    if isinstance(getattr(program, "program", None), nn.Module):
+        advice = f"pass the {type(program).__name__}'s program, run.program"
+    elif isinstance(program, type):
+        advice = f"pass an instance, {program.__name__}(...)"
+    else:
+        advice = "subclass pv.Program, or wrap two functions, pv.Program(model, guide, net=net)"
+    raise TypeError(
+        f"program is {getattr(program, '__name__', type(program).__name__)}, expected a module "
+        f"with model(x) and guide(x): {advice}"
+    )
+
+
 def materialize(program: Any, x: Rows) -> None:
-    """Run model and guide once, so that parameters which ``pyro.param`` creates are there."""
+    """Run model and guide once, so that parameters which ``pyro.param`` creates are there.
+
+    Raises:
+        ValueError: where they fail on these rows; the cause is chained.
+    """
     from pyro_vae.lifting import seeded
 
-    with torch.no_grad(), seeded(0), pyro.poutine.block():
-        program.guide(x)
-        program.model(x)
+    for name in ("guide", "model"):
+        try:
+            with torch.no_grad(), seeded(0), pyro.poutine.block():
+                getattr(program, name)(x)
+        except (RuntimeError, IndexError, KeyError, AttributeError) as error:
+            rows = observed_rows(x)
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            advice = "pv.check(program, x) says more"
+            if not rows.is_floating_point():
+                advice = "pass x.float() where the networks take real numbers"
+            raise ValueError(
+                f"{name}(x) fails on a batch of shape {tuple(rows.shape)}, {rows.dtype}: {line}; "
+                f"{advice}"
+            ) from error

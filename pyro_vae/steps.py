@@ -32,7 +32,7 @@ from pyro_vae.engine import (
 from pyro_vae.lifting import NoiseMode, Refusal, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import Objective, State
-from pyro_vae.program import Rows, map_rows, num_rows
+from pyro_vae.program import Rows, map_rows
 
 Key = tuple[int, int, int]  # seed, replica, step
 
@@ -223,13 +223,3 @@ def plate_scale(program: nn.Module, x: Rows) -> float:
     with torch.no_grad(), seeded(0), DataScale() as scale:
         trace_program(program, x, reparameterize=False)
     return scale.value
-
-
-def check_rows(x: Rows) -> None:
-    """Refuse what would poison every step: values that are not finite."""
-    for name, value in (x if isinstance(x, dict) else {"x": x}).items():
-        if value.is_floating_point() and not value.isfinite().all():
-            row = int((~value.reshape(num_rows(x), -1).isfinite()).any(1).nonzero()[0])
-            raise ValueError(
-                f'data "{name}" has a value that is not finite in row {row}: remove or impute it'
-            )

@@ -9,21 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_vae.checkpoint import SWITCHES, folder_for, go_on, keeping, save_run
+from pyro_vae.contract import require_possible_data
 from pyro_vae.diagnostics import warn_at_floor
 from pyro_vae.engine import Parameters, trainable
 from pyro_vae.history import data_digest, form_of, manifest_of
 from pyro_vae.inputs import Batches, as_rows
+from pyro_vae.lifting import NoiseMode, keyed, seeded
 from pyro_vae.loop import Loop, rows_of
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective, State
-from pyro_vae.program import materialize
+from pyro_vae.program import materialize, require_program
 from pyro_vae.progress import Record, reporter
-from pyro_vae.steps import check_rows, make_step, plate_scale, translate
+from pyro_vae.steps import make_step, plate_scale, translate
 
 logger = logging.getLogger("pyro_vae")
 
@@ -138,19 +141,25 @@ def fit(
             obeyed after the step at hand; the message says how to go on.
     """
     chosen = translate(AEVB() if objective is None else objective)
+    require_program(program)
     _check_options(locals())
     folder = None if out is None else folder_for(out, resume=resume)
     program.to(device=device, dtype=dtype)
+    rows = as_rows(x, program)
     batches = Batches(x, program, batch_size, seed)
     num_steps, num_samples = _budget(samples, epochs, steps, batches)
 
     _, example, _, _ = batches(0)
-    check_rows(example)
     materialize(program, example)
     parameters = trainable(program)
+    require_possible_data(program, rows)
+    held_out = None if validation is None else as_rows(validation, program)
+    if held_out is not None:
+        require_possible_data(program, held_out)
     state = EMPTY
     if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
-        state = chosen.init(program, as_rows(x, program))
+        with NoiseMode(keyed(seed, -1)), seeded(seed, -1):  # steps count from 0
+            state = chosen.init(program, rows)
     step = make_step(program, chosen, engine, example, rows_of(state, batches(0)[0]))
     if step.reason:
         logger.info("engine %s: %s", step.engine, step.reason)
@@ -163,9 +172,10 @@ def fit(
         state=state,
         optimizer=_make_optimizer(optimizer, parameters, lr),
         clip=clip,
-        prior=weight_prior * plate_scale(program, example),
+        prior=weight_prior,
+        scale=plate_scale(program, example),
         seed=seed,
-        validation=None if validation is None else as_rows(validation, program),
+        validation=held_out,
         evaluate_every=evaluate_every or max(1, num_steps // 20),
         record_every=max(1, num_steps // 200),
         patience=early_stopping,
@@ -232,6 +242,10 @@ def _options_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return options
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 def _budget(
     samples: int | None, epochs: float | None, steps: int | None, batches: Batches
 ) -> tuple[int, int]:
@@ -248,6 +262,16 @@ def _budget(
 
 
 def _check_options(options: dict[str, Any]) -> None:
+    numbers = ("samples", "epochs", "steps", "batch_size", "lr", "clip", "weight_prior", "seed",
+               "evaluate_every", "early_stopping")  # fmt: skip
+    for name in numbers:
+        value = options[name]
+        optional = name not in ("batch_size", "lr", "weight_prior", "seed")
+        if (value is None and optional) or _is_number(value):
+            continue
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
+    if int(options["seed"]) != options["seed"] or not -(2**62) < options["seed"] < 2**62:
+        raise ValueError(f"seed is {options['seed']!r}, expected a whole number below 2**62")
     budget = {name: options[name] for name in ("samples", "epochs", "steps")}
     given = {name: value for name, value in budget.items() if value is not None}
     if len(given) != 1:

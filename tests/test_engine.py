@@ -494,7 +494,8 @@ FICKLE = {
     "a slow drift, in float32": (lambda program, x: (1 - 1e-4) ** program.calls, RERUN),
     "a Python random number": (lambda program, x: random.random(), RERUN),
     "numpy of the data": (lambda program, x: torch.from_numpy(np.tanh(x.numpy())), FROZEN),
-    "a list of the data": (lambda program, x: 1 + max(x[:, 0].tolist()), DEPENDS),
+    "a list of the data": (lambda program, x: 1 + max(x[:, 0].tolist()), FROZEN),
+    "a rare branch on a length": (lambda p, x: 2.0 if len((x > 9).nonzero()) else 1.0, DEPENDS),
     "the largest value, by numpy": (lambda p, x: float(1 + x.numpy().max()), FROZEN),
     "a changing number of draws": (more_draws_each_time, "the draws change from run to run"),
 }

@@ -62,8 +62,8 @@ def test_one_over_p_is_unbiased_and_its_logarithm_is_biased_upward():
     evidence = from_reciprocal_weights(log_r)
     inverse = (exact - evidence.value).exp()  # p(x) / p^(x), mean one
     assert abs(float(inverse.mean()) - 1) < 4.5 * float(inverse.std()) / math.sqrt(4000)
-    bias = float((evidence.value - exact).mean())
-    assert bias > 4.5 * float(evidence.value.std()) / math.sqrt(4000)
+    bias = float((evidence.value - exact).mean())  # about half the variance of the mean weight
+    assert bias > 3 * float(evidence.value.std()) / math.sqrt(4000)
     assert (evidence.upper == evidence.value).all() and evidence.lower.isneginf().all()
 
 

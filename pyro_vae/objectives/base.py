@@ -100,6 +100,10 @@ class Objective(ELBO):
                 "keyword arguments, expected one argument x: pass covariates as a dict"
             )
         (x,) = args
+        if hasattr(x, "rows") and hasattr(x, "batch"):
+            raise TypeError(
+                f"x is a {type(x).__name__}, expected a tensor: pass data.rows(), or use pv.fit"
+            )
         program = program_of(model, guide)
         state = self._remembered(program, x)
         with DataScale() as scale:
