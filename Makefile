@@ -25,7 +25,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-compare: $(RUN) ## AEVB and wake-sleep on the embedded digits
+compare: $(RUN) ## AEVB, wake-sleep and Monte Carlo EM on the embedded digits
 	$(VENV)/bin/pyro-vae compare $(ARGS)
 
 test: $(TEST) ## the tests and the examples in docstrings

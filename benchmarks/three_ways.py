@@ -69,7 +69,8 @@ def main() -> int:
                            "against_aevb_error": paired_error,
                            "ess": float(s["ess"].median())})  # fmt: skip
             print(
-                f"seed {seed} {name:13s} importance {low:8.2f} ± {error:.2f}  appendix D {high:8.2f} "
+                f"seed {seed} {name:13s} importance {low:8.2f} ± {error:.2f}  "
+                f"appendix D {high:8.2f} "
                 f"(above by {gap:.3f} ± {gap_error:.3f})  against AEVB {paired:+.2f} ± "
                 f"{paired_error:.2f}  paper at 6e7 {PUBLISHED[name]:.1f}",
                 flush=True,

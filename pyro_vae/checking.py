@@ -31,18 +31,18 @@ from torch import Tensor, nn
 
 from pyro_vae import contract
 from pyro_vae.contract import ROLES, Met, Mistakes, Role, Sites, by_row, first_line, label
-from pyro_vae.densities import (
+from pyro_vae.inputs import as_rows
+from pyro_vae.noise import Noise, NoiseMode, keyed, seeded
+from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
+from pyro_vae.traces import (
+    RowsAreTheBatch,
     Site,
-    _RowsAreTheBatch,
     base_law,
     closed_kl,
     data_frame,
     log_density,
     sites_of,
 )
-from pyro_vae.inputs import as_rows
-from pyro_vae.lifting import Noise, NoiseMode, keyed, seeded
-from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
 
 MAX_ROWS = 64
 MAX_NAMED = 10  # parameters named for one mistake, before "and 52 more"
@@ -275,7 +275,7 @@ class _Checker:
         """The sites of model or guide on ``x``, at these latents and this noise."""
         tracer = poutine.trace()
         try:
-            with seeded(0), noise, _RowsAreTheBatch(), _Fixed(latents), tracer:
+            with seeded(0), noise, RowsAreTheBatch(), _Fixed(latents), tracer:
                 getattr(self.program, role)(x)
         except Exception as error:
             raise _Failed(role, x, sites_of(tracer.trace)) from error

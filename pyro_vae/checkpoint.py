@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.history import History, source_digest
 from pyro_vae.interrupts import interruption, noted_signals
-from pyro_vae.lifting import seeded
 from pyro_vae.loop import Loop
+from pyro_vae.noise import seeded
 from pyro_vae.objectives.base import State
 from pyro_vae.program import materialize
 from pyro_vae.storage import MANIFEST, pack, read, write

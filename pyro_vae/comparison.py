@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from pyro_vae.densities import sites_of, trace_program
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence import elbo, log_evidence
 from pyro_vae.inputs import as_rows
-from pyro_vae.lifting import seeded
+from pyro_vae.noise import seeded
 from pyro_vae.optimizers import Adagrad
 from pyro_vae.program import map_rows
+from pyro_vae.traces import sites_of, trace_program
 from pyro_vae.training import Run, fit
 
 if TYPE_CHECKING:

@@ -16,17 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.densities import (
-    Site,
-    base_law,
-    data_frame,
-    is_x_itself,
-    log_density,
-    sites_of,
-    trace_program,
-)
-from pyro_vae.lifting import seeded
+from pyro_vae.dreams import is_x_itself
+from pyro_vae.noise import seeded
 from pyro_vae.program import Rows, map_rows, observed_rows
+from pyro_vae.traces import Site, base_law, data_frame, log_density, sites_of, trace_program
 
 Role = Literal["guide", "model"]
 ROLES: tuple[Role, Role] = ("guide", "model")

@@ -1,4 +1,4 @@
-r"""The only reader of Pyro traces: log densities per particle and datum.
+r"""Log densities per particle and datum.
 
 Everything that learns or judges a program is a few lines on top of three tables of shape
 ``(K, B)``, one row a particle, one column a datum:
@@ -17,29 +17,26 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Independent, Unit
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import effectful
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 from torch.utils import _pytree as pytree
 
-from pyro_vae.lifting import (
-    Lifted,
-    Noise,
-    NoiseMode,
-    capture_cache,
-    lift,
-    nudged,
-    others,
-    particles_by_vmap,
-)
+from pyro_vae.lifting import Lifted, capture_cache, lift, nudged, others, particles_by_vmap
+from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program import Rows, call_with, map_rows, num_rows, observed_rows
-
-Site = dict[str, Any]
+from pyro_vae.traces import (
+    RowsAreTheBatch,
+    Site,
+    closed_kl,
+    data_frame,
+    log_density,
+    one_scale,
+    per_datum,
+    require_rows,
+    require_rsample,
+    sites_of,
+    tell_scale,
+    trace_program,
+)
 
 
 class Densities(NamedTuple):
@@ -108,142 +105,13 @@ class Densities(NamedTuple):
         }
 
 
-class _RowsAreTheBatch(Messenger):
-    """Answers a subsampled plate with 0..B-1: which rows are in ``x`` is the caller's business.
-
-    Without it Pyro draws a permutation of all N at each call, only to count it.
-    """
-
-    def _pyro_sample(self, msg) -> None:
-        if site_is_subsample(msg) and msg["value"] is None:
-            size = msg["fn"].subsample_size
-            if size is not None and size != msg["fn"].size:  # K particles of all N rows are more
-                msg["value"] = torch.arange(size, device=msg["fn"].device)
-
-
-class _Detached(Messenger):
-    """Draws carry no gradient: what Pyro's ``sample`` without ``rsample`` would give.
-
-    One that carries none stays the object it is: flows know their own last draw again, and some
-    have no other way to score it.
-    """
-
-    def _pyro_post_sample(self, msg) -> None:
-        value = msg["value"]
-        if not msg["is_observed"] and isinstance(value, Tensor) and value.requires_grad:
-            msg["value"] = value.detach()
-
-
-class DataScale(Messenger):
-    """Listens for the plate's scale N / B while a program runs."""
-
-    value: float = 1.0
-    _heard = False
-
-    def _pyro_post_sample(self, msg) -> None:
-        if not self._heard and data_frame(msg) is not None and not site_is_subsample(msg):
-            self.value, self._heard = float(msg["scale"]), True
-
-    def _pyro_post_data_scale(self, msg) -> None:
-        self.value, self._heard = msg["value"], True
-
-
-@effectful(type="data_scale")
-def _tell_scale(scale: float) -> float:
-    """Tell listeners what the sites of a graph cannot, because they are gone."""
-    return scale
-
-
-def data_frame(site: Site) -> Any:
-    """The frame of ``pyro.plate("data", ...)`` that a site lives in, or None."""
-    return next((f for f in site["cond_indep_stack"] if f.name == "data"), None)
-
-
-def sites_of(trace: poutine.Trace) -> dict[str, Site]:
-    """The sample sites of a trace, without the plates' own."""
-    return {
-        name: site  # type: ignore[misc]  # Pyro's Message is a TypedDict
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
-    }
-
-
-def trace_program(
-    program: Any, x: Rows, *, reparameterize: bool = True
-) -> tuple[poutine.Trace, poutine.Trace]:
-    """Run the guide, then the model at its latents; returns both traces (guide, model)."""
-    handlers: list[Messenger] = [_RowsAreTheBatch()]
-    if not reparameterize:
-        handlers.append(_Detached())
-    guide = _under(handlers, lambda: poutine.trace(program.guide).get_trace(x))
-    model = _under(
-        [_RowsAreTheBatch()],
-        lambda: poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(x),
-    )
-    return guide, model
-
-
-def _under(handlers: list[Messenger], call: Callable[[], Any]) -> Any:
-    for handler in handlers:
-        call = handler(call)
-    return call()
-
-
-def log_density(site: Site) -> Tensor:
-    """The site's log density, masked but unscaled, one entry an event."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return scale_and_mask(log_prob, 1.0, site["mask"])
-
-
-def per_datum(site: Site, events: Tensor) -> Tensor:
-    """Sum over all plates but the data's: (..., B, ...) to (B,); a global site to ()."""
-    frame = data_frame(site)
-    if frame is None:
-        return events.sum()
-    rows = events.movedim(frame.dim, -1)
-    return rows.sum(tuple(range(rows.dim() - 1))) if rows.dim() > 1 else rows
-
-
-def base_law(fn: Any) -> Any:
-    """A distribution without the wrappers that only rearrange its dimensions."""
-    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
-def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tensor | None]:
-    """KL(q || p) of each latent where a closed form is registered: (B,), of a global one ()."""
-    shared = [
-        name
-        for name, site in model.items()  # without what pyro.deterministic names in both
-        if name in guide and not (site["is_observed"] or guide[name]["is_observed"])
-    ]
-    # (torch's KL from a Delta forgets its log_density, so that is left to sampling.)
-    # If the guide draws its sites in another order, the prior of one may depend on a site that
-    # the guide draws after it; then E_q of the closed form is not the KL term of the bound.
-    mean_field = shared == [name for name in guide if name in shared]
-    result: dict[str, Tensor | None] = {}
-    for name in shared:
-        q, p = guide[name], model[name]
-        result[name] = None
-        if mean_field and not isinstance(base_law(q["fn"]), Delta):
-            try:
-                kl = kl_divergence(q["fn"], p["fn"])
-            except NotImplementedError:
-                continue
-            if not isinstance(kl, Tensor) or kl.shape != q["fn"].batch_shape:
-                continue
-            result[name] = per_datum(q, scale_and_mask(kl, 1.0, q["mask"]))
-    return result
-
-
 def _single(program: Any, x: Rows, reparameterize: bool, detach_guide: bool) -> Densities:
     """One particle: tables (B,), global densities ()."""
     guide_trace, model_trace = trace_program(program, x, reparameterize=reparameterize)
     guide, model = sites_of(guide_trace), sites_of(model_trace)
-    _require_rows(guide, model)
+    require_rows(guide, model)
     if reparameterize:
-        _require_rsample(guide)
+        require_rsample(guide)
     scored = guide
     if detach_guide:
         scored = sites_of(_guide_with_detached_parameters(program, x, guide_trace))
@@ -274,26 +142,8 @@ def _single(program: Any, x: Rows, reparameterize: bool, detach_guide: bool) -> 
     latents = {name: site["value"] for name, site in guide.items() if not site["is_observed"]}
     return Densities(
         prior, likelihood, log_q, closed_kl(guide, model), log_ratio, global_ratio, latents,
-        global_p, global_q, _one_scale(guide, model),
+        global_p, global_q, one_scale(guide, model),
     )  # fmt: skip
-
-
-def _one_scale(guide: dict[str, Site], model: dict[str, Site]) -> float:
-    """N / B, which all sites of a datum have; those outside the plate have 1."""
-    first = None
-    for name, site in [*model.items(), *guide.items()]:
-        scale = float(site["scale"])
-        if data_frame(site) is not None:
-            first = first or (name, scale)
-        expected = 1.0 if data_frame(site) is None or first is None else first[1]
-        if scale != expected:
-            like = f'{expected:g} like "{first[0]}"' if first and data_frame(site) else "1"
-            raise ValueError(
-                f'the log density of site "{name}" is scaled by {scale:g}, expected {like}: the '
-                "rows' plate, in model and guide, is the only scale that a program has; a factor "
-                "on one term, such as a warm-up, belongs in an objective"
-            )
-    return first[1] if first else 1.0
 
 
 def _dtype(model: dict[str, Site], like: Tensor) -> torch.dtype:
@@ -301,44 +151,6 @@ def _dtype(model: dict[str, Site], like: Tensor) -> torch.dtype:
         if isinstance(site["value"], Tensor) and site["value"].is_floating_point():
             return site["value"].dtype
     return like.dtype if like.is_floating_point() else torch.get_default_dtype()
-
-
-def _require_rows(guide: dict[str, Site], model: dict[str, Site]) -> None:
-    """What makes a number per datum wrong without any error: ``pv.check`` says more."""
-    for name, site in model.items():
-        latent, inside = not site["is_observed"], data_frame(site) is not None
-        if latent and name not in guide:
-            raise ValueError(
-                f'latent site "{name}" is in the model and not in the guide, so its density would '
-                "be missing from log q: sample it in the guide as well"
-            )
-        if latent and (data_frame(guide[name]) is not None) != inside:
-            where = "model" if inside else "guide"
-            raise ValueError(
-                f'latent site "{name}" is in pyro.plate("data", ...) in the {where} alone: indent '
-                "it under the plate in both, or in neither if all data share it"
-            )
-        has_rows = bool(site["fn"].batch_shape) or not latent
-        if not inside and has_rows and not is_factor(site):
-            raise ValueError(
-                f'site "{name}" is outside pyro.plate("data", ...), so it has no density per '
-                'datum: write `with pyro.plate("data", len(x)):` around the sites of a datum'
-            )
-
-
-def is_factor(site: Site) -> bool:
-    """Whether a site is a ``pyro.factor`` or ``pyro.deterministic``, which observe nothing."""
-    return isinstance(base_law(site["fn"]), (Unit, Delta)) and site["is_observed"]
-
-
-def _require_rsample(guide: dict[str, Site]) -> None:
-    for name, site in guide.items():
-        if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
-            raise ValueError(
-                f'latent site "{name}" has the guide {type(site["fn"]).__name__}, which is not '
-                "reparameterized, so its gradient would silently be zero: use a distribution "
-                "with rsample, or an objective that does not reparameterize, such as WakeSleep()"
-            )
 
 
 def _guide_with_detached_parameters(program: Any, x: Rows, guide: poutine.Trace) -> poutine.Trace:
@@ -357,7 +169,7 @@ def _guide_with_detached_parameters(program: Any, x: Rows, guide: poutine.Trace)
             views.nodes[name] = {**site, "value": site["value"].view_as(site["value"])}
 
     def replayed(program: Any) -> poutine.Trace:
-        handler = _RowsAreTheBatch()
+        handler = RowsAreTheBatch()
         return handler(poutine.trace(poutine.replay(program.guide, trace=views)).get_trace)(x)
 
     return call_with(program, parameters, replayed)
@@ -520,7 +332,7 @@ def _vmapped(
         return lifted.flat(*leaves, *draws)
 
     form = lifted.unflatten(torch.func.vmap(run)(noise))
-    _tell_scale(form.scale)
+    tell_scale(form.scale)
     return form._replace(kl={name: None if k is None else k.mean(0) for name, k in form.kl.items()})
 
 
@@ -528,95 +340,3 @@ def _no_modes():
     from torch.utils._python_dispatch import _disable_current_modes
 
     return _disable_current_modes()
-
-
-# --- ancestral draws ------------------------------------------------------------------------------
-
-
-def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
-    """Draw latents and data from the model: (x', z) in the form of ``x``, without gradients.
-
-    Raises:
-        ValueError: where the model scores something else than x itself (a function of it, a
-            masked part, a second observation), because then its draws are no draws of x.
-    """
-    name = getattr(program, "observed", "x")
-    with torch.no_grad():
-        handler = _RowsAreTheBatch()
-        trace = handler(poutine.trace(poutine.uncondition(program.model)).get_trace)(x)
-    sites = sites_of(trace)
-    if name not in sites or not sites[name]["infer"].get("was_observed"):
-        raise ValueError(
-            f'the model has no observed site "{name}" (sites: {", ".join(sites) or "none"}): name '
-            "it so, or say which it is with pv.Program(..., observed=...)"
-        )
-    site, rows = sites[name], observed_rows(x)
-    if not is_x_itself(site["infer"]["obs"], rows):
-        raise ValueError(
-            f'the observed site "{name}" takes a function of x, so a dream of it is no dream of x: '
-            "observe x itself and put the function into the likelihood"
-        )
-    if site["mask"] is not None or _has_mask(site["fn"]):
-        raise ValueError(
-            f'the observed site "{name}" is masked, so a dream of it says nothing about the '
-            "missing values: use AEVB for masked data"
-        )
-    others = [n for n, s in sites.items() if s["infer"].get("was_observed") and n != name]
-    others = [n for n in others if not sites[n]["infer"].get("_deterministic")]
-    if others:
-        raise ValueError(
-            f'the model observes "{others[0]}" beside "{name}", so a dream of "{name}" alone is no '
-            "draw from it: pass what is given as a covariate that no site observes, or use AEVB"
-        )
-    value = site["value"].reshape(rows.shape)
-    latents = {n: s["value"] for n, s in sites.items() if not s["infer"].get("was_observed")}
-    return ({**x, "x": value} if isinstance(x, dict) else value), latents
-
-
-def _has_mask(law: Any) -> bool:
-    """Whether ``law.mask(...)`` stands anywhere in a nest of distributions."""
-    while law is not None:
-        if isinstance(law, MaskedDistribution):
-            return True
-        law = getattr(law, "base_dist", None)
-    return False
-
-
-def is_x_itself(value: Any, x: Tensor) -> bool:
-    """Whether an observed value is ``x``, or a view of it with the same elements in order."""
-    if value is x:
-        return True
-    return (
-        isinstance(value, Tensor)
-        and value.dtype == x.dtype
-        and value.numel() == x.numel()
-        and value.is_contiguous() == x.is_contiguous()
-        and getattr(value, "_base", None) is not None
-        and (value._base is x or value._base is x._base)
-        and value.storage_offset() == x.storage_offset()
-    )
-
-
-def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tensor:
-    """log q(z | x) of given latents, (B,).
-
-    Raises:
-        ValueError: where guide and latents name different sites.
-    """
-    handler = _RowsAreTheBatch()
-    trace = handler(poutine.trace(poutine.condition(program.guide, data=latents)).get_trace)(x)
-    sites = {n: s for n, s in sites_of(trace).items() if not s["infer"].get("_deterministic")}
-    if set(sites) != set(latents):
-        raise ValueError(
-            f"the guide has the sites {sorted(sites)} and the model draws {sorted(latents)}: "
-            "a sleep phase needs the same latents in both"
-        )
-    total = torch.zeros((), device=observed_rows(x).device)
-    for name, site in sites.items():
-        if data_frame(site) is None:
-            raise ValueError(
-                f'latent site "{name}" is outside pyro.plate("data", ...): a sleep phase has no '
-                "row of its own for a global latent; use AEVB"
-            )
-        total = total + per_datum(site, log_density(site))
-    return total

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.densities import sites_of, trace_program
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.lifting import seeded
+from pyro_vae.noise import seeded
 from pyro_vae.program import Rows
+from pyro_vae.traces import sites_of, trace_program
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:

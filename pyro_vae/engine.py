@@ -28,19 +28,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pyro_vae.densities import DataScale
-from pyro_vae.lifting import (
-    Lifted,
-    NoiseMode,
-    Refusal,
-    keyed,
-    lift,
-    nudged,
-    others,
-    seeded,
-)
+from pyro_vae.lifting import Lifted, Refusal, lift, nudged, others
+from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program import Rows, call_with, map_rows, materialize, num_rows
+from pyro_vae.traces import DataScale
 
 Parameters = dict[str, Tensor]
 Sums = dict[str, Tensor]

@@ -23,13 +23,15 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.densities import Densities, _RowsAreTheBatch, densities, dream, sites_of
+from pyro_vae.densities import Densities, densities
+from pyro_vae.dreams import dream
 from pyro_vae.engine import RowFunction, row_chunks
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.importance import event_size, from_log_weights
 from pyro_vae.inputs import as_rows
-from pyro_vae.lifting import NoiseMode, keyed, seeded
+from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
+from pyro_vae.traces import RowsAreTheBatch, sites_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -214,7 +216,7 @@ def _prior(observed: str, predictive: bool) -> Callable[[int], Chunk]:
                     "prior_predictive": {observed: observed_rows(replicated)},
                 }
             else:
-                trace = _RowsAreTheBatch()(poutine.trace(program.model).get_trace)(many)
+                trace = RowsAreTheBatch()(poutine.trace(program.model).get_trace)(many)
                 sites = sites_of(trace).items()
                 groups = {"prior": {n: s["value"] for n, s in sites if not s["is_observed"]}}
             return _by_particle(groups, size, num_rows(rows))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.lifting import seed_of
+from pyro_vae.noise import seed_of
 from pyro_vae.program import Rows, map_rows, num_rows, require_program
 
 

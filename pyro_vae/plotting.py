@@ -122,3 +122,25 @@ def _label_lines(axis: Any, x: float, ends: list[tuple[float, str, str]]) -> Non
             name, (x, place), xytext=(6, 0), textcoords="offset points", color=colour,
             va="center", fontsize=10, annotation_clip=False,
         )  # fmt: skip
+
+
+def training_curve(history: Any, path: str | Path | None = None) -> Any:
+    """One run: the bound on training minibatches and on held-out data, against samples.
+
+    Args:
+        history: the data frame of a :class:`~pyro_vae.training.Run`.
+        path: where to save the picture.
+    """
+    figure, axes = new_figure()
+    axis, ends = axes[0, 0], []
+    columns = {"bound": "training", "log_joint": "log p(x, z)", "validation_bound": "held out"}
+    for colour, (column, name) in zip(COLOURS, columns.items(), strict=False):
+        if column in history:
+            points = history[["samples", column]].dropna().to_numpy(float)
+            axis.plot(*points.T, color=colour, linewidth=2, marker="o", markersize=2)
+            ends.append((points[-1, 1], name, colour))
+    if ends:
+        _label_lines(axis, float(history["samples"].iloc[-1]), ends)
+    axis.set_xlabel("training samples (rows × updates)")
+    axis.set_ylabel("nats per datum")
+    return saved(figure, path)

@@ -9,10 +9,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.densities import dream, sites_of
+from pyro_vae.dreams import dream
 from pyro_vae.inputs import as_rows
-from pyro_vae.lifting import seeded
+from pyro_vae.noise import seeded
 from pyro_vae.program import VAE, Rows, evaluating, observed_rows
+from pyro_vae.traces import sites_of
 
 
 def sample(

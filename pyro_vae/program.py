@@ -390,7 +390,7 @@ def materialize(program: Any, x: Rows) -> None:
     Raises:
         ValueError: where they fail on these rows; the cause is chained.
     """
-    from pyro_vae.lifting import seeded
+    from pyro_vae.noise import seeded
 
     for name in ("guide", "model"):
         try:

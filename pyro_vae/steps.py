@@ -20,7 +20,6 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from pyro_vae.densities import DataScale, trace_program
 from pyro_vae.engine import (
     Graph,
     Parameters,
@@ -29,10 +28,12 @@ from pyro_vae.engine import (
     gradient_function,
     refresh_function,
 )
-from pyro_vae.lifting import NoiseMode, Refusal, keyed, seeded
+from pyro_vae.lifting import Refusal
+from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program import Rows, map_rows
+from pyro_vae.traces import DataScale, trace_program
 
 Key = tuple[int, int, int]  # seed, replica, step
 
@@ -196,7 +197,7 @@ class PyroStep:
 
 def blame(program: nn.Module, x: Rows, grads: Parameters, key: Key) -> str:
     """What is not finite at this step: a site and its first row, or else parameters."""
-    from pyro_vae.densities import log_density, sites_of
+    from pyro_vae.traces import log_density, sites_of
 
     try:
         with torch.no_grad(), NoiseMode(keyed(*key)), seeded(*key), pyro.validation_enabled(False):

@@ -20,8 +20,8 @@ from pyro_vae.diagnostics import warn_at_floor
 from pyro_vae.engine import Parameters, trainable
 from pyro_vae.history import data_digest, form_of, manifest_of
 from pyro_vae.inputs import Batches, as_rows
-from pyro_vae.lifting import NoiseMode, keyed, seeded
 from pyro_vae.loop import Loop, rows_of
+from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective, State
 from pyro_vae.program import materialize, require_program

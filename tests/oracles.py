@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-from pyro_vae.lifting import NoiseMode
+from pyro_vae.noise import NoiseMode
 from pyro_vae.objectives.base import EMPTY
 from pyro_vae.program import Program
 

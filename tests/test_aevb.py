@@ -12,8 +12,8 @@ from torch.nn.functional import softplus
 
 from pyro_vae.densities import densities
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.lifting import NoiseMode, keyed
 from pyro_vae.models import linear_gaussian, logistic_lvm
+from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB, Objective
 from pyro_vae.objectives.base import EMPTY
 from pyro_vae.program import Program

@@ -20,8 +20,10 @@ from scipy import stats
 from torch import nn
 
 from pyro_vae import engine, models, objectives
-from pyro_vae.densities import densities, dream
-from pyro_vae.lifting import NoiseMode, Refusal, keyed
+from pyro_vae.densities import densities
+from pyro_vae.dreams import dream
+from pyro_vae.lifting import Refusal
+from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB, Objective, State, WakeSleep
 from pyro_vae.program import Program, map_rows, num_rows
 

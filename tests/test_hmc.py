@@ -14,9 +14,11 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import hmc, models
-from pyro_vae.hmc import Latents, Phase, adapt, leapfrog, move, sample_posterior, value_and_gradient
-from pyro_vae.lifting import Lifted, NoiseMode, Refusal, keyed, lift
+from pyro_vae.hmc import Phase, adapt, leapfrog, move, sample_posterior, value_and_gradient
+from pyro_vae.latents import Latents
+from pyro_vae.lifting import Lifted, Refusal, lift
 from pyro_vae.models import linear_gaussian, logistic_lvm
+from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.program import call_with
 
 # --- targets --------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_it_works_in_pyros_svi_on_the_same_rows_and_refuses_others():
     x = (torch.rand(30, 6) < 0.2).float()
     losses = [svi.step(x) for _ in range(60)]
     assert losses[-1] < losses[0] - 5
-    with pytest.raises(ValueError, match="pass the same rows, or use pv.fit"):
+    with pytest.raises(ValueError, match=r"pass the same rows, or use pv.fit"):
         svi.step(x[:10])
 
 

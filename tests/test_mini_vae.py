@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_vae.lifting import NoiseMode, keyed
+from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB, WakeSleep
 
 FILE = Path(__file__).parents[1] / "notebooks" / "mini_vae.py"

@@ -271,7 +271,7 @@ def test_a_delta_with_a_density_of_its_own_is_sampled_not_closed():
     program.double()
     sampled = pv.elbo(program, x, num_particles=1, seed=3)
     from pyro_vae.densities import densities
-    from pyro_vae.lifting import NoiseMode, keyed
+    from pyro_vae.noise import NoiseMode, keyed
 
     with NoiseMode(keyed(3, 0)), torch.no_grad():
         d = densities(program, x)

@@ -78,7 +78,7 @@ def test_a_foreign_elbo_runs_under_pyro_and_says_so():
 def test_one_sgd_step_is_the_gradient_of_the_batch_sum_and_the_weight_prior():
     """w - lr (grad of the sum over the batch + precision (rows / N) w), on matrices alone."""
     from pyro_vae.engine import gradient_function
-    from pyro_vae.lifting import NoiseMode, keyed
+    from pyro_vae.noise import NoiseMode, keyed
 
     x = binary_rows(dtype=torch.float64)
     program, precision, lr = small_vae(dtype=torch.float64), 3.0, 0.01

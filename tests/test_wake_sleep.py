@@ -8,7 +8,8 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_vae import engine
-from pyro_vae.densities import densities, dream, guide_log_density
+from pyro_vae.densities import densities
+from pyro_vae.dreams import dream, guide_log_density
 from pyro_vae.models import linear_gaussian
 from pyro_vae.objectives import AEVB, Objective, WakeSleep
 from pyro_vae.objectives.base import EMPTY
@@ -389,7 +390,7 @@ def test_global_latent_and_missing_latent_are_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    for guide, reason in ((with_scale, "use AEVB"), (without, "needs the same latents in both")):
+    for guide, reason in ((with_scale, "use AEVB"), (without, "in the model and not in the guide")):
         with pytest.raises(ValueError, match=reason):
             WakeSleep().terms(Program(model, guide), torch.zeros(3), EMPTY)
 

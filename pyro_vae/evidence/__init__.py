@@ -10,15 +10,15 @@ from pyro.distributions import Delta
 from torch import nn
 
 from pyro_vae.contract import require_possible_data
-from pyro_vae.densities import base_law, sites_of, trace_program
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.importance import Evidence, from_log_weights, importance
 from pyro_vae.evidence.markov import fitted_proposal, from_reciprocal_weights, reciprocal
-from pyro_vae.hmc import Latents
 from pyro_vae.inputs import as_rows
-from pyro_vae.lifting import seeded
+from pyro_vae.latents import Latents
+from pyro_vae.noise import seeded
 from pyro_vae.program import Rows, evaluating, map_rows
+from pyro_vae.traces import base_law, sites_of, trace_program
 
 __all__ = ["Evidence", "elbo", "from_log_weights", "from_reciprocal_weights", "log_evidence"]
 

@@ -29,8 +29,9 @@ from torch.distributions import MultivariateNormal
 from pyro_vae.diagnostics import pareto_khat
 from pyro_vae.engine import RowFunction, row_chunks
 from pyro_vae.evidence.importance import Evidence, concatenated, event_size, from_log_weights
-from pyro_vae.hmc import Draws, Latents, sample_posterior
-from pyro_vae.lifting import seed_of, seeded
+from pyro_vae.hmc import Draws, sample_posterior
+from pyro_vae.latents import Latents
+from pyro_vae.noise import seed_of, seeded
 from pyro_vae.program import Rows, map_rows, num_rows
 
 NARROW = 0.9  # standard deviation of the kernel density over that of its draws

@@ -19,8 +19,9 @@ from pyro import poutine
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from pyro_vae.densities import DataScale, Densities, trace_program
+from pyro_vae.densities import Densities
 from pyro_vae.program import Rows, num_rows
+from pyro_vae.traces import DataScale, trace_program
 
 Stats = dict[str, Tensor]  # name -> (B,), detached: the columns of the history
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.hmc import Latents, adapt, move
+from pyro_vae.hmc import adapt, move
+from pyro_vae.latents import Latents
 from pyro_vae.objectives.base import Objective, State, Stats
 from pyro_vae.program import Rows
 

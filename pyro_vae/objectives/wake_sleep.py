@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.densities import densities, dream, guide_log_density
+from pyro_vae.densities import densities
+from pyro_vae.dreams import dream, guide_log_density
 from pyro_vae.objectives.base import Objective, State, Stats, bound_stats
 from pyro_vae.program import Rows
 

@@ -1,0 +1,201 @@
+r"""Noise as an input: the same random numbers for every engine.
+
+A Pyro program draws its noise from torch's global generator, deep inside distributions.  Once
+every such draw is answered from outside instead, draw number ``i`` of a step comes from a
+generator seeded by ``(key, i)``: Pyro, eager execution and a captured graph see the same noise,
+so that their equality is a test and not a matter of statistics; a run is reproducible without
+generator state; and the user's own generator stays untouched.
+
+Operations whose draw depends on its parameters in ways that no fixed noise can serve (the gamma
+family, Poisson, binomial) are left where they are and counted in :attr:`NoiseMode.kept`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+Key = tuple[int, ...]
+
+
+class Noise(NamedTuple):
+    """One draw of a standard distribution: what a graph asks to be given."""
+
+    kind: str  # "normal", "uniform" or "exponential"
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def draw(self, *lead: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw it, with extra leading dimensions ``lead``."""
+        empty = torch.empty((*lead, *self.shape), dtype=self.dtype, device=self.device)
+        if self.kind == "normal":
+            return empty.normal_(generator=generator)
+        if self.kind == "uniform":
+            return empty.uniform_(generator=generator)
+        return empty.exponential_(generator=generator)
+
+
+def seed_of(*key: int) -> int:
+    """A 63-bit seed that differs in every bit between neighbouring keys."""
+    packed = struct.pack(f"<{len(key)}q", *key)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
+
+
+def keyed(*key: int) -> Callable[[int, Noise], Tensor]:
+    """A noise source whose draw number ``i`` depends on ``(*key, i)`` and nothing else."""
+
+    def source(index: int, noise: Noise) -> Tensor:
+        generator = torch.Generator(device=noise.device)
+        return noise.draw(generator=generator.manual_seed(seed_of(*key, index)))
+
+    return source
+
+
+@contextlib.contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Run with torch's global generators seeded by ``key``, and put them back afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed_of(*key))
+        yield
+
+
+# --- the random operations ----------------------------------------------------------------------
+# Each entry says how an operation's result follows from standard noise.  ``ask(kind, like, shape)``
+# gives that noise with the dtype and device of ``like``.
+
+Ask = Callable[..., Tensor]
+
+
+def _affine(noise: Tensor, location: Any, scale: Any) -> Tensor:
+    if not isinstance(scale, Tensor) and scale == 1 and location == 0:
+        return noise
+    return noise * scale + location
+
+
+def _normal_(ask: Ask, self: Tensor, mean=0.0, std=1.0, **_) -> Tensor:
+    return self.copy_(_affine(ask("normal", self), mean, std))
+
+
+def _normal(ask: Ask, mean, std, **_) -> Tensor:
+    like = mean if isinstance(mean, Tensor) else std
+    shape = torch.broadcast_shapes(*(a.shape for a in (mean, std) if isinstance(a, Tensor)))
+    return _affine(ask("normal", like, shape), mean, std)
+
+
+def _uniform_(ask: Ask, self: Tensor, low=0.0, high=1.0, **_) -> Tensor:
+    return self.copy_(_affine(ask("uniform", self), low, high - low))
+
+
+def _exponential_(ask: Ask, self: Tensor, rate=1.0, **_) -> Tensor:
+    return self.copy_(ask("exponential", self) / rate)
+
+
+def _bernoulli(ask: Ask, probability: Tensor, **_) -> Tensor:
+    return (ask("uniform", probability) < probability).to(probability.dtype)
+
+
+def _bernoulli_(ask: Ask, self: Tensor, probability=0.5, **_) -> Tensor:
+    like = self if self.is_floating_point() else torch.empty(self.shape, device=self.device)
+    return self.copy_(ask("uniform", like) < probability)
+
+
+def _cauchy_(ask: Ask, self: Tensor, median=0.0, sigma=1.0, **_) -> Tensor:
+    return self.copy_(_affine((torch.pi * (ask("uniform", self) - 0.5)).tan(), median, sigma))
+
+
+def _multinomial(ask: Ask, weights: Tensor, count: int, replacement=False, **_) -> Tensor:
+    # The first of independent exponential clocks with rates w to ring is i with probability
+    # w_i / Σw; the order in which they ring is a draw without replacement.
+    if replacement:
+        shape = (*weights.shape[:-1], count, weights.shape[-1])
+        return (ask("exponential", weights, shape) / weights.unsqueeze(-2)).argmin(-1)
+    return (ask("exponential", weights) / weights).argsort(-1)[..., :count]
+
+
+def _sized(kind: str) -> Callable[..., Tensor]:
+    def draw(ask: Ask, size, *, dtype=None, device=None, **_) -> Tensor:
+        like = torch.empty(0, dtype=dtype or torch.get_default_dtype(), device=device)
+        return ask(kind, like, size)
+
+    return draw
+
+
+def _like(kind: str) -> Callable[..., Tensor]:
+    def draw(ask: Ask, self: Tensor, *, dtype=None, device=None, **_) -> Tensor:
+        like = torch.empty(0, dtype=dtype or self.dtype, device=device or self.device)
+        return ask(kind, like, self.shape)
+
+    return draw
+
+
+LIFTED: dict[Any, Callable[..., Tensor]] = {
+    aten.normal_.default: _normal_,
+    aten.normal.Tensor_Tensor: _normal,
+    aten.normal.Tensor_float: lambda ask, mean, std=1.0, **_: _normal(ask, mean, std),
+    aten.normal.float_Tensor: _normal,
+    aten.randn.default: _sized("normal"),
+    aten.randn.generator: _sized("normal"),
+    aten.randn_like.default: _like("normal"),
+    aten.rand.default: _sized("uniform"),
+    aten.rand.generator: _sized("uniform"),
+    aten.rand_like.default: _like("uniform"),
+    aten.uniform_.default: _uniform_,
+    aten.exponential_.default: _exponential_,
+    aten.cauchy_.default: _cauchy_,
+    aten.bernoulli.default: _bernoulli,
+    aten.bernoulli_.Tensor: _bernoulli_,
+    aten.bernoulli_.float: _bernoulli_,
+    aten.multinomial.default: _multinomial,
+}
+
+
+class NoiseMode(TorchDispatchMode):
+    """Answer every random draw from ``source(index, noise)``, and record what was asked for.
+
+    Args:
+        source: gives the tensor for draw number ``index``; :func:`keyed` in the usual case.
+        capturing: says to :func:`particles_by_vmap` that a graph is being made.
+    """
+
+    def __init__(self, source: Callable[[int, Noise], Tensor], *, capturing: bool = False) -> None:
+        super().__init__()
+        self.source = source
+        self.capturing = capturing
+        self.asked: list[Noise] = []
+        self.kept: list[str] = []  # random operations that no noise can serve
+        self.without_grad = False  # did anything run with gradients switched off?
+
+    def _ask(self, kind: str, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        noise = Noise(kind, tuple(like.shape if shape is None else shape), like.dtype, like.device)
+        self.asked.append(noise)
+        return self.source(len(self.asked) - 1, noise)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.without_grad |= not torch.is_grad_enabled()
+        if self.capturing and _shape_depends_on_values(func, args):  # and no probe may show it
+            raise RuntimeError(f"a shape depends on the values of tensors, by {func}")
+        answer = LIFTED.get(func)
+        if answer is not None and not (kwargs and kwargs.get("generator") is not None):
+            return answer(self._ask, *args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.kept.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _shape_depends_on_values(func, args) -> bool:
+    """Whether an operation's result has as many entries as data say: no graph fits all of them."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if func is aten.index.Tensor:  # by whole numbers the shape is theirs; by a mask it is not
+        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    return True

@@ -1,0 +1,211 @@
+"""Running a program under handlers, and reading the traces that it leaves.
+
+Nothing else in the package looks into a Pyro trace.  A *site* is one ``pyro.sample`` statement as
+Pyro wrote it down; a site inside ``pyro.plate("data", ...)`` belongs to a datum, one outside it is
+global.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, Independent, Unit
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_vae.program import Rows
+
+Site = dict[str, Any]
+
+
+class RowsAreTheBatch(Messenger):
+    """Answers a subsampled plate with 0..B-1: which rows are in ``x`` is the caller's business.
+
+    Without it Pyro draws a permutation of all N at each call, only to count it.
+    """
+
+    def _pyro_sample(self, msg) -> None:
+        if site_is_subsample(msg) and msg["value"] is None:
+            size = msg["fn"].subsample_size
+            if size is not None and size != msg["fn"].size:  # K particles of all N rows are more
+                msg["value"] = torch.arange(size, device=msg["fn"].device)
+
+
+class Detached(Messenger):
+    """Draws carry no gradient: what Pyro's ``sample`` without ``rsample`` would give.
+
+    One that carries none stays the object it is: flows know their own last draw again, and some
+    have no other way to score it.
+    """
+
+    def _pyro_post_sample(self, msg) -> None:
+        value = msg["value"]
+        if not msg["is_observed"] and isinstance(value, Tensor) and value.requires_grad:
+            msg["value"] = value.detach()
+
+
+class DataScale(Messenger):
+    """Listens for the plate's scale N / B while a program runs."""
+
+    value: float = 1.0
+    _heard = False
+
+    def _pyro_post_sample(self, msg) -> None:
+        if not self._heard and data_frame(msg) is not None and not site_is_subsample(msg):
+            self.value, self._heard = float(msg["scale"]), True
+
+    def _pyro_post_data_scale(self, msg) -> None:
+        self.value, self._heard = msg["value"], True
+
+
+@effectful(type="data_scale")
+def tell_scale(scale: float) -> float:
+    """Tell listeners what the sites of a graph cannot, because they are gone."""
+    return scale
+
+
+def data_frame(site: Site) -> Any:
+    """The frame of ``pyro.plate("data", ...)`` that a site lives in, or None."""
+    return next((f for f in site["cond_indep_stack"] if f.name == "data"), None)
+
+
+def sites_of(trace: poutine.Trace) -> dict[str, Site]:
+    """The sample sites of a trace, without the plates' own."""
+    return {
+        name: site  # type: ignore[misc]  # Pyro's Message is a TypedDict
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    }
+
+
+def trace_program(
+    program: Any, x: Rows, *, reparameterize: bool = True
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Run the guide, then the model at its latents; returns both traces (guide, model)."""
+    handlers: list[Messenger] = [RowsAreTheBatch()]
+    if not reparameterize:
+        handlers.append(Detached())
+    guide = _under(handlers, lambda: poutine.trace(program.guide).get_trace(x))
+    model = _under(
+        [RowsAreTheBatch()],
+        lambda: poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(x),
+    )
+    return guide, model
+
+
+def _under(handlers: list[Messenger], call: Callable[[], Any]) -> Any:
+    for handler in handlers:
+        call = handler(call)
+    return call()
+
+
+def log_density(site: Site) -> Tensor:
+    """The site's log density, masked but unscaled, one entry an event."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, 1.0, site["mask"])
+
+
+def per_datum(site: Site, events: Tensor) -> Tensor:
+    """Sum over all plates but the data's: (..., B, ...) to (B,); a global site to ()."""
+    frame = data_frame(site)
+    if frame is None:
+        return events.sum()
+    rows = events.movedim(frame.dim, -1)
+    return rows.sum(tuple(range(rows.dim() - 1))) if rows.dim() > 1 else rows
+
+
+def base_law(fn: Any) -> Any:
+    """A distribution without the wrappers that only rearrange its dimensions."""
+    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tensor | None]:
+    """KL(q || p) of each latent where a closed form is registered: (B,), of a global one ()."""
+    shared = [
+        name
+        for name, site in model.items()  # without what pyro.deterministic names in both
+        if name in guide and not (site["is_observed"] or guide[name]["is_observed"])
+    ]
+    # (torch's KL from a Delta forgets its log_density, so that is left to sampling.)
+    # If the guide draws its sites in another order, the prior of one may depend on a site that
+    # the guide draws after it; then E_q of the closed form is not the KL term of the bound.
+    mean_field = shared == [name for name in guide if name in shared]
+    result: dict[str, Tensor | None] = {}
+    for name in shared:
+        q, p = guide[name], model[name]
+        result[name] = None
+        if mean_field and not isinstance(base_law(q["fn"]), Delta):
+            try:
+                kl = kl_divergence(q["fn"], p["fn"])
+            except NotImplementedError:
+                continue
+            if not isinstance(kl, Tensor) or kl.shape != q["fn"].batch_shape:
+                continue
+            result[name] = per_datum(q, scale_and_mask(kl, 1.0, q["mask"]))
+    return result
+
+
+def one_scale(guide: dict[str, Site], model: dict[str, Site]) -> float:
+    """N / B, which all sites of a datum have; those outside the plate have 1."""
+    first = None
+    for name, site in [*model.items(), *guide.items()]:
+        scale = float(site["scale"])
+        if data_frame(site) is not None:
+            first = first or (name, scale)
+        expected = 1.0 if data_frame(site) is None or first is None else first[1]
+        if scale != expected:
+            like = f'{expected:g} like "{first[0]}"' if first and data_frame(site) else "1"
+            raise ValueError(
+                f'the log density of site "{name}" is scaled by {scale:g}, expected {like}: the '
+                "rows' plate, in model and guide, is the only scale that a program has; a factor "
+                "on one term, such as a warm-up, belongs in an objective"
+            )
+    return first[1] if first else 1.0
+
+
+def require_rows(guide: dict[str, Site], model: dict[str, Site]) -> None:
+    """What makes a number per datum wrong without any error: ``pv.check`` says more."""
+    for name, site in model.items():
+        latent, inside = not site["is_observed"], data_frame(site) is not None
+        if latent and name not in guide:
+            raise ValueError(
+                f'latent site "{name}" is in the model and not in the guide, so its density would '
+                "be missing from log q: sample it in the guide as well"
+            )
+        if latent and (data_frame(guide[name]) is not None) != inside:
+            where = "model" if inside else "guide"
+            raise ValueError(
+                f'latent site "{name}" is in pyro.plate("data", ...) in the {where} alone: indent '
+                "it under the plate in both, or in neither if all data share it"
+            )
+        has_rows = bool(site["fn"].batch_shape) or not latent
+        if not inside and has_rows and not is_factor(site):
+            raise ValueError(
+                f'site "{name}" is outside pyro.plate("data", ...), so it has no density per '
+                'datum: write `with pyro.plate("data", len(x)):` around the sites of a datum'
+            )
+
+
+def is_factor(site: Site) -> bool:
+    """Whether a site is a ``pyro.factor`` or ``pyro.deterministic``, which observe nothing."""
+    return isinstance(base_law(site["fn"]), (Unit, Delta)) and site["is_observed"]
+
+
+def require_rsample(guide: dict[str, Site]) -> None:
+    for name, site in guide.items():
+        if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
+            raise ValueError(
+                f'latent site "{name}" has the guide {type(site["fn"]).__name__}, which is not '
+                "reparameterized, so its gradient would silently be zero: use a distribution "
+                "with rsample, or an objective that does not reparameterize, such as WakeSleep()"
+            )
