@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pyro_vae.inference_data import to_inference_data
     from pyro_vae.posterior import encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
-    from pyro_vae.training import Run, fit
+    from pyro_vae.runs import Run
+    from pyro_vae.training import fit
 
 __version__ = "0.1.0"
 
@@ -39,7 +40,7 @@ _HOME = {
     "Comparison": "comparison",
     "fit": "training",
     "load": "checkpoint",
-    "Run": "training",
+    "Run": "runs",
     "elbo": "evidence",
     "log_evidence": "evidence",
     "Evidence": "evidence",

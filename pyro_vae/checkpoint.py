@@ -25,7 +25,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,8 @@ from pyro_vae.loop import Loop
 from pyro_vae.noise import seeded
 from pyro_vae.objectives.base import State
 from pyro_vae.program import materialize
+from pyro_vae.runs import Run
 from pyro_vae.storage import MANIFEST, pack, read, write
-
-if TYPE_CHECKING:
-    from pyro_vae.training import Run
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
@@ -212,7 +210,6 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
 
     A checkpoint never chooses what is imported: it can name files of ``pyro_vae.models`` alone.
     """
-    from pyro_vae.training import Run
 
     folder = Path(path)
     saved = read(folder)

@@ -24,8 +24,9 @@ from pyro_vae.inputs import as_rows
 from pyro_vae.noise import seeded
 from pyro_vae.optimizers import Adagrad
 from pyro_vae.program import map_rows
+from pyro_vae.runs import Run
 from pyro_vae.traces import sites_of, trace_program
-from pyro_vae.training import Run, fit
+from pyro_vae.training import fit
 
 if TYPE_CHECKING:
     import pandas as pd

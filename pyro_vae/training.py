@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import nn
 
-from pyro_vae.checkpoint import SWITCHES, folder_for, go_on, keeping, save_run
+from pyro_vae.checkpoint import SWITCHES, folder_for, go_on, keeping
 from pyro_vae.contract import require_possible_data
 from pyro_vae.diagnostics import warn_at_floor
 from pyro_vae.engine import Parameters, trainable
@@ -23,45 +22,13 @@ from pyro_vae.inputs import Batches, as_rows
 from pyro_vae.loop import Loop, rows_of
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
-from pyro_vae.objectives.base import EMPTY, Objective, State
+from pyro_vae.objectives.base import EMPTY, Objective
 from pyro_vae.program import materialize, require_program
 from pyro_vae.progress import Record, reporter
+from pyro_vae.runs import Run
 from pyro_vae.steps import make_step, plate_scale, translate
 
 logger = logging.getLogger("pyro_vae")
-
-
-@dataclass
-class Run:
-    """What ``fit`` returns.
-
-    Attributes:
-        program: the program that was passed, trained.
-        history: a data frame, one row a record: step, samples, seconds, the objective's columns
-            averaged since the record before (nats per datum), gradient norm, held-out bound.
-        manifest: data digest, binarization, seed, engine, versions and settings.
-        state: the objective's memory.
-    """
-
-    program: nn.Module
-    history: Any
-    manifest: dict[str, Any]
-    state: State = EMPTY
-
-    def __repr__(self) -> str:
-        last = self.history.iloc[-1] if len(self.history) else {}
-        shown = [
-            f"{name} {last[name]:.2f}" for name in ("bound", "validation_bound") if name in last
-        ]
-        return (
-            f"Run({self.manifest['objective']} on {self.manifest['program']}: "
-            f"{self.manifest['samples']} samples in {self.manifest['seconds']:.1f} s; "
-            f"{', '.join(shown) or 'no bound'})"
-        )
-
-    def save(self, path: str | Path) -> None:
-        """Write to a folder what ``pv.load(path)`` reads (to go on later, pass ``out`` to fit)."""
-        save_run(self, path)
 
 
 def fit(
