@@ -396,7 +396,7 @@ def materialize(program: Any, x: Rows) -> None:
         try:
             with torch.no_grad(), seeded(0), pyro.poutine.block():
                 getattr(program, name)(x)
-        except (RuntimeError, IndexError, KeyError, AttributeError) as error:
+        except RuntimeError as error:  # torch on shapes and dtypes
             rows = observed_rows(x)
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             advice = "pv.check(program, x) says more"
