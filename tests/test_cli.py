@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -50,8 +51,10 @@ def test_every_flag_is_explained(capsys):
 
 def test_compare_prints_a_table_and_leaves_a_picture(tmp_path):
     started = time.time()
+    np.save(tmp_path / "bits.npy", np.random.default_rng(0).integers(0, 2, (60, 9)))
     done = run(
-        "compare", "--samples", "4000", "--seeds", "1", "--hidden_dim", "8",
+        "compare", "--samples", "600", "--seeds", "1", "--hidden_dim", "8",
+        "--data", str(tmp_path / "bits.npy"), "--binarize", "threshold",
         "--objectives", "AEVB", "WakeSleep", "--out", str(tmp_path / "out"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -158,10 +161,11 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(number, code, word, tmp_pa
     )  # fmt: skip
     deadline = time.time() + 60
     while not (tmp_path / "run" / "checkpoint.json").exists() and time.time() < deadline:
+        assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == code
+    assert process.returncode == code, said
     assert word in said and "--resume" in said and len(said.strip().splitlines()) == 1
     assert pv.load(tmp_path / "run").manifest["stopped"] == "unfinished"
 

@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, BrokenPipeError):
                 raise
             several = verb == "check" and "\n  " in str(error)  # its mistakes are its result
-            return _complain(verb, str(error) if several else _one_line(error), 2)
+            said = str(error) if several else _one_line(error) + _where(error, asked)
+            return _complain(verb, said, 2)
         except KeyboardInterrupt as stop:
             return _complain(verb, _stopped(stop, "interrupted"), 130)
         except BaseException as error:
@@ -93,9 +94,8 @@ def _run(verb: str, arguments: Sequence[str], asked: list[Model]) -> int:
     if found.objective is not None:
         flags += flags_of(found.objective, "objective.")
     given = with_config(split(arguments, flags))  # now with the types of all
-    parser = parser_of(
-        f"pyro-vae {verb}", (inspect.getdoc(function) or "").split("Args:")[0], flags
-    )
+    about = (inspect.getdoc(function) or "").split("Args:")[0]
+    parser = parser_of(f"pyro-vae {verb}", about, flags)
     if given.help:
         print(_help(verb, parser))
         return 0
@@ -181,7 +181,7 @@ def _overview() -> str:
 def _help(verb: str, parser: Any) -> str:
     stands = f" {STANDS[verb]}" if verb in STANDS else ""
     text = parser.format_help().replace("--objective.name", "--objective")
-    _head, _, body = text.partition("\n\n")
+    body = text.partition("\n\n")[2]
     usage = f"usage: pyro-vae {verb}{stands} [--FLAG VALUE ...]"
     about = f"\n{ABOUT_MODELS}\n" if "MODEL" in stands else ""
     return f"{usage}\n\n{body.rstrip()}\n{about}"
@@ -194,6 +194,18 @@ def _complain(verb: str, message: str, code: int) -> int:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _where(error: BaseException, asked: Sequence[Model]) -> str:
+    """The line of the user's file that an error of ours goes back to, if any."""
+    cause = error.__cause__
+    while cause is not None:
+        for model in asked:
+            place = located(cause, model.path, said=False)
+            if place and str(model.path) not in str(error):
+                return f" ({place})"
+        cause = cause.__cause__
+    return ""
 
 
 def _stopped(error: BaseException, word: str) -> str:

@@ -89,8 +89,9 @@ def flags_of(
 def _type(option: inspect.Parameter, scope: dict[str, Any]) -> Any:
     kind = option.annotation
     if isinstance(kind, str):
+        one = types.SimpleNamespace(__annotations__={"kind": kind})
         try:
-            kind = eval(kind, scope)
+            kind = typing.get_type_hints(one, globalns=scope)["kind"]
         except Exception:  # a name that only a type checker imports is that of an object
             return None
     if kind is option.empty:

@@ -159,11 +159,11 @@ def _imported(path: Path, shown: Path) -> Any:
     return module
 
 
-def located(error: BaseException, path: Path | None) -> str | None:
+def located(error: BaseException, path: Path | None, *, said: bool = True) -> str | None:
     """``file:line: what happened``, for the last line of the user's file that was running."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if path is not None and f.filename == str(path)]
-    return f"{path}:{lines[-1]}: {_said(error)}" if lines else None
+    return f"{path}:{lines[-1]}{f': {_said(error)}' if said else ''}" if lines else None
 
 
 def _said(error: BaseException) -> str:

@@ -138,9 +138,7 @@ def run_fit(
             error = _error_of_mean(bound)
             print(f"test bound {float(bound.mean()):.2f} ± {error:.2f} nats, {len(bound):,} rows")
         else:
-            print(
-                f"{objective} trains no guide: pyro-vae evidence DIR --proposal hmc gives log p(x)"
-            )
+            print(f"{objective} trains no guide: see pyro-vae evidence DIR --proposal hmc")
         if out is None:
             print("nothing is saved: pass --out DIR")
             return 0
@@ -148,10 +146,7 @@ def run_fit(
 
         put(out / "history.csv", lambda path: run.history.to_csv(path, index=False))
         put(out / "learning_curve.png", lambda path: training_curve(run.history, path))
-    print(
-        f"written: {out}/history.csv, {out}/learning_curve.png "
-        f"and the run, for pv.load({str(out)!r})"
-    )
+    print(f"written: {out}: the run, history.csv and learning_curve.png")
     return 0
 
 
