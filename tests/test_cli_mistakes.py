@@ -133,7 +133,22 @@ def test_a_model_that_fails_while_it_runs_is_told_with_file_and_line(tmp_path, r
     (tmp_path / "mine.py").write_text(text)
     line = text.splitlines().index(next(t for t in text.splitlines() if "wieght" in t)) + 1
     said = refused("fit", "mine.py", "--steps", "2", "--out", tmp_path / "run")
-    assert f"mine.py:{line})" in said and "wieght" in said
+    assert f"mine.py:{line}" in said and "wieght" in said
+
+
+@pytest.mark.parametrize("verb", ["check", "fit", "evidence"])
+def test_a_value_error_of_a_models_own_is_told_with_file_and_line(verb, tmp_path, capsys):
+    """Ours say what to do; one of a user's own says nothing about where it comes from."""
+    text = GOOD.replace(
+        '        with pyro.plate("data", len(x)):', "        raise ValueError('my own')"
+    )
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(" " * 12))
+    (tmp_path / "mine.py").write_text(text)
+    budget = ["--steps", "2"] if verb == "fit" else []
+    assert main([verb, str(tmp_path / "mine.py"), *budget]) == 2
+    said = capsys.readouterr().err
+    lines = [n for n, t in enumerate(text.splitlines(), 1) if "my own" in t]
+    assert "my own" in said and any(f"mine.py:{n})" in said for n in lines)
 
 
 def test_check_names_each_mistake_of_a_model_in_a_line_of_its_own(tmp_path, capsys):

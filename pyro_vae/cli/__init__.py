@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, BrokenPipeError):
                 raise
             several = verb == "check" and "\n  " in str(error)  # its mistakes are its result
-            said = str(error) if several else _one_line(error) + _where(error, asked)
-            return _complain(verb, said, 2)
+            said = str(error) if several else _one_line(error)
+            return _complain(verb, said + _where(error, asked), 2)
         except KeyboardInterrupt as stop:
             return _complain(verb, _stopped(stop, "interrupted"), 130)
         except BaseException as error:
@@ -197,8 +197,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _where(error: BaseException, asked: Sequence[Model]) -> str:
-    """The line of the user's file that an error of ours goes back to, if any."""
-    cause = error.__cause__
+    """The line of the user's file that an error goes back to, if any."""
+    cause: BaseException | None = error
     while cause is not None:
         for model in asked:
             place = located(cause, model.path, said=False)
