@@ -24,7 +24,6 @@ from pyro_vae.lifting import Lifted, capture_cache, lift, nudged, others, partic
 from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program import Rows, call_with, map_rows, num_rows, observed_rows
 from pyro_vae.traces import (
-    RowsAreTheBatch,
     Site,
     closed_kl,
     data_frame,
@@ -35,6 +34,7 @@ from pyro_vae.traces import (
     require_rsample,
     sites_of,
     tell_scale,
+    trace_of,
     trace_program,
 )
 
@@ -169,8 +169,7 @@ def _guide_with_detached_parameters(program: Any, x: Rows, guide: poutine.Trace)
             views.nodes[name] = {**site, "value": site["value"].view_as(site["value"])}
 
     def replayed(program: Any) -> poutine.Trace:
-        handler = RowsAreTheBatch()
-        return handler(poutine.trace(poutine.replay(program.guide, trace=views)).get_trace)(x)
+        return trace_of(poutine.replay(program.guide, trace=views), x)
 
     return call_with(program, parameters, replayed)
 

@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from pyro_vae.program import Rows, observed_rows
-from pyro_vae.traces import RowsAreTheBatch, data_frame, log_density, per_datum, sites_of
+from pyro_vae.traces import data_frame, log_density, per_datum, sites_of, trace_of
 
 
 def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
@@ -22,9 +22,7 @@ def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
     """
     name = getattr(program, "observed", "x")
     with torch.no_grad():
-        handler = RowsAreTheBatch()
-        trace = handler(poutine.trace(poutine.uncondition(program.model)).get_trace)(x)
-    sites = sites_of(trace)
+        sites = sites_of(trace_of(poutine.uncondition(program.model), x))
     if name not in sites or not sites[name]["infer"].get("was_observed"):
         raise ValueError(
             f'the model has no observed site "{name}" (sites: {", ".join(sites) or "none"}): name '
@@ -83,8 +81,7 @@ def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tens
     Raises:
         ValueError: where guide and latents name different sites.
     """
-    handler = RowsAreTheBatch()
-    trace = handler(poutine.trace(poutine.condition(program.guide, data=latents)).get_trace)(x)
+    trace = trace_of(poutine.condition(program.guide, data=latents), x)
     sites = {n: s for n, s in sites_of(trace).items() if not s["infer"].get("_deterministic")}
     if set(sites) != set(latents):
         raise ValueError(

@@ -13,31 +13,22 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.densities import Densities, densities
-from pyro_vae.dreams import dream
-from pyro_vae.engine import RowFunction, row_chunks
+from pyro_vae.densities import Densities
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.evidence.importance import event_size, from_log_weights
+from pyro_vae.evidence.importance import from_log_weights
+from pyro_vae.groups import as_array, drawn, one_particle, posterior_groups, prior_groups
 from pyro_vae.inputs import as_rows
-from pyro_vae.noise import NoiseMode, keyed, seeded
-from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
-from pyro_vae.traces import RowsAreTheBatch, sites_of
+from pyro_vae.program import Rows, num_rows, observed_rows
 
 if TYPE_CHECKING:
     import xarray as xr
-
-Groups = dict[str, dict[str, Any]]  # group -> variable -> values
-Chunk = Callable[[Any, Rows], Groups]  # (B, ...) -> values (K, B, ...)
 
 AXES = ("chain", "draw", "data")
 NOTES = {
@@ -134,20 +125,20 @@ def to_inference_data(
         if int(value) != value or value < least:
             raise ValueError(f"{name} is {value}, expected a whole number from {least} on")
     rows, observed = as_rows(x, program), getattr(program, "observed", "x")
-    form = _form(program, rows, predictive)
+    form = one_particle(program, rows, predictive)
     constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
     particles = num_draws * chains
     _refuse_names({*form.latents, observed, *constants})
     _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
 
-    functions = _posterior(observed, predictive), _prior(observed, predictive)
-    groups = _drawn(program, rows, functions[0], particles, (seed, 0), batch_size)
+    functions = posterior_groups(observed, predictive), prior_groups(observed, predictive)
+    groups = drawn(program, rows, functions[0], particles, (seed, 0), batch_size)
     log_w = groups["sample_stats"]["lp"] - groups["sample_stats"]["log_q"]  # (K, N)
     evidence = from_log_weights(torch.from_numpy(log_w))
     _warn_about_tails(evidence.khat)
     datasets = {group: _dataset(values, AXES, chains) for group, values in groups.items()}
     if num_prior:
-        groups = _drawn(program, rows, functions[1], num_prior, (seed, 1), batch_size)
+        groups = drawn(program, rows, functions[1], num_prior, (seed, 1), batch_size)
         datasets |= {group: _dataset(values, AXES, 1) for group, values in groups.items()}
     per_datum = {
         "khat": evidence.khat,
@@ -161,7 +152,7 @@ def to_inference_data(
         datasets["constant_data"] = _dataset(constants, AXES[2:], sites=sites)
 
     index = getattr(x, "index", None)
-    numbers = _array(index) if isinstance(index, Tensor) else np.arange(num_rows(rows))
+    numbers = as_array(index) if isinstance(index, Tensor) else np.arange(num_rows(rows))
     attributes = _attributes(program, x, seed=seed, num_draws=num_draws, chains=chains)
     for group, dataset in datasets.items():
         note = {"note": NOTES[group]} if group in NOTES else {}
@@ -181,130 +172,7 @@ def _wrapped(datasets: dict[str, xr.Dataset]) -> Any:
     return DataTree.from_dict(datasets)
 
 
-# --- what is drawn --------------------------------------------------------------------------------
-
-
-def _posterior(observed: str, predictive: bool) -> Callable[[int], Chunk]:
-    def of_size(size: int) -> Chunk:
-        def draw(program: Any, rows: Rows) -> Groups:
-            d = densities(program, rows, size, reparameterize=False)
-            groups: Groups = {
-                "posterior": dict(d.latents),
-                "sample_stats": {"lp": d.log_p, "log_q": d.log_q},
-                "log_likelihood": {observed: d.log_likelihood},
-            }
-            if predictive:
-                flat = {name: value.flatten(0, 1) for name, value in d.latents.items()}
-                with poutine.condition(data=flat):
-                    replicated, _ = dream(program, _repeated(rows, size))
-                groups["posterior_predictive"] = {observed: observed_rows(replicated)}
-            return _by_particle(groups, size, num_rows(rows))
-
-        return draw
-
-    return of_size
-
-
-def _prior(observed: str, predictive: bool) -> Callable[[int], Chunk]:
-    def of_size(size: int) -> Chunk:
-        def draw(program: Any, rows: Rows) -> Groups:
-            many = _repeated(rows, size)
-            if predictive:
-                replicated, latents = dream(program, many)
-                groups: Groups = {
-                    "prior": latents,
-                    "prior_predictive": {observed: observed_rows(replicated)},
-                }
-            else:
-                trace = RowsAreTheBatch()(poutine.trace(program.model).get_trace)(many)
-                sites = sites_of(trace).items()
-                groups = {"prior": {n: s["value"] for n, s in sites if not s["is_observed"]}}
-            return _by_particle(groups, size, num_rows(rows))
-
-        return draw
-
-    return of_size
-
-
-def _repeated(rows: Rows, times: int) -> Rows:
-    """(B, ...) to (K B, ...): rows are independent, so K particles are K times the rows."""
-    return map_rows(lambda t: t.repeat(times, *[1] * (t.dim() - 1)), rows)
-
-
-def _by_particle(groups: Groups, particles: int, rows: int) -> Groups:
-    """Bring (K B, ...) into (K, B, ...)."""
-
-    def fold(name: str, value: Tensor) -> Tensor:
-        if value.shape[:2] == (particles, rows):
-            return value
-        if len(value) != particles * rows:
-            raise ValueError(
-                f'the values of "{name}" have shape {tuple(value.shape)} for {particles * rows} '
-                'rows, expected the rows in front: let pyro.plate("data", ...) be the leftmost '
-                "plate, or make further dimensions events with .to_event"
-            )
-        return value.reshape(particles, rows, *value.shape[1:])
-
-    return {
-        group: {name: fold(name, value) for name, value in values.items()}
-        for group, values in groups.items()
-    }
-
-
-def _drawn(
-    program: nn.Module,
-    x: Rows,
-    of_size: Callable[[int], Chunk],
-    particles: int,
-    key: tuple[int, ...],
-    batch_size: int,
-    max_elements: int = 2**21,
-) -> Groups:
-    """All particles of all rows, (K, N, ...), in chunks that bound what is held besides."""
-    event = event_size(x)
-    batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
-    size = max(1, min(particles, max_elements // (event * batch_size)))
-    functions: dict[int, RowFunction] = {}
-    result: Groups = {}
-    start = 0
-    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-        for part, first in enumerate(range(0, particles, size)):
-            now = min(size, particles - first)
-            if now not in functions:
-                functions[now] = RowFunction(program, of_size(now))
-            for group, values in functions[now](rows, *key, number, part).items():
-                whole = result.setdefault(group, {})
-                for name, value in values.items():
-                    array = _array(value)
-                    if name not in whole:
-                        shape = (particles, num_rows(x), *array.shape[2:])
-                        whole[name] = np.empty(shape, array.dtype)
-                    whole[name][first : first + now, start : start + count] = array[:, :count]
-        start += count
-    return result
-
-
-def _form(program: nn.Module, x: Rows, predictive: bool) -> Densities:
-    """One particle of the first row, which tells the shapes; refuses what has no such form."""
-    first = map_rows(lambda t: t[:1], x)
-    with torch.no_grad(), NoiseMode(keyed(0)), seeded(0), pyro.validation_enabled(False):
-        d = densities(program, first, 1, reparameterize=False)
-        if predictive:
-            try:
-                dream(program, first)
-            except ValueError as error:
-                raise ValueError(
-                    f"no x can be drawn for the predictive groups: {error}; or leave them out, "
-                    "predictive=False"
-                ) from error
-    shared = [name for name in d.latents if name not in d.log_ratio]
-    if shared:
-        raise ValueError(
-            f'latent site "{shared[0]}" is outside pyro.plate("data", ...), so all data share it '
-            "and have no weights of their own: fix it with pyro.poutine.condition, or learn it as "
-            "a parameter"
-        )
-    return d
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 def _true_latents(given: Any, form: Densities, rows: int) -> dict[str, np.ndarray]:
@@ -317,7 +185,7 @@ def _true_latents(given: Any, form: Densities, rows: int) -> dict[str, np.ndarra
                 f"{', '.join(form.latents)}, expected a dict by site"
             )
         given = {next(iter(form.latents)): given}
-    truths = {name: _array(value) for name, value in given.items()}
+    truths = {name: as_array(value) for name, value in given.items()}
     for name, truth in truths.items():
         if name not in form.latents:
             raise ValueError(
@@ -410,7 +278,7 @@ def _dataset(
     variables: dict[str, Any] = {}
     coordinates: dict[str, np.ndarray] = {}
     for name, value in values.items():
-        array = _array(value)
+        array = as_array(value)
         if chains is not None:
             array = array.reshape(chains, -1, *array.shape[1:])
         event = array.shape[len(axes) :]
@@ -422,10 +290,6 @@ def _dataset(
             sizes = zip(axes[:2], array.shape[:2], strict=True)
             coordinates |= {axis: np.arange(size) for axis, size in sizes}
     return xr.Dataset(variables, coords=coordinates)
-
-
-def _array(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _attributes(program: nn.Module, x: Any, **settings: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,9 @@ class MLP(nn.Sequential):
 
     The paper says that parameters start from N(0, 0.01) and not whether 0.01 is the variance;
     a standard deviation of 0.01 gives its published curves, a variance of 0.01 does not.
+    Raises:
+        ValueError: for events of another size, or images that are not flattened.
+
     Source: Kingma & Welling (2014), appendix C and section 5.
     """
 
@@ -30,6 +35,18 @@ class MLP(nn.Sequential):
             with torch.no_grad():
                 for parameter in self.parameters():
                     parameter.normal_(0.0, init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self[0]
+        if isinstance(first, nn.Linear) and x.shape[-1:] != (first.in_features,):
+            advice = f"build the model for {math.prod(x.shape[1:])}"
+            if math.prod(x.shape[1:]) == first.in_features:
+                advice = "flatten the events, x.reshape(len(x), -1)"
+            raise ValueError(
+                f"the input has shape {tuple(x.shape)}, expected {first.in_features} numbers a "
+                f"row: {advice}"
+            )
+        return super().forward(x)
 
 
 def positive(log_variance: Tensor, floor: float) -> Tensor:

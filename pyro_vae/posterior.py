@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -13,7 +14,7 @@ from pyro_vae.dreams import dream
 from pyro_vae.inputs import as_rows
 from pyro_vae.noise import seeded
 from pyro_vae.program import VAE, Rows, evaluating, observed_rows
-from pyro_vae.traces import sites_of
+from pyro_vae.traces import base_law, sites_of, trace_of
 
 
 def sample(
@@ -47,9 +48,7 @@ def sample(
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
         if not mean:
             return observed_rows(dream(program, x)[0])
-        trace = poutine.trace(poutine.uncondition(program.model)).get_trace(x)
-        site = sites_of(trace)[getattr(program, "observed", "x")]
-        return site["fn"].mean.reshape(observed_rows(x).shape)
+        return _mean_of_x(program, poutine.uncondition(program.model), x)
 
 
 def encode(
@@ -72,26 +71,69 @@ def encode(
         if num_draws is None:
             latents = _means(program, rows)
         else:
-            if int(num_draws) != num_draws or num_draws < 1:
-                raise ValueError(f"num_draws is {num_draws}, expected a whole number from 1 on")
-            runs = [_latents(program, rows) for _ in range(int(num_draws))]
+            runs = [_latents(program, rows) for _ in range(_whole(num_draws))]
             latents = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
     return next(iter(latents.values())) if len(latents) == 1 else latents
 
 
-def reconstruct(program: Any, x: Any) -> Tensor:
-    """The likelihood's mean at the posterior mean of the latents: (N, ...) in the form of x."""
+def reconstruct(program: Any, x: Any, *, num_draws: int | None = None, seed: int = 0) -> Tensor:
+    r"""What the program makes of data: the mean of p(x | z) at the latents that the guide gives.
+
+    Args:
+        program: the program.
+        x: data (N, ...).
+        num_draws: None takes z at the posterior mean; a number S takes S draws of z.  The average
+            over them, ``.mean(0)``, estimates the predictive mean
+            :math:`E_{q(z|x)} E[x' \mid z]`; their spread is what the uncertainty of z leaves open.
+        seed: of the draws.
+
+    Returns:
+        (N, ...) or (S, N, ...), in the form of x.
+
+    Raises:
+        ValueError: where the guide, without ``num_draws``, or the likelihood has no mean.
+    """
     rows = as_rows(x, program)
-    with torch.no_grad(), seeded(0), evaluating(program):
-        means = _means(program, rows)
-        trace = poutine.trace(poutine.condition(program.model, data=means)).get_trace(rows)
-    site = sites_of(trace)[getattr(program, "observed", "x")]
-    return site["fn"].mean.reshape(observed_rows(rows).shape)
+
+    def at(latents: dict[str, Tensor]) -> Tensor:
+        return _mean_of_x(program, poutine.condition(program.model, data=latents), rows)
+
+    with torch.no_grad(), seeded(seed), evaluating(program):
+        if num_draws is None:
+            return at(_means(program, rows))
+        return torch.stack([at(_latents(program, rows)) for _ in range(_whole(num_draws))])
+
+
+def _whole(num_draws: int) -> int:
+    if int(num_draws) != num_draws or num_draws < 1:
+        raise ValueError(f"num_draws is {num_draws}, expected a whole number from 1 on")
+    return int(num_draws)
 
 
 def _latents(program: Any, x: Rows) -> dict[str, Tensor]:
-    sites = sites_of(poutine.trace(program.guide).get_trace(x))
+    sites = sites_of(trace_of(program.guide, x))
     return {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
+
+
+def _mean_of_x(program: Any, model: Callable[[Rows], Any], x: Rows) -> Tensor:
+    """The mean of the likelihood where ``model`` runs, in the form of x."""
+    name = getattr(program, "observed", "x")
+    fn = sites_of(trace_of(model, x))[name]["fn"]
+    mean = _mean(fn)
+    if mean is None:
+        raise ValueError(
+            f'the likelihood of "{name}", {type(base_law(fn)).__name__}, has no mean: ask for '
+            "draws of x, pv.sample(program, n, like=x)"
+        )
+    return mean.reshape(observed_rows(x).shape)
+
+
+def _mean(fn: Any) -> Tensor | None:
+    try:
+        mean = fn.mean
+    except NotImplementedError:
+        return None
+    return None if mean.isnan().any() else mean  # a Categorical's is nan
 
 
 class _AtTheMean(poutine.messenger.Messenger):
@@ -100,14 +142,11 @@ class _AtTheMean(poutine.messenger.Messenger):
     def _pyro_sample(self, msg) -> None:
         if poutine.util.site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
             return
-        try:
-            mean = msg["fn"].mean
-        except NotImplementedError:
-            mean = None
-        if mean is None or mean.isnan().any():  # a Categorical's is nan
+        mean = _mean(msg["fn"])
+        if mean is None:
             raise ValueError(
-                f'the guide of "{msg["name"]}", {type(msg["fn"]).__name__}, has no mean: ask for '
-                "draws, pv.encode(program, x, num_draws=100), and average what you need"
+                f'the guide of "{msg["name"]}", {type(base_law(msg["fn"])).__name__}, has no mean: '
+                "ask for draws, num_draws=100, and average what you need"
             )
         msg["value"], msg["done"] = mean, True
 

@@ -7,6 +7,7 @@ global.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -90,27 +91,54 @@ def trace_program(
     program: Any, x: Rows, *, reparameterize: bool = True
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """Run the guide, then the model at its latents; returns both traces (guide, model)."""
-    handlers: list[Messenger] = [RowsAreTheBatch()]
-    if not reparameterize:
-        handlers.append(Detached())
-    guide = _under(handlers, lambda: poutine.trace(program.guide).get_trace(x))
-    model = _under(
-        [RowsAreTheBatch()],
-        lambda: poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(x),
-    )
-    return guide, model
+    guide = trace_of(program.guide, x, *([] if reparameterize else [Detached()]))
+    return guide, trace_of(poutine.replay(program.model, trace=guide), x)
 
 
-def _under(handlers: list[Messenger], call: Callable[[], Any]) -> Any:
-    for handler in handlers:
-        call = handler(call)
-    return call()
+def trace_of(function: Callable[[Rows], Any], x: Rows, *handlers: Messenger) -> poutine.Trace:
+    """The trace of ``function(x)`` on the rows of a batch, under further handlers.
+
+    (Pyro's own ``get_trace`` adds a table of all shapes to whatever the function raises.)
+    """
+    tracer = poutine.trace()
+    with contextlib.ExitStack() as stack:
+        for handler in (*handlers, RowsAreTheBatch(), tracer):
+            stack.enter_context(handler)
+        function(x)
+    return tracer.trace
 
 
 def log_density(site: Site) -> Tensor:
-    """The site's log density, masked but unscaled, one entry an event."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    """The site's log density, masked but unscaled, one entry an event.
+
+    Raises:
+        ValueError: at a value that a flow without an inverse did not draw itself.
+    """
+    fn, value = site["fn"], site["value"]
+    try:
+        log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
+    except (KeyError, NotImplementedError) as error:
+        transform = without_inverse(fn, value)
+        if transform is None:
+            raise
+        raise ValueError(
+            f'site "{site["name"]}": {transform} has no inverse, so its density is known only at '
+            "the draw that it has just made, and is asked for at another value: train such a guide "
+            "by AEVB(); WakeSleep() and priors need a transform with an inverse, such as "
+            "pyro.distributions.transforms.affine_coupling"
+        ) from error
     return scale_and_mask(log_prob, 1.0, site["mask"])
+
+
+def without_inverse(fn: Any, value: Tensor) -> str | None:
+    """The transform of a flow that leads no given value back, by name; None where all do."""
+    value = value.detach().clone()  # transforms know their last result again, as an object
+    for transform in reversed(getattr(base_law(fn), "transforms", [])):
+        try:
+            value = transform.inv(value)
+        except (KeyError, NotImplementedError):
+            return type(transform).__name__
+    return None
 
 
 def per_datum(site: Site, events: Tensor) -> Tensor:

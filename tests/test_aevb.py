@@ -17,6 +17,7 @@ from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB, Objective
 from pyro_vae.objectives.base import EMPTY
 from pyro_vae.program import Program
+from pyro_vae.training import fit
 
 from .oracles import (
     CORNERS,
@@ -415,6 +416,31 @@ def test_site_without_a_closed_kl_is_sampled_and_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         AEVB("A").terms(program, x, EMPTY)
+
+
+def said(record):
+    return [str(w.message) for w in record if "no closed KL" in str(w.message)]
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager", "pyro"])
+def test_a_sampled_kl_is_said_once_a_fit(engine):
+    """Where all warnings are shown, one came at each step, and some more from the capture."""
+    x, objective = torch.randn(12, dtype=torch.float64), AEVB()
+    for _ in range(2):  # the second fit with an objective says it as well
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("always")
+            fit(Laplacian(), x, objective, steps=5, batch_size=4, engine=engine)
+        assert len(said(record)) == 1
+
+
+def test_a_sampled_kl_is_said_once_in_anyones_own_svi():
+    program, x = Laplacian(), torch.randn(4, dtype=torch.float64)
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), loss=AEVB())
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            svi.step(x)
+    assert len(said(record)) == 1
 
 
 def test_deterministic_site_in_model_and_guide_has_no_term_of_its_own():

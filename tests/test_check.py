@@ -208,6 +208,40 @@ def test_a_delta_guide_passes_and_is_still_compared_row_by_row(real):
     assert mistake(Point(tied), real).startswith('site "z" of the guide: location changes')
 
 
+class PlanarGuide(Linear):
+    def guide(self, x):
+        base = dist.Normal(self.encoder(x), 1.0).to_event(1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+
+
+class FromTheMean(nn.Module):
+    """An encoder whose rows see one another."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(x - x.mean(0))
+
+
+@pytest.mark.parametrize("encoder", [None, FromTheMean()], ids=["by row", "by batch"])
+def test_rows_of_a_flow_without_an_inverse_are_compared_where_it_draws(real, encoder):
+    """It can be scored at no given latents, so it draws its own, at the same noise in each row."""
+    program = PlanarGuide(encoder=encoder)
+    program.flow = dist.transforms.planar(2)
+    if encoder is not None:
+        found = mistakes(program, real)
+        assert found and all("independent of each other" in line for line in found)
+        return
+    report = check(program, real)
+    assert report.notes == (
+        'Planar of site "z" of the guide has no inverse: AEVB can train it, WakeSleep cannot',
+    )
+    assert report.sampled_kl == ("z",)
+
+
 def test_dropout_passes(real):
     """It is noise, and noise that differs from row to row ties no rows together."""
     encoder = nn.Sequential(nn.Linear(3, 50), nn.Dropout(0.5), nn.Linear(50, 2))

@@ -11,6 +11,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import inference_data
+from pyro_vae.groups import drawn, posterior_groups
 from pyro_vae.inference_data import to_inference_data
 from pyro_vae.models import bernoulli_vae
 
@@ -253,9 +254,9 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone(oracle, x):
 
 def test_chunks_of_rows_and_particles_are_put_where_they_belong(oracle, x):
     """Whatever the chunks, lp is that of the draws beside it, and no two draws are equal."""
-    plain = inference_data._posterior("x", True)
+    plain = posterior_groups("x", True)
     with torch.no_grad():
-        groups = inference_data._drawn(oracle, x, plain, 23, (0,), 4, max_elements=5 * 4 * 3)
+        groups = drawn(oracle, x, plain, 23, (0,), 4, max_elements=5 * 4 * 3)
     z = torch.from_numpy(groups["posterior"]["z"])
     assert z.shape == (23, 9, 2) and len(z.flatten().unique()) == z.numel()
     with torch.no_grad():
@@ -317,7 +318,7 @@ def test_too_large_a_result_is_refused_before_anything_is_drawn(oracle, x, monke
     def never(*args):
         pytest.fail("drew")
 
-    monkeypatch.setattr(inference_data, "_drawn", never)
+    monkeypatch.setattr(inference_data, "drawn", never)
     with pytest.raises(ValueError, match=r"lower num_draws .* or raise max_bytes"):
         to_inference_data(oracle, x, num_draws=500, max_bytes=2**20)
 

@@ -51,6 +51,56 @@ def test_reconstruct_is_the_likelihoods_mean_at_the_posterior_mean():
     )
 
 
+def test_reconstructions_of_draws_average_to_the_predictive_mean_and_spread_as_it_does():
+    """E[x' | x] = W m + b, and W z + b has the covariance W V W'; z-scores of 4,000 draws."""
+    program = oracle()
+    x = pv.sample(program, 3, like=torch.zeros(1, 5))
+    draws = pv.reconstruct(program, x, num_draws=4000)
+    assert draws.shape == (4000, 3, 5)
+    posterior, w = program.posterior(x), program.weight.detach()
+    mean = pv.reconstruct(program, x)
+    variance = (w @ posterior.covariance_matrix.detach() @ w.T).diagonal(dim1=-2, dim2=-1)
+    z = (draws.mean(0) - mean) / (variance / 4000).sqrt()
+    assert float(z.abs().max()) < 4.5
+    z = (draws.var(0) - variance) / (variance * (2 / 4000) ** 0.5)
+    assert float(z.abs().max()) < 4.5
+
+
+def test_reconstructions_are_the_likelihoods_means_at_the_draws_of_encode():
+    """The same seed gives the same latents, so this holds without noise."""
+    program = oracle()
+    x = pv.sample(program, 3, like=torch.zeros(1, 5))
+    z = pv.encode(program, x, num_draws=6, seed=2)
+    expected = (z @ program.weight.T + program.bias).detach()
+    got = pv.reconstruct(program, x, num_draws=6, seed=2)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert not torch.equal(got, pv.reconstruct(program, x, num_draws=6, seed=3))
+
+
+def test_a_likelihood_without_a_mean_is_refused():
+    """A Categorical's mean is nan, which would come out without a word."""
+
+    class Letters(pv.Program):
+        def __init__(self):
+            super().__init__()
+            self.scores = nn.Linear(1, 4)
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+                pyro.sample("x", dist.Categorical(logits=self.scores(z)), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+
+    x = torch.tensor([0, 3, 1])
+    with pytest.raises(ValueError, match='likelihood of "x", Categorical, has no mean'):
+        pv.reconstruct(Letters(), x)
+    with pytest.raises(ValueError, match="Categorical, has no mean"):
+        pv.sample(Letters(), 3, like=x, mean=True)
+
+
 def test_a_vae_needs_no_template_and_its_means_are_probabilities():
     torch.manual_seed(0)
     vae = bernoulli_vae.build(6, latent_dim=2, hidden_dim=4)
@@ -90,6 +140,8 @@ def test_errors_say_what_to_do():
         pv.sample(oracle(), 0)
     with pytest.raises(ValueError, match="num_draws is -1"):
         pv.encode(oracle(), torch.zeros(2, 5), num_draws=-1)
+    with pytest.raises(ValueError, match=r"num_draws is 1\.5"):
+        pv.reconstruct(oracle(), torch.zeros(2, 5), num_draws=1.5)
 
 
 def test_synthetic_data_are_reproducible():

@@ -12,6 +12,14 @@ from pyro_vae.models import bernoulli_vae, linear_gaussian
 from pyro_vae.objectives import AEVB
 
 
+def adam():
+    return torch.optim.Adam([torch.zeros(1)])
+
+
+def exponential():
+    return torch.optim.lr_scheduler.ExponentialLR(adam(), gamma=0.9)
+
+
 def small_vae():
     return bernoulli_vae.build(6, latent_dim=2, hidden_dim=4, init_std=None)
 
@@ -201,6 +209,15 @@ def test_the_weight_prior_of_a_subsampled_plate_does_not_depend_on_the_batch():
         (("vae",), {"lr": "0.1"}, "lr is '0.1'"),
         (("vae",), {"seed": 1.5}, "seed is 1.5"),
         (("vae",), {"batch_size": None}, "batch_size is None"),
+        (("vae",), {"optimizer": "adam"}, "optimizer is 'adam', expected a class"),
+        (("vae",), {"optimizer": adam()}, "optimizer is an instance of Adam, expected a class"),
+        (("vae",), {"optimizer": pyro.optim.Adam({"lr": 0.1})}, "PyroOptim.*, expected a class"),
+        (("vae",), {"schedule": exponential()}, "ExponentialLR.*, expected a callable"),
+        (("vae",), {"callbacks": print}, r"callbacks=\[function\]"),
+        (("vae",), {"callbacks": [print, 3]}, r"callbacks is \[.*3\], expected a list"),
+        (("vae",), {"callbacks": "print"}, "callbacks is 'print'"),
+        (("vae",), {"validation": "test"}, r"validation is 'test', .* data\.validation"),
+        (("vae",), {"dtype": "float64"}, r"dtype is 'float64', .* torch\.float64"),
     ],
 )
 def test_wrong_arguments_of_fit(arguments, options, said):
@@ -221,8 +238,44 @@ def test_a_run_or_a_whole_data_set_in_the_wrong_place():
 
 
 def test_rows_of_the_wrong_width_name_their_shape():
-    with pytest.raises(ValueError, match=r"guide\(x\) fails on a batch of shape \(30, 5\)"):
+    with pytest.raises(ValueError, match=r"shape \(30, 5\), expected 6 numbers .* model for 5"):
         pv.fit(small_vae(), rows()[:, :5], steps=1)
+
+
+@pytest.mark.parametrize("call", [*calls(None), "check", "encode"])
+def test_images_that_are_not_flattened_are_refused_with_the_way(call):
+    images = rows().reshape(30, 2, 3)
+    more = {"check": lambda vae: pv.check(vae, images), "encode": lambda v: pv.encode(v, images)}
+    with pytest.raises(ValueError, match=r"2, 3\), expected 6 .* x\.reshape\(len\(x\), -1\)"):
+        {**calls(images), **more}[call](small_vae())
+
+
+@pytest.mark.parametrize(
+    "call", [*calls(None), "check", "wake-sleep", "encode", "reconstruct", "sample", "arviz"]
+)
+def test_errors_of_a_program_come_without_pyros_table_of_shapes(call):
+    """Under Pyro's ``get_trace`` each of them ended with the shapes of all parameters and sites."""
+
+    def broken(x):
+        proper_model(x)
+        raise ValueError("the trouble")
+
+    x = rows()
+    more = {
+        "check": lambda program: pv.check(program, x),
+        "wake-sleep": lambda program: pv.fit(program, x, pv.objectives.WakeSleep(), steps=1),
+        "encode": lambda program: pv.encode(program, x),
+        "reconstruct": lambda program: pv.reconstruct(program, x),
+        "sample": lambda program: pv.sample(program, 3, like=x),
+        "arviz": lambda program: pv.to_inference_data(program, x),
+    }
+    model, guide = broken, proper_guide
+    if call == "encode":
+        model, guide = proper_model, lambda program, x: broken(x)
+    with pytest.raises(ValueError, match="the trouble") as caught:
+        {**calls(x), **more}[call](Sites(model, guide))
+    assert "Trace Shapes" not in str(caught.value)
+    assert "traceback" not in str(caught.value)
 
 
 def test_arrays_that_run_backwards_train():

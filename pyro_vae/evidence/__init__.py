@@ -9,7 +9,6 @@ import torch
 from pyro.distributions import Delta
 from torch import nn
 
-from pyro_vae.contract import require_possible_data
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.importance import Evidence, from_log_weights, importance
@@ -17,6 +16,7 @@ from pyro_vae.evidence.markov import fitted_proposal, from_reciprocal_weights, r
 from pyro_vae.inputs import as_rows
 from pyro_vae.latents import Latents
 from pyro_vae.noise import seeded
+from pyro_vae.numerics import require_possible_data
 from pyro_vae.program import Rows, evaluating, map_rows
 from pyro_vae.traces import base_law, sites_of, trace_program
 
@@ -61,7 +61,7 @@ def log_evidence(
         num_particles: K draws per datum of the proposal.
         num_draws: HMC draws per datum that the proposal is fitted to; for "reciprocal" half of
             them fit and half are averaged, and 1000 or more are advisable.
-        warmup, leapfrog_steps: of the chains; see ``pyro_vae.hmc.sample_posterior``.
+        warmup, leapfrog_steps: of the chains; see ``pyro_vae.chains.sample_posterior``.
         seed: of the noise.
         batch_size: rows at a time (default: 100 for the guide, 500 for HMC).
         max_elements: the largest number of elements (particles x rows x pixels) held at a time;

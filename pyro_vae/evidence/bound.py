@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.contract import require_possible_data
 from pyro_vae.densities import densities
 from pyro_vae.engine import RowFunction, row_chunks
 from pyro_vae.inputs import as_rows
+from pyro_vae.numerics import require_possible_data
 from pyro_vae.program import Rows, evaluating, num_rows
 
 

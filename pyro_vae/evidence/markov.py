@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
+from pyro_vae.chains import Draws, sample_posterior
 from pyro_vae.diagnostics import pareto_khat
 from pyro_vae.engine import RowFunction, row_chunks
 from pyro_vae.evidence.importance import Evidence, concatenated, event_size, from_log_weights
-from pyro_vae.hmc import Draws, sample_posterior
 from pyro_vae.latents import Latents
 from pyro_vae.noise import seed_of, seeded
 from pyro_vae.program import Rows, map_rows, num_rows

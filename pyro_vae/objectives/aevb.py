@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_vae.densities import Densities, densities
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.objectives.base import Objective, State, Stats, bound_stats
+from pyro_vae.objectives.base import EMPTY, Objective, State, Stats, bound_stats
 from pyro_vae.program import Rows
 
 
@@ -31,7 +31,7 @@ class AEVB(Objective):
         num_particles: K draws per datum (the paper's L; 1 is enough at minibatches of 100).
 
     Where no closed KL is registered for a site, B samples that site's term, which is A for it,
-    and warns once.
+    and warns once a fit.
 
     Source: Kingma & Welling (2014), arXiv:1312.6114, equations (6), (7) and (10).
     """
@@ -43,6 +43,12 @@ class AEVB(Objective):
             raise ValueError(f"num_particles is {num_particles}, expected a whole number from 1 on")
         super().__init__(num_particles=int(num_particles))
         self.estimator = estimator
+
+    _told = False  # of sampled KL terms, since the first step; no number depends on it
+
+    def init(self, program: Any, x: Rows) -> State:
+        self._told = False
+        return EMPTY
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
         d = densities(program, x, self.num_particles)
@@ -56,11 +62,12 @@ class AEVB(Objective):
 
     def _with_closed_kl(self, d: Densities) -> Tensor:  # (B,)
         sampled = [name for name, kl in d.kl.items() if kl is None]
-        if sampled:
+        if sampled and not self._told:
             warnings.warn(
                 f"no closed KL is known for site {', '.join(map(repr, sampled))}: its term is "
                 'sampled there (estimator A); AEVB("A") samples all of them and says nothing',
                 PyroVaeWarning,
                 stacklevel=2,
             )
+            self._told = True
         return d.log_likelihood.mean(0) - sum(d.kl_terms.values()) - d.global_kl_share
