@@ -22,11 +22,13 @@ import torch.nn.functional as F
 from pyro.infer import SVI, Trace_ELBO
 
 import pyro_vae as pv
+from pyro_vae.engine import WeightPrior
+from pyro_vae.engines import make_step
 from pyro_vae.inputs import Batches
 from pyro_vae.loop import Loop
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.objectives.base import State
-from pyro_vae.steps import make_step
+from pyro_vae.steps import Ask
 
 D, H, J, B = 784, 500, 20, 100
 
@@ -61,17 +63,22 @@ def ours(engine: str) -> Callable[[], None]:
     program = bernoulli_vae.build(D, latent_dim=J, hidden_dim=H, init_std=None)
     batches = Batches(data(), program, B, 0)
     parameters = dict(program.named_parameters())
-    objective = pv.objectives.AEVB()
-    step = make_step(program, objective, engine, batches(0)[1], State({}, {}))
+    objective, state = pv.objectives.AEVB(), State({}, {})
     optimizer = torch.optim.Adagrad(parameters.values(), lr=0.02, fused=True)
-    loop = Loop(program, parameters, objective, step, batches, State({}, {}), optimizer)
-    number = 0
+    _, x, weight, _ = batches(0)
+    step = make_step(
+        program, objective, engine, Ask(False, x, weight, state, (0, 0, 0)),
+        optimizer=optimizer, prior=WeightPrior(),
+    )  # fmt: skip
+    loop = Loop(program, parameters, objective, step, batches, state, optimizer, record_every=1000)
+    step.bind([loop])
+    turns = loop.turns(10**9)
+    ask = next(turns)
 
     def one() -> None:
-        nonlocal number
-        index, x, weight, count = batches(number)
-        loop.update(index, x, weight, count, (0, 0, number))
-        number += 1
+        nonlocal ask
+        (answer,) = step.answer([ask])
+        ask = turns.send(answer)
 
     return one
 
@@ -103,6 +110,7 @@ VARIANTS: dict[str, Callable[[], Callable[[], None]]] = {
     "matrix products alone": matrix_products,
     "PyTorch by hand": lambda: by_hand(fused=False),
     "PyTorch by hand, fused optimizer": lambda: by_hand(fused=True),
+    "pyro_vae, compiled": lambda: ours("compiled"),
     "pyro_vae, eager": lambda: ours("eager"),
     'pyro_vae, engine="pyro"': lambda: ours("pyro"),
     "Pyro SVI, Trace_ELBO": svi,

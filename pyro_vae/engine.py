@@ -12,8 +12,8 @@ without handlers, Python state, generator or optimizer: so they can be compiled,
 ``vmap``, resumed, and compared number by number with Pyro's own ``SVI``.
 
 ``weight`` (B,) is 1, or 0 for a padding row.  ``sums`` are statistics summed over the batch, with
-the loss and the weight among them.  Gradients are those of the sum over the batch, times the
-plate's scale, as in Pyro.
+the loss, the weight, and the norm of the whole gradient times the weight among them.  Gradients
+are those of the sum over the batch, times the plate's scale, as in Pyro.
 """
 
 from __future__ import annotations
@@ -53,7 +53,32 @@ def trainable(program: nn.Module) -> Parameters:
     return parameters
 
 
-def gradient_function(program: nn.Module, objective: Objective) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class WeightPrior:
+    """N(0, 1 / precision) on weight matrices: what it adds to the gradient of the data's loss."""
+
+    precision: float = 0.0
+    num_data: int = 1
+
+    def add(
+        self, grads: Parameters, params: Parameters, weight: Tensor, scale: float
+    ) -> tuple[Parameters, Tensor]:
+        """The gradients with the prior's, and the norm of all of them together."""
+        if self.precision:
+            # Without a subsampled plate a batch stands for its rows; with one, for all N.
+            rows = weight.sum() / self.num_data if scale == 1.0 else 1.0
+            share = self.precision * rows
+            grads = {n: g + share * params[n] if g.dim() >= 2 else g for n, g in grads.items()}
+        norms = [torch.linalg.vector_norm(g) for g in grads.values()]
+        return grads, torch.linalg.vector_norm(torch.stack(norms))
+
+
+NO_PRIOR = WeightPrior()
+
+
+def gradient_function(
+    program: nn.Module, objective: Objective, prior: WeightPrior = NO_PRIOR
+) -> Callable[..., Any]:
     """``grads`` as Python that still runs the program's handlers and draws noise as it goes."""
 
     def grads(
@@ -71,7 +96,9 @@ def gradient_function(program: nn.Module, objective: Objective) -> Callable[...,
             name: torch.zeros_like(leaf) if g is None else g
             for (name, leaf), g in zip(leaves.items(), gradients, strict=True)
         }
-        return found, _sums(loss, weight, stats)
+        with torch.no_grad():
+            found, norm = prior.add(found, params, weight, scale.value)
+            return found, {**sums_of(loss, weight, stats), "grad_norm": norm * weight.sum()}
 
     return grads
 
@@ -84,12 +111,13 @@ def refresh_function(program: nn.Module, objective: Objective) -> Callable[..., 
     ) -> tuple[dict[str, Tensor], Sums]:
         fixed = {name: p.detach() for name, p in params.items()}
         new, stats = call_with(program, fixed, objective.refresh, x, State(rows, shared))
-        return {name: value.detach() for name, value in new.items()}, _sums(None, weight, stats)
+        return {name: value.detach() for name, value in new.items()}, sums_of(None, weight, stats)
 
     return refresh
 
 
-def _sums(loss: Tensor | None, weight: Tensor, stats: dict[str, Tensor]) -> Sums:
+def sums_of(loss: Tensor | None, weight: Tensor, stats: dict[str, Tensor]) -> Sums:
+    """Statistics summed over the rows that count."""
     sums = {name: (weight * value.detach()).sum() for name, value in stats.items()}
     if loss is not None:
         sums["loss"] = (weight * loss.detach()).sum()
@@ -111,7 +139,11 @@ class Graph:
 
 
 def capture(
-    program: nn.Module, objective: Objective, x: Rows, state: State | None = None
+    program: nn.Module,
+    objective: Objective,
+    x: Rows,
+    state: State | None = None,
+    prior: WeightPrior = NO_PRIOR,
 ) -> Graph | Refusal:
     """Capture an objective's step on a program for batches of the form of ``x``.
 
@@ -120,6 +152,7 @@ def capture(
         objective: the objective; attributes that change are frozen as they are now.
         x: an example batch.
         state: an example state for these rows (default: ``objective.init``).
+        prior: of the weights.
 
     Returns:
         A :class:`Graph`, or a :class:`~pyro_vae.lifting.Refusal` with the reason: control flow
@@ -133,13 +166,27 @@ def capture(
     args = (params, x, weight, rows, shared)
     moved = nudged(params)
     probes = [(moved, x, weight, rows, shared) for x, rows in others((x, rows))]
-    grads = lift(gradient_function(program, objective), *args, probes=probes)
+    grads = lift(gradient_function(program, objective, prior), *args, probes=probes)
     if isinstance(grads, Refusal):
         return grads
     if not objective.refresh_every:
         return Graph(grads, None)
     refresh = lift(refresh_function(program, objective), *args, probes=probes)
     return refresh if isinstance(refresh, Refusal) else Graph(grads, refresh)
+
+
+def capture_unit(
+    program: nn.Module, objective: Objective, x: Rows, state: State
+) -> Lifted | Refusal:
+    """Capture ``objective.unit`` as a graph of (params, x, rows)."""
+
+    def unit(params: Parameters, x: Rows, rows: dict[str, Tensor]) -> Any:
+        return call_with(program, params, objective.unit, x, rows)  # type: ignore[arg-type]
+
+    params = {name: p.detach() for name, p in trainable(program).items()}
+    moved = nudged(params)
+    probes = [(moved, *other) for other in others((x, state.rows))]
+    return lift(unit, params, x, state.rows, probes=probes)
 
 
 def _device(x: Rows) -> torch.device:

@@ -79,6 +79,7 @@ class Lifted:
         self, graph: fx.GraphModule, noise, positions, kept, shapes, in_spec, out_spec, constants
     ):
         self.graph = graph
+        self.run: Callable[..., Sequence[Tensor]] = graph  # or machine code that does the same
         self._shapes = shapes
         self.noise: tuple[Noise, ...] = noise
         self.positions: tuple[int, ...] = positions  # of each noise among all draws asked for
@@ -94,7 +95,7 @@ class Lifted:
 
     def flat(self, *tensors: Tensor) -> list[Tensor]:
         """Run the graph on flat lists: arguments, then noise."""
-        return list(self.graph(*tensors))
+        return list(self.run(*tensors))
 
     def unflatten(self, tensors: Sequence[Tensor]) -> Any:
         """Bring flat results into the form that the function returns."""
@@ -237,6 +238,8 @@ def _clean(graph: fx.GraphModule, num_args: int, keep_detach: bool) -> list[int]
             into, source = node.args[0].meta["tensor_meta"], node.args[1].meta["tensor_meta"]
             if (into.shape, into.dtype) == (source.shape, source.dtype):
                 node.replace_all_uses_with(node.args[1])
+        elif node.target is aten.fill.Scalar:  # the same, and vmap knows it
+            node.target = aten.full_like.default
         elif node.target is aten.detach.default and not keep_detach:
             node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
@@ -295,7 +298,7 @@ def _differs(
     if len(expected) != len(got):
         return Refusal("gradients are lost in the captured graph")
     for want, have in zip(expected, got, strict=True):
-        if want.shape != have.shape or not _close(want, have):
+        if want.shape != have.shape or not close(want, have):
             return Refusal(
                 "the captured graph gives other values than the program: a Python value or a "
                 "branch that depends on data, or an operation without a graph, was frozen into it"
@@ -312,7 +315,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=slack, atol=slack * size, equal_nan=True))
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding: what two ways to compute the same may differ in."""
     if not a.is_floating_point():
         return bool(torch.equal(a, b))
     tolerance = 1e-3 if a.dtype == torch.float32 else 1e-8 if a.dtype == torch.float64 else 3e-2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from pyro_vae.engine import Parameters
+from pyro_vae.engine import Parameters, Sums
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.history import History
 from pyro_vae.inputs import Batches
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program import Rows
 from pyro_vae.progress import Record
-from pyro_vae.steps import Step, blame
+from pyro_vae.steps import Answer, Ask, Step, blame, stack
 
 
 @dataclass
@@ -34,14 +34,11 @@ class Loop:
     program: nn.Module
     parameters: Parameters
     objective: Objective | ELBO
-    step: Step
     batches: Batches
     state: State
     optimizer: torch.optim.Optimizer
     seed: int = 0
     clip: float | None = None
-    prior: float = 0.0  # precision of the weights' prior
-    scale: float = 1.0  # N / B of the data plate
     scheduler: Any = None
     validation: Rows | None = None
     evaluate_every: int = 1
@@ -76,8 +73,11 @@ class Loop:
             return f"early stopping: no rise in {self.waited} evaluations"
         return "budget" if self.steps_done >= num_steps else ""
 
-    def run(self, num_steps: int) -> str:
-        """Go on until ``num_steps`` steps are done; returns why it ended."""
+    def turns(self, num_steps: int) -> Generator[Ask, Any, str]:
+        """The loop as a conversation: it asks for a refresh or an update, and books the answer.
+
+        So one batched program can answer many loops at once.
+        """
         started = time.perf_counter() - self.seconds
         refresh_every = getattr(self.objective, "refresh_every", 0)
         while not (reason := self.ended(num_steps)):
@@ -87,8 +87,15 @@ class Loop:
             self.batches_drawn += fresh
             index, x, weight, count = self.batches(self.batches_drawn - 1)
             if fresh and refresh_every:
-                self.history.add(self.refresh(index, x, weight, (*key, 1)), count)
-            self.history.add(self.update(index, x, weight, count, key), count)
+                rows, *sums = yield Ask(True, x, weight, rows_of(self.state, index), (*key, 1))
+                self._keep(index[:count], rows)
+                self.history.add(self._advance(*sums), count)
+            _, *sums = yield Ask(False, x, weight, rows_of(self.state, index), key)
+            means = self._advance(*sums)
+            self._require_finite(means, x, {}, key)
+            self.history.add(means, count)
+            if self.scheduler is not None:
+                self.scheduler.step()
             self.steps_done, self.samples_done = number + 1, self.samples_done + count
             self.seconds = time.perf_counter() - started
             last = self.steps_done == num_steps
@@ -103,48 +110,38 @@ class Loop:
             self.after_step(self)
         return reason
 
-    def refresh(self, index: Tensor, x: Rows, weight: Tensor, key: tuple) -> dict[str, float]:
-        """New rows of the objective's state for this minibatch; returns the means."""
-        rows, sums = self.step.refresh(self.parameters, x, weight, rows_of(self.state, index), key)
-        real = index[: int(weight.sum())]
-        for name, value in rows.items():
-            kept = self.state.rows[name]
-            kept[real.to(kept.device)] = value[: len(real)]
-        return self._advance(sums)
-
-    def update(
-        self, index: Tensor, x: Rows, weight: Tensor, count: int, key: tuple
-    ) -> dict[str, float]:
-        """One optimizer update; returns the means.
+    def apply(self, grads: Parameters, sums: Sums, ask: Ask) -> Answer:
+        """One optimizer update with these gradients.
 
         Raises:
             ValueError: before the update, where the loss or a gradient is not finite.
         """
-        grads, sums = self.step.grads(self.parameters, x, weight, rows_of(self.state, index), key)
-        if self.prior:
-            # Without a subsampled plate a batch stands for its rows; with one, for all N.
-            stands_for = count / self.batches.num_data if self.scale == 1.0 else 1.0
-            share = self.prior * stands_for
-            for name, parameter in self.parameters.items():
-                if parameter.dim() >= 2:
-                    grads[name] = grads[name].add(parameter.detach(), alpha=share)
-        norm = torch.nn.utils.get_total_norm(list(grads.values()))
-        means = self._advance({**sums, "grad_norm": norm * sums["weight"]})
-        if not (math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"])):
-            raise ValueError(
-                f"step {key[2] + 1}: the loss is {means['loss']:.4g} and the gradient's norm "
-                f"{means['grad_norm']:.4g}; {blame(self.program, x, grads, key)}. The parameters "
-                "are those before this step: lower lr, set clip, or bound the scale that collapses"
-            )
-        scale = 1.0
-        if self.clip is not None and means["grad_norm"] > self.clip:
-            scale = self.clip / means["grad_norm"]
+        names, stacked = stack(sums)
+        values = dict(zip(names, stacked.tolist(), strict=True))
+        means = {name: value / values["weight"] for name, value in values.items()}
+        self._require_finite(means, ask.x, grads, ask.key)
+        norm = means["grad_norm"]
+        scale = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         for name, parameter in self.parameters.items():
             parameter.grad = grads[name] if scale == 1.0 else grads[name] * scale
         self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        return means
+        return None, names, stacked
+
+    def _keep(self, index: Tensor, rows: dict[str, Tensor]) -> None:
+        for name, value in rows.items():
+            kept = self.state.rows[name]
+            kept[index.to(kept.device)] = value[: len(index)]
+
+    def _require_finite(
+        self, means: dict[str, float], x: Rows, grads: Parameters, key: tuple
+    ) -> None:
+        if math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"]):
+            return
+        raise ValueError(
+            f"step {key[2] + 1}: the loss is {means['loss']:.4g} and the gradient's norm "
+            f"{means['grad_norm']:.4g}; {blame(self.program, x, grads, key)}. The parameters "
+            "are those before this step: lower lr, set clip, or bound the scale that collapses"
+        )
 
     def record(self, evaluate: bool) -> Record:
         """Close a window of the history, with a held-out evaluation where one is due."""
@@ -165,17 +162,30 @@ class Loop:
         )
         return record._replace(program=self.program)
 
-    def _advance(self, sums: dict[str, Tensor]) -> dict[str, float]:
+    def _advance(self, names: tuple[str, ...], stacked: Tensor) -> dict[str, float]:
         """Batch means as numbers; the objective's shared state moves on them."""
-        weight = sums["weight"]
-        means = {name: value / weight for name, value in sums.items() if name != "weight"}
         if isinstance(self.objective, Objective) and self.state.shared:
+            tensors = dict(zip(names, stacked.unbind(), strict=True))
+            weight = tensors.pop("weight")
+            means = {name: value / weight for name, value in tensors.items()}
             shared = self.objective.advance(self.state.shared, means)
             self.state = self.state._replace(shared=shared)
-        if not means:
-            return {}
-        stacked = torch.stack([value.to(weight.dtype) for value in means.values()])
-        return dict(zip(means, stacked.tolist(), strict=True))  # the one wait for the device
+        numbers = dict(zip(names, stacked.tolist(), strict=True))  # the one wait for the device
+        rows = numbers.pop("weight")
+        return {name: value / rows for name, value in numbers.items()}
+
+
+def in_lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> str:
+    """Run loops side by side, all of them answered by one step; why they ended."""
+    step.bind(loops)
+    turns = [loop.turns(num_steps) for loop in loops]
+    answers: Sequence[Answer | None] = [None] * len(loops)
+    while True:
+        try:
+            asks = [turn.send(answer) for turn, answer in zip(turns, answers, strict=True)]
+        except StopIteration as end:  # a callback of one ends all of them
+            return end.value
+        answers = step.answer(asks)
 
 
 def rows_of(state: State, index: Tensor) -> State:

@@ -38,11 +38,15 @@ class Adagrad(torch.optim.Adagrad):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         rates = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
-            if group["steps_taken"] < group["accumulate_steps"]:
-                group["lr"] = rates[0] * 0.0  # s grows, w stays
-            group["steps_taken"] += 1
+            group["lr"] = self.count_step(group)
         try:
             return super().step(closure)
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
+
+    @staticmethod
+    def count_step(group: dict[str, Any]) -> Any:
+        """The step size of the update that comes, which is thereby counted: 0 while s grows."""
+        group["steps_taken"] += 1
+        return group["lr"] * (group["steps_taken"] > group["accumulate_steps"])

@@ -1,4 +1,4 @@
-r"""One training step, three ways: ``Step`` objects with the same signature and the same numbers.
+r"""One training step, four ways: ``Step`` objects with the same signature and the same numbers.
 
 A step turns (parameters, batch, state, key) into gradients and summed statistics.  The noise of a
 step depends on its key = (seed, replica, step) alone, so the engines see the same draws:
@@ -7,16 +7,18 @@ step depends on its key = (seed, replica, step) alone, so the engines see the sa
 "pyro"      ``pyro.infer.SVI`` computes loss and gradients: the reference
 "eager"     the captured graph, operation by operation; where a program cannot be
             captured, its handlers run at every step
+"compiled"  the captured graph as machine code
 =========== ======================================================================
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
@@ -24,81 +26,85 @@ from pyro_vae.engine import (
     Graph,
     Parameters,
     Sums,
-    capture,
+    WeightPrior,
     gradient_function,
     refresh_function,
 )
-from pyro_vae.lifting import Refusal
 from pyro_vae.noise import NoiseMode, keyed, seeded
-from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program import Rows, map_rows
 from pyro_vae.traces import DataScale, trace_program
 
-Key = tuple[int, int, int]  # seed, replica, step
+if TYPE_CHECKING:
+    from pyro_vae.loop import Loop
 
 
-class Step(Protocol):
-    """What the training loop calls."""
+class Ask(NamedTuple):
+    """What a training loop asks of a step: an update, or a refresh of these rows' state."""
+
+    refresh: bool
+    x: Rows
+    weight: Tensor
+    state: State
+    key: tuple
+
+
+# The new rows of a refresh (None after an update), and the sums: their names, and one tensor.
+Answer = tuple[dict[str, Tensor] | None, tuple[str, ...], Tensor]
+
+
+def stack(sums: Sums) -> tuple[tuple[str, ...], Tensor]:
+    """Names and one tensor, so that a device is waited for once."""
+    like = sums["weight"].dtype
+    return tuple(sums), torch.stack([value.to(like) for value in sums.values()])
+
+
+class Step:
+    """What the training loop talks to; subclasses say how gradients come about.
+
+    Attributes:
+        engine: its name.
+        reason: why this engine, one line; empty where it is what was asked for.
+    """
 
     engine: str
-    reason: str  # why this engine, one line; empty where it is what was asked for
+    reason: str
 
     def grads(
-        self, params: Parameters, x: Rows, weight: Tensor, state: State, key: Key
-    ) -> tuple[Parameters, Sums]: ...
+        self, params: Parameters, x: Rows, weight: Tensor, state: State, key: tuple
+    ) -> tuple[Parameters, Sums]:
+        """Gradients and summed statistics."""
+        raise NotImplementedError
 
     def refresh(
-        self, params: Parameters, x: Rows, weight: Tensor, state: State, key: Key
-    ) -> tuple[dict[str, Tensor], Sums]: ...
+        self, params: Parameters, x: Rows, weight: Tensor, state: State, key: tuple
+    ) -> tuple[dict[str, Tensor], Sums]:
+        """New rows of the objective's state and summed statistics."""
+        raise NotImplementedError
+
+    def bind(self, loops: Sequence[Loop]) -> None:
+        """Work for these loops from now on."""
+        self._loops = loops
+
+    def answer(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Do what the loops ask for, one after another."""
+        return [self._answer(loop, ask) for loop, ask in zip(self._loops, asks, strict=True)]
+
+    def _answer(self, loop: Loop, ask: Ask) -> Answer:
+        if ask.refresh:
+            rows, sums = self.refresh(loop.parameters, *ask[1:])
+            return rows, *stack(sums)
+        grads, sums = self.grads(loop.parameters, *ask[1:])
+        return loop.apply(grads, sums, ask)
 
 
-def translate(objective: Any) -> Objective | ELBO:
-    """Our objective for Pyro's ``Trace_ELBO`` and ``TraceMeanField_ELBO``; others stay Pyro's."""
-    if isinstance(objective, type) and issubclass(objective, ELBO):
-        raise TypeError(
-            f"objective is the class {objective.__name__}, expected an instance: "
-            f"write {objective.__name__}()"
-        )
-    if isinstance(objective, Objective):
-        return objective
-    if type(objective) is Trace_ELBO:
-        return AEVB("A", objective.num_particles)
-    if type(objective) is TraceMeanField_ELBO:
-        return AEVB("B", objective.num_particles)
-    if isinstance(objective, ELBO):
-        return objective
-    raise TypeError(
-        f"objective is {objective!r}, expected one of pv.objectives or a Pyro ELBO, such as "
-        "pv.objectives.AEVB()"
-    )
-
-
-def make_step(
-    program: nn.Module, objective: Objective | ELBO, engine: str, x: Rows, state: State
-) -> Step:
-    """The step for an engine's name, captured for batches of the form of ``x``."""
-    if engine not in ("auto", "eager", "pyro"):
-        raise ValueError(f'engine is {engine!r}, expected "auto", "eager" or "pyro"')
-    if not isinstance(objective, Objective):
-        reason = "" if engine == "pyro" else f"{type(objective).__name__} is Pyro's own objective"
-        return PyroStep(program, objective, reason)
-    if engine == "pyro":
-        return PyroStep(program, objective, "")
-    graph = capture(program, objective, x, state)
-    if isinstance(graph, Refusal):
-        return HandlerStep(program, objective, f"not captured: {graph}")
-    return GraphStep(graph)
-
-
-class GraphStep:
-    """The captured graph, run operation by operation."""
+class GraphStep(Step):
+    """A captured graph, run operation by operation."""
 
     engine = "eager"
-    reason = ""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, reason: str = "") -> None:
+        self.graph, self.reason = graph, reason
 
     def grads(self, params, x, weight, state, key):
         return self._run(self.graph.grads, params, x, weight, state, key)
@@ -114,14 +120,16 @@ class GraphStep:
             return lifted(params, x, weight, *state, noise=lifted.draw(key))
 
 
-class HandlerStep:
+class HandlerStep(Step):
     """The program's handlers run at every step: for what no graph can hold."""
 
     engine = "eager"
 
-    def __init__(self, program: nn.Module, objective: Objective, reason: str) -> None:
+    def __init__(
+        self, program: nn.Module, objective: Objective, prior: WeightPrior, reason: str
+    ) -> None:
         self.reason = reason
-        self._grads = gradient_function(program, objective)
+        self._grads = gradient_function(program, objective, prior)
         self._refresh = refresh_function(program, objective)
 
     def grads(self, params, x, weight, state, key):
@@ -156,18 +164,24 @@ class _WithState(ELBO):
         return self.objective._get_trace(model, guide, args, kwargs)
 
 
-class PyroStep:
+class PyroStep(Step):
     """``pyro.infer.SVI`` computes loss and gradients; padding is cut off first."""
 
     engine = "pyro"
 
-    def __init__(self, program: nn.Module, objective: Objective | ELBO, reason: str) -> None:
-        self.program, self.reason = program, reason
+    def __init__(self, objective: Objective | ELBO, prior: WeightPrior, reason: str) -> None:
+        self.objective, self.prior, self.reason = objective, prior, reason
         self._adapter = _WithState(objective) if isinstance(objective, Objective) else None
-        self._refresh = refresh_function(program, objective) if self._adapter else None  # type: ignore[arg-type]
-        # The training loop owns the one optimizer; SVI's is never stepped.
-        idle = pyro.optim.SGD({"lr": 0.0})  # type: ignore[attr-defined]
-        self._svi = SVI(program.model, program.guide, idle, loss=self._adapter or objective)
+        self.program: Any = None
+
+    def _answer(self, loop: Loop, ask: Ask) -> Answer:
+        if loop.program is not self.program:
+            self.program = loop.program
+            # The training loop owns the one optimizer; SVI's is never stepped.
+            idle = pyro.optim.SGD({"lr": 0.0})  # type: ignore[attr-defined]
+            loss = self._adapter or self.objective
+            self._svi = SVI(self.program.model, self.program.guide, idle, loss=loss)
+        return super()._answer(loop, ask)
 
     def grads(self, params, x, weight, state, key):
         count = int(weight.sum())
@@ -187,15 +201,17 @@ class PyroStep:
         stats = self._adapter.stats if self._adapter else {}
         sums = {name: value.detach().sum() for name, value in stats.items()}
         sums.setdefault("loss", torch.as_tensor(float(loss) / scale.value))
-        sums["weight"] = weight.sum()
+        grads, norm = self.prior.add(grads, params, weight, scale.value)
+        sums |= {"weight": weight.sum(), "grad_norm": norm * weight.sum()}
         return grads, sums
 
     def refresh(self, params, x, weight, state, key):
+        refresh = refresh_function(self.program, self._adapter.objective)  # type: ignore[union-attr]
         with NoiseMode(keyed(*key)), seeded(*key):
-            return self._refresh(params, x, weight, *state)  # type: ignore[misc]
+            return refresh(params, x, weight, *state)
 
 
-def blame(program: nn.Module, x: Rows, grads: Parameters, key: Key) -> str:
+def blame(program: nn.Module, x: Rows, grads: Parameters, key: tuple) -> str:
     """What is not finite at this step: a site and its first row, or else parameters."""
     from pyro_vae.traces import log_density, sites_of
 
@@ -217,10 +233,3 @@ def blame(program: nn.Module, x: Rows, grads: Parameters, key: Key) -> str:
         return str(error).splitlines()[0]
     bad = [name for name, g in grads.items() if not g.isfinite().all()]
     return f"the gradient of {', '.join(bad) or 'the loss'} is not finite"
-
-
-def plate_scale(program: nn.Module, x: Rows) -> float:
-    """N / B of the data plate, 1 where it is not subsampled."""
-    with torch.no_grad(), seeded(0), DataScale() as scale:
-        trace_program(program, x, reparameterize=False)
-    return scale.value

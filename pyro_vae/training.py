@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pyro.infer.elbo import ELBO
 from torch import nn
 
-from pyro_vae.checkpoint import SWITCHES, folder_for, go_on, keeping
-from pyro_vae.contract import require_possible_data
+from pyro_vae.checkpoint import folder_for, go_on, keeping
 from pyro_vae.diagnostics import warn_at_floor
-from pyro_vae.engine import Parameters, trainable
+from pyro_vae.engine import WeightPrior, trainable
+from pyro_vae.engines import make_step, translate
 from pyro_vae.history import data_digest, form_of, manifest_of
 from pyro_vae.inputs import Batches, as_rows
-from pyro_vae.loop import Loop, rows_of
+from pyro_vae.loop import Loop, in_lockstep, rows_of
 from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.numerics import require_possible_data
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective
 from pyro_vae.program import materialize, require_program
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs import Run
-from pyro_vae.steps import make_step, plate_scale, translate
+from pyro_vae.settings import Settings, make_optimizer, options_of
+from pyro_vae.steps import Ask, Step
 
 logger = logging.getLogger("pyro_vae")
 
 
 def fit(
-    program: nn.Module,
+    program: nn.Module | Sequence[nn.Module],
     x: Any,
     objective: Objective | ELBO | None = None,
     *,
@@ -41,11 +43,11 @@ def fit(
     steps: int | None = None,
     batch_size: int = 100,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adagrad,
-    lr: float = 0.02,
+    lr: float | Sequence[float] = 0.02,
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
     clip: float | None = None,
     weight_prior: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     engine: str = "auto",
@@ -57,7 +59,8 @@ def fit(
     resume: bool = False,
     checkpoint_every: float | None = None,
     progress: bool | Callable[[Record], Any] | None = None,
-) -> Run:
+    replicas: int | None = None,
+) -> Any:
     r"""Train a program in place.
 
     The defaults are the paper's: Adagrad with a global step of 0.02, minibatches of 100, one draw
@@ -81,7 +84,9 @@ def fit(
         seed: of data order and noise.  Torch's global generator is neither read nor changed.
         device, dtype: move program and data there first.
         engine: "pyro" is ``pyro.infer.SVI`` step by step; "eager" runs the captured graph;
-            "auto" chooses.
+            "compiled" runs it as machine code, with the optimizer's update inside; "auto"
+            compiles where the budget repays it, and the log and the manifest say why where it
+            cannot.
         validation: held-out data, scored by ``pv.elbo`` at the same noise each time.
         evaluate_every: updates between held-out evaluations (default: 20 in the whole run).
         early_stopping: stop once the held-out bound has not risen by more than the standard error
@@ -96,9 +101,13 @@ def fit(
             seconds (default: a minute, and at most 2% of the time).
         progress: None shows a line where stderr is a terminal; True and False insist; a callable
             is given each :class:`Record`.
+        replicas: R runs side by side as one batched program.  ``program``, ``seed`` and ``lr``
+            may then be sequences of R; a single program is copied, and a single seed counts on
+            (seed, seed + 1, ...).  Replica r is what a run of its own with the r-th of each
+            would be, up to rounding.  A callback that ends one ends all.
 
     Returns:
-        :class:`Run`.
+        :class:`Run`; with replicas, or sequences, a list of them.
 
     Raises:
         ValueError: impossible options; or a loss or gradient that is not finite, named by site
@@ -107,157 +116,148 @@ def fit(
         KeyboardInterrupt, SystemExit: with ``out``, once SIGINT or SIGTERM (exit code 143) was
             obeyed after the step at hand; the message says how to go on.
     """
+    given = dict(locals())
     chosen = translate(AEVB() if objective is None else objective)
-    require_program(program)
-    _check_options(locals())
+    options = {field.name: given[field.name] for field in dataclasses.fields(Settings)}
+    many = replicas is not None or any(_several(v) for v in (program, seed, lr))
+    programs: list[Any] = [program]
+    each = [options]
+    if many:
+        programs, each = _side_by_side(program, options, replicas)
+    settings = [Settings(**o) for o in each]
     folder = None if out is None else folder_for(out, resume=resume)
-    program.to(device=device, dtype=dtype)
-    rows = as_rows(x, program)
-    batches = Batches(x, program, batch_size, seed)
-    num_steps, num_samples = _budget(samples, epochs, steps, batches)
-
-    _, example, _, _ = batches(0)
-    materialize(program, example)
-    parameters = trainable(program)
-    require_possible_data(program, rows)
-    held_out = None if validation is None else as_rows(validation, program)
-    if held_out is not None:
-        require_possible_data(program, held_out)
-    state = EMPTY
-    if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
-        with NoiseMode(keyed(seed, -1)), seeded(seed, -1):  # steps count from 0
-            state = chosen.init(program, rows)
-    step = make_step(program, chosen, engine, example, rows_of(state, batches(0)[0]))
+    loops = [_set_up(p, x, chosen, s) for p, s in zip(programs, settings, strict=True)]
+    first = loops[0]
+    num_steps, num_samples = settings[0].budget(first.batches)
+    index, example, weight, _ = first.batches(0)
+    step = make_step(
+        first.program,
+        chosen,
+        engine,
+        Ask(False, example, weight, rows_of(first.state, index), (first.seed, 0, 0)),
+        optimizer=first.optimizer,
+        prior=WeightPrior(weight_prior, first.batches.num_data),
+        clip=clip,
+        num_steps=num_steps,
+        replicas=len(loops) if many else 0,
+    )
     if step.reason:
         logger.info("engine %s: %s", step.engine, step.reason)
-    loop = Loop(
+    manifests = [_manifest(loop, x, s, step) for loop, s in zip(loops, settings, strict=True)]
+    if folder is not None and resume:
+        go_on(folder, first, manifests[0], num_steps)
+    label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
+    with (
+        keeping(first, manifests[0], num_steps, folder, checkpoint_every),
+        reporter(progress, num_samples, label=label) as report,
+    ):
+        for loop in loops:
+            loop.listeners = [*([report] if loop is first else []), *callbacks]
+        stopped = in_lockstep(loops, step, num_steps)
+    runs = []
+    for loop, manifest in zip(loops, manifests, strict=True):
+        warn_at_floor(loop.program, example)
+        manifest |= {**loop.progress(), "stopped": stopped}
+        runs.append(Run(loop.program, loop.history.frame(), manifest, loop.state))
+    return runs if many else runs[0]
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _side_by_side(
+    program: Any, options: dict[str, Any], replicas: int | None
+) -> tuple[list[nn.Module], list[dict[str, Any]]]:
+    """R programs, and the options of each."""
+    seed, lr = options["seed"], options["lr"]
+    lengths = {
+        name: len(value)
+        for name, value in (("program", program), ("seed", seed), ("lr", lr))
+        if _several(value)
+    }
+    if replicas is not None:
+        lengths["replicas"] = replicas
+    count = next(iter(lengths.values()))
+    if len(set(lengths.values())) > 1 or int(count) != count or count < 1:
+        raise ValueError(f"replicas are counted as {lengths}, expected one whole number from 1 on")
+    for name in ("out", "early_stopping"):
+        if options[name]:
+            raise ValueError(
+                f"{name} is {options[name]!r} with replicas, expected None: save them afterwards, "
+                "run.save(path), or train one at a time"
+            )
+    programs = list(program) if _several(program) else [program]
+    for each in programs:
+        require_program(each)
+    if len({id(p) for p in programs}) < len(programs):
+        raise ValueError("program holds one program twice, expected one for each replica")
+    programs += [copy.deepcopy(program) for _ in range(count - len(programs))]
+    seeds = seed if _several(seed) else [seed + r for r in range(count)]
+    rates = lr if _several(lr) else [lr] * count
+    each_options = [options | {"seed": s, "lr": r} for s, r in zip(seeds, rates, strict=True)]
+    return programs, each_options
+
+
+def _set_up(program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Settings) -> Loop:
+    """The loop of one program, ready to run."""
+    require_program(program)
+    program.to(device=settings.device, dtype=settings.dtype)
+    rows = as_rows(x, program)
+    batches = Batches(x, program, settings.batch_size, settings.seed)
+    num_steps, _ = settings.budget(batches)
+    materialize(program, batches(0)[1])
+    require_possible_data(program, rows)
+    held_out = None
+    if settings.validation is not None:
+        held_out = as_rows(settings.validation, program)
+        require_possible_data(program, held_out)
+    if settings.early_stopping and not getattr(chosen, "has_bound", True):
+        raise ValueError(
+            f"early_stopping watches the held-out bound, and {type(chosen).__name__} trains no "
+            "guide, so it has none: leave it out"
+        )
+    state = EMPTY
+    if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
+        with NoiseMode(keyed(settings.seed, -1)), seeded(settings.seed, -1):  # steps count from 0
+            state = chosen.init(program, rows)
+    parameters = trainable(program)
+    return Loop(
         program=program,
         parameters=parameters,
         objective=chosen,
-        step=step,
         batches=batches,
         state=state,
-        optimizer=_make_optimizer(optimizer, parameters, lr),
-        clip=clip,
-        prior=weight_prior,
-        scale=plate_scale(program, example),
-        seed=seed,
+        optimizer=make_optimizer(settings.optimizer, parameters, settings.lr),
+        clip=settings.clip,
+        seed=settings.seed,
         validation=held_out,
-        evaluate_every=evaluate_every or max(1, num_steps // 20),
+        evaluate_every=settings.evaluate_every or max(1, num_steps // 20),
         record_every=max(1, num_steps // 200),
-        patience=early_stopping,
+        patience=settings.early_stopping,
     )
-    options = _options_of(loop.optimizer)  # before a schedule changes them
+
+
+def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, Any]:
+    """What the numbers of a run depend on; its schedule is made here, once all else is known."""
+    objective, schedule = loop.objective, settings.schedule
+    options = options_of(loop.optimizer)  # before a schedule changes them
     loop.scheduler = None if schedule is None else schedule(loop.optimizer)
-    manifest = manifest_of(
-        program,
+    validation = settings.validation
+    return manifest_of(
+        loop.program,
         x,
-        objective=repr(chosen) if isinstance(chosen, Objective) else type(chosen).__name__,
+        objective=repr(objective) if isinstance(objective, Objective) else type(objective).__name__,
         engine=step.engine,
         engine_reason=step.reason,
         optimizer=type(loop.optimizer).__name__,
         optimizer_options=options,
         schedule=None if schedule is None else type(loop.scheduler).__name__,
-        lr=lr,
-        batch_size=batches.batch_size,
-        weight_prior=weight_prior,
-        clip=clip,
-        seed=seed,
+        lr=settings.lr,
+        batch_size=loop.batches.batch_size,
+        weight_prior=settings.weight_prior,
+        clip=settings.clip,
+        seed=settings.seed,
         validation_digest=None if validation is None else data_digest(validation),
-        row=form_of(example),
+        row=form_of(loop.batches(0)[1]),
     )
-    if folder is not None and resume:
-        go_on(folder, loop, manifest, num_steps)
-    with (
-        keeping(loop, manifest, num_steps, folder, checkpoint_every),
-        reporter(progress, num_samples, label=type(chosen).__name__) as report,
-    ):
-        loop.listeners = [report, *callbacks]
-        stopped = loop.run(num_steps)
-    warn_at_floor(program, example)
-    manifest |= {**loop.progress(), "stopped": stopped}
-    return Run(program, loop.history.frame(), manifest, loop.state)
-
-
-def _make_optimizer(
-    optimizer: Callable[..., torch.optim.Optimizer], parameters: Parameters, lr: float
-) -> torch.optim.Optimizer:
-    values = list(parameters.values())
-    make: Callable[..., Any] = optimizer
-    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
-        try:
-            return make(values, lr=lr, fused=True)
-        except (TypeError, RuntimeError):  # this class, or this device, has no fused kernel
-            return make(values, lr=lr)
-    made = make(values)
-    if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer returned {type(made).__name__}, expected a torch.optim.Optimizer: pass a "
-            "class such as torch.optim.Adam, or a callable on parameters"
-        )
-    return made
-
-
-def _options_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What the optimizer was made with, by name: plain values."""
-    options: dict[str, Any] = {}
-    for number, group in enumerate(optimizer.param_groups):
-        for name, value in group.items():
-            if name not in ("params", *SWITCHES):
-                plain = value.tolist() if isinstance(value, torch.Tensor) else value
-                options[f"{name} of group {number}" if number else name] = plain
-    return options
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def _budget(
-    samples: int | None, epochs: float | None, steps: int | None, batches: Batches
-) -> tuple[int, int]:
-    """(updates, samples) of the run; an update at an epoch's end counts fewer rows."""
-    whole, size = batches.num_data, batches.batch_size
-    if epochs is not None:
-        samples = round(epochs * whole)
-    if samples is not None:
-        full, rest = divmod(samples, whole)
-        return max(1, full * batches.per_epoch + -(-rest // size)), samples
-    number = int(steps or 0)
-    full, rest = divmod(number, batches.per_epoch)
-    return number, full * whole + min(rest * size, whole)
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    numbers = ("samples", "epochs", "steps", "batch_size", "lr", "clip", "weight_prior", "seed",
-               "evaluate_every", "early_stopping")  # fmt: skip
-    for name in numbers:
-        value = options[name]
-        optional = name not in ("batch_size", "lr", "weight_prior", "seed")
-        if (value is None and optional) or _is_number(value):
-            continue
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
-    if int(options["seed"]) != options["seed"] or not -(2**62) < options["seed"] < 2**62:
-        raise ValueError(f"seed is {options['seed']!r}, expected a whole number below 2**62")
-    budget = {name: options[name] for name in ("samples", "epochs", "steps")}
-    given = {name: value for name, value in budget.items() if value is not None}
-    if len(given) != 1:
-        raise ValueError(
-            f"the budget is {given or 'not given'}, expected exactly one of samples, epochs and "
-            "steps, such as samples=150_000"
-        )
-    if options["early_stopping"] is not None and options["validation"] is None:
-        raise ValueError("early_stopping needs held-out data: pass validation=data.validation")
-    for name in ("resume", "checkpoint_every"):
-        if options[name] and options["out"] is None:
-            raise ValueError(f"{name} needs a folder: pass out=")
-    positive = ("lr", "clip", "batch_size", "evaluate_every", "early_stopping", "checkpoint_every")
-    for name, value in {**given, **{name: options[name] for name in positive}}.items():
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} is {value}, expected a positive finite number")
-    for name in ("samples", "steps", "batch_size", "evaluate_every", "early_stopping"):
-        value = options[name]
-        if value is not None and int(value) != value:
-            raise ValueError(f"{name} is {value}, expected a whole number")
-    if not (options["weight_prior"] >= 0 and math.isfinite(options["weight_prior"])):
-        raise ValueError(f"weight_prior is {options['weight_prior']}, expected 0 or a precision")

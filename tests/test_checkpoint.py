@@ -109,14 +109,14 @@ def fit(program=None, x=X, **options):
 @pytest.fixture
 def stop(monkeypatch):
     """Send a signal to this process within these steps; one record holds four steps."""
-    update, at = Loop.update, {}
+    look, at = Loop._require_finite, {}
 
-    def updating(self, index, x, weight, count, key):
+    def looking(self, means, x, grads, key):
         if key[2] + 1 in at:
             signal.raise_signal(at.pop(key[2] + 1))
-        return update(self, index, x, weight, count, key)
+        return look(self, means, x, grads, key)
 
-    monkeypatch.setattr(Loop, "update", updating)
+    monkeypatch.setattr(Loop, "_require_finite", looking)
     monkeypatch.setattr(training, "Loop", lambda **o: Loop(**{**o, "record_every": 4}))
     return at
 
@@ -124,8 +124,8 @@ def stop(monkeypatch):
 def captured_once():
     made, make_step = [], training.make_step
 
-    def make(*args):
-        made[:] = made or [make_step(*args)]
+    def make(*args, **options):
+        made[:] = made or [make_step(*args, **options)]
         return made[0]
 
     return make
@@ -193,15 +193,15 @@ def test_a_run_that_was_killed_goes_on_from_the_last_regular_save(tmp_path, stop
         pass
 
     whole = fit(out=tmp_path / "whole", objective=Counting())
-    update = Loop.update
+    look = Loop._require_finite
 
-    def cut(self, index, x, weight, count, key):
+    def cut(self, means, x, grads, key):
         if key[2] == 8:
             raise PowerCut
-        return update(self, index, x, weight, count, key)
+        return look(self, means, x, grads, key)
 
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(Loop, "update", cut)
+        patch.setattr(Loop, "_require_finite", cut)
         fit(out=tmp_path / "cut", checkpoint_every=3, objective=Counting())
     loaded = pv.load(tmp_path / "cut")
     assert (loaded.manifest["steps"], loaded.manifest["stopped"]) == (6, "unfinished")
@@ -221,7 +221,7 @@ def test_the_loops_whole_memory_is_saved():
 def test_a_finished_run_takes_no_step_and_writes_nothing(tmp_path, monkeypatch):
     first = fit(out=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    monkeypatch.setattr(Loop, "update", None)  # no step can be taken
+    monkeypatch.setattr(Loop, "_require_finite", None)  # no step can be taken
     second = fit(small_vae(seed=5), out=tmp_path, resume=True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     pd.testing.assert_frame_equal(first.history, second.history, check_exact=True)
@@ -498,7 +498,7 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(tmp_path, monkeyp
         scheduler.odd = {1, 2}
         return scheduler
 
-    monkeypatch.setattr(Loop, "update", None)  # no step can be taken
+    monkeypatch.setattr(Loop, "_require_finite", None)  # no step can be taken
     with pytest.raises(ValueError, match="scheduler/odd is a set, which a checkpoint cannot hold"):
         fit(out=tmp_path, schedule=schedule)
     with pytest.raises(ValueError, match="safetensors cannot hold"):

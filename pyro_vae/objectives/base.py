@@ -12,6 +12,7 @@ device.  So it cannot mix rows, and it can be captured, replicated and resumed w
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,10 @@ class Objective(ELBO):
 
     refresh_every: int = 0  # 0: never; else a new minibatch is drawn and refreshed that often
     has_bound: bool = True  # whether the guide is trained, so that an ELBO means something
+    # Where ``refresh`` calls one costly pure function of its rows over and over: that function,
+    # (program, x, rows) -> tensors.  An engine may compile it and call
+    # ``refresh(program, x, state, unit=compiled, noise=source)``, with which no program is needed.
+    unit: Callable[..., Any] | None = None
 
     def loss_per_datum(self, program: Any, x: Rows) -> Tensor:
         """The loss of each datum, (B,) nats, unscaled."""

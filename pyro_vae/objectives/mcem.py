@@ -9,13 +9,14 @@ Sources: Wei & Tanner (1990); Kingma & Welling (2014), section 5 and appendix E.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.hmc import adapt, move
+from pyro_vae.hmc import NoiseSource, adapt, transition, value_and_gradient
 from pyro_vae.latents import Latents
 from pyro_vae.objectives.base import Objective, State, Stats
 from pyro_vae.program import Rows
@@ -78,14 +79,33 @@ class MonteCarloEM(Objective):
         # Stable for a unit-variance posterior; tuning takes it from there.
         return State({"z": u}, {"log_step": u.new_tensor(0.3 * latents.dim**-0.25).log()})
 
-    def refresh(self, program: Any, x: Rows, state: State) -> tuple[dict[str, Tensor], Stats]:
+    def unit(self, program: Any, x: Rows, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """log p(x, u) and its gradient in u: what a move evaluates at every step."""
         latents = Latents.of(program, x)
-        moved = move(
-            partial(latents.log_joint, program, x),
-            state.rows["z"],
+        return value_and_gradient(partial(latents.log_joint, program, x))(rows["z"])
+
+    def refresh(
+        self,
+        program: Any,
+        x: Rows,
+        state: State,
+        unit: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]] | None = None,
+        noise: NoiseSource | None = None,
+    ) -> tuple[dict[str, Tensor], Stats]:
+        u = state.rows["z"]
+        whole = partial(self.unit, program, x) if unit is None else unit
+
+        def evaluate(u: Tensor) -> tuple[Tensor, Tensor]:
+            return whole({"z": u})
+
+        moved = transition(
+            evaluate,
+            u,
+            evaluate(u),
             step_size=state.shared["log_step"].exp(),
             leapfrog_steps=self.leapfrog_steps,
             jitter=self.jitter,
+            noise=noise,
         )
         stats = {
             "accept": moved.accept,

@@ -1,0 +1,110 @@
+"""Which engine a run gets: names, what each can do, and when compiling pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.elbo import ELBO
+from torch import nn
+
+from pyro_vae import compiling
+from pyro_vae.engine import Graph, WeightPrior, capture
+from pyro_vae.fused import fuse
+from pyro_vae.lifting import Refusal
+from pyro_vae.objectives.aevb import AEVB
+from pyro_vae.objectives.base import Objective
+from pyro_vae.steps import Ask, GraphStep, HandlerStep, PyroStep, Step
+from pyro_vae.updates import rule_of
+
+ENGINES = ("auto", "compiled", "eager", "pyro")
+
+
+def translate(objective: Any) -> Objective | ELBO:
+    """Our objective for Pyro's ``Trace_ELBO`` and ``TraceMeanField_ELBO``; others stay Pyro's."""
+    if isinstance(objective, type) and issubclass(objective, ELBO):
+        raise TypeError(
+            f"objective is the class {objective.__name__}, expected an instance: "
+            f"write {objective.__name__}()"
+        )
+    if isinstance(objective, Objective):
+        return objective
+    if type(objective) is Trace_ELBO:
+        return AEVB("A", objective.num_particles)
+    if type(objective) is TraceMeanField_ELBO:
+        return AEVB("B", objective.num_particles)
+    if isinstance(objective, ELBO):
+        return objective
+    raise TypeError(
+        f"objective is {objective!r}, expected one of pv.objectives or a Pyro ELBO, such as "
+        "pv.objectives.AEVB()"
+    )
+
+
+def make_step(
+    program: nn.Module,
+    objective: Objective | ELBO,
+    engine: str,
+    ask: Ask,
+    *,
+    optimizer: torch.optim.Optimizer,
+    prior: WeightPrior,
+    clip: float | None = None,
+    num_steps: int = 0,
+    replicas: int = 0,
+) -> Step:
+    """The step for an engine's name, captured for batches of the form of ``ask.x``.
+
+    "auto" compiles where that pays over ``num_steps``, and takes the next best thing, with the
+    reason, where it cannot.
+
+    Raises:
+        ValueError: for an unknown engine, or what cannot be compiled although it was asked for.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
+    if not isinstance(objective, Objective):
+        reason = "" if engine == "pyro" else f"{type(objective).__name__} is Pyro's own objective"
+        return _unless_asked(engine, PyroStep(objective, prior, reason))
+    if engine == "pyro":
+        return PyroStep(objective, prior, "")
+    graph = capture(program, objective, ask.x, ask.state, prior)
+    if isinstance(graph, Refusal):
+        reason = f"not captured: {graph}"
+        return _unless_asked(engine, HandlerStep(program, objective, prior, reason))
+    runs = num_steps * max(1, replicas)
+    machine = engine == "compiled" or (engine == "auto" and _pays(graph, objective, runs))
+    if not machine and not replicas:
+        return GraphStep(graph)
+    what = "compiled" if machine else "batched over replicas"
+    rule = rule_of(optimizer)
+    if rule is None:
+        reason = (
+            f"not {what}: {type(optimizer).__name__} with these options is not a part of a "
+            "captured step, which plain Adagrad and Adam with one group of parameters are"
+        )
+        return _unless_asked(engine, GraphStep(graph, reason))
+    options: dict[str, Any] = {"replicas": replicas, "machine": machine}
+    step = fuse(graph, program, objective, rule, clip, ask, **options)
+    if isinstance(step, Refusal):
+        return _unless_asked(engine, GraphStep(graph, f"not {what}: {step}"))
+    return step
+
+
+def _unless_asked(engine: str, step: Step) -> Step:
+    """The next best step, or an error where "compiled" was asked for by name."""
+    if engine == "compiled":
+        raise ValueError(
+            f'engine="compiled" cannot run this: {step.reason}; engine="auto" would go on as '
+            f'"{step.engine}"'
+        )
+    return step
+
+
+def _pays(graph: Graph, objective: Objective, num_steps: int) -> bool:
+    """Whether to compile for so many steps."""
+    graphs = {graph.grads: num_steps}
+    if graph.refresh is not None:
+        graphs[graph.refresh] = num_steps // objective.refresh_every
+    return compiling.pays(graphs)
