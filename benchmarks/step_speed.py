@@ -1,10 +1,10 @@
 """How long one training step takes, beside the same step by other means.
 
-    python benchmarks/step_speed.py [--rounds 30] [--json FILE]
+    python benchmarks/step_speed.py [--case NAME ...] [--rounds 20] [--json FILE]
 
 Variants are interleaved in one process, round by round, so that a noisy machine is noisy for all
-of them; what counts is the median of the ratios within a round.  The net is the paper's for MNIST
-(784-500-20-500-784, batch 100, Adagrad); the floor is the step's matrix products and nothing else.
+of them; what counts is the median of the ratios within a round.  The floor of each case is the
+matrix products of its step and nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -25,129 +27,300 @@ import pyro_vae as pv
 from pyro_vae.engine import WeightPrior
 from pyro_vae.engines import make_step
 from pyro_vae.inputs import Batches
-from pyro_vae.loop import Loop
+from pyro_vae.loop import Loop, rows_of
 from pyro_vae.models import bernoulli_vae
-from pyro_vae.objectives.base import State
+from pyro_vae.noise import seeded
 from pyro_vae.steps import Ask
 
-D, H, J, B = 784, 500, 20, 100
+Turn = Callable[[], Any]
+Products = list[tuple[int, int, int]]  # rows, in, out
 
 
-def data(rows: int = 10_000) -> torch.Tensor:
-    return (torch.rand(rows, D) < 0.13).float()
+@dataclass(frozen=True)
+class Case:
+    """A net D-H-J-H-D, minibatches of B, and what it is trained by."""
+
+    D: int = 784
+    H: int = 500
+    J: int = 20
+    B: int = 100
+    objective: str = "AEVB"
+    K: int = 1
+    replicas: int = 0
+
+    def make_objective(self) -> pv.objectives.Objective:
+        if self.objective == "AEVB":
+            return pv.objectives.AEVB("A" if self.K > 1 else "B", self.K)
+        return getattr(pv.objectives, self.objective)()
+
+    def build(self) -> torch.nn.Module:
+        return bernoulli_vae.build(self.D, latent_dim=self.J, hidden_dim=self.H, init_std=None)
+
+    def data(self, rows: int = 10_000) -> torch.Tensor:
+        return (torch.rand(rows, self.D) < 0.13).float()
 
 
-def by_hand(fused: bool) -> Callable[[], None]:
+CASES = {
+    "mnist": Case(),
+    "mnist, batch 1000": Case(B=1000),
+    "mnist, H 2000": Case(H=2000),
+    "mnist, K 50": Case(K=50),
+    "mnist, wake-sleep": Case(objective="WakeSleep"),
+    "mnist, Monte Carlo EM": Case(objective="MonteCarloEM"),
+    "digits": Case(D=64, H=128, J=2),
+    "digits, 8 replicas": Case(D=64, H=128, J=2, replicas=8),
+}
+
+
+# --- the floor ----------------------------------------------------------------------------------
+
+
+def products(case: Case) -> tuple[Products, float]:
+    """The matrix products of a step, and how often they come in one."""
+    D, H, J, B, K = case.D, case.H, case.J, case.B, case.K
+    encoder, decoder = [(B, D, H), (B, H, 2 * J)], [(B * K, J, H), (B * K, H, D)]
+
+    def weights(layers: Products) -> Products:
+        return [(i, rows, o) for rows, i, o in layers]
+
+    def activations(layers: Products) -> Products:
+        return [(rows, o, i) for rows, i, o in layers]
+
+    if case.objective == "WakeSleep":  # wake learns the decoder; sleep dreams and learns the rest
+        wake = [*encoder, *decoder, *weights(decoder), *activations(decoder[1:])]
+        sleep = [*decoder, *encoder, *weights(encoder), *activations(encoder[1:])]
+        return [*wake, *sleep], 1
+    if case.objective == "MonteCarloEM":  # 11 gradients in z for every 5 updates
+        update = [*decoder, *weights(decoder), *activations(decoder[1:])]
+        return [*update * 5, *[*decoder, *activations(decoder)] * 11], 1 / 5
+    layers = [*encoder, *decoder]
+    return [*layers, *weights(layers), *activations(layers[1:])], 1
+
+
+def matrix_products(case: Case) -> Turn:
+    shapes, share = products(case)
+    made = {s: (torch.rand(s[0], s[1]), torch.rand(s[1], s[2])) for s in shapes}
+    pairs = [made[s] for s in shapes] * max(1, case.replicas)
+    left = 0.0
+
+    def turn() -> None:
+        nonlocal left
+        left += share
+        if left >= 1 - 1e-9:  # a Monte Carlo EM step is a fifth of these
+            left -= 1
+            for a, b in pairs:
+                a @ b
+
+    return turn
+
+
+# --- other ways ---------------------------------------------------------------------------------
+
+
+def by_hand(case: Case, *, fused: bool = True, machine: bool = False) -> Turn:
     """The same step as one writes it in PyTorch."""
+    D, H, J = case.D, case.H, case.J
     encoder = torch.nn.Sequential(torch.nn.Linear(D, H), torch.nn.Tanh(), torch.nn.Linear(H, 2 * J))
     decoder = torch.nn.Sequential(torch.nn.Linear(J, H), torch.nn.Tanh(), torch.nn.Linear(H, D))
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.Adagrad(parameters, lr=0.02, fused=fused)
-    rows = data()
+    rows = case.data()
 
-    def step() -> None:
-        x = rows[torch.randint(len(rows), (B,))]
+    def loss_of(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         mean, log_variance = encoder(x).chunk(2, dim=-1)
-        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        z = mean + (0.5 * log_variance).exp() * noise
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
-        loss = kl + F.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
+        return kl + F.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
+
+    compute = torch.compile(loss_of, dynamic=False) if machine else loss_of
+
+    def turn() -> None:
+        x = rows[torch.randint(len(rows), (case.B,))]
+        loss = compute(x, torch.randn(case.B, J))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return step
+    return turn
 
 
-def ours(engine: str) -> Callable[[], None]:
-    """One turn of the loop inside ``pv.fit``: minibatch, noise, gradients, checks, update."""
-    program = bernoulli_vae.build(D, latent_dim=J, hidden_dim=H, init_std=None)
-    batches = Batches(data(), program, B, 0)
-    parameters = dict(program.named_parameters())
-    objective, state = pv.objectives.AEVB(), State({}, {})
-    optimizer = torch.optim.Adagrad(parameters.values(), lr=0.02, fused=True)
-    _, x, weight, _ = batches(0)
-    step = make_step(
-        program, objective, engine, Ask(False, x, weight, state, (0, 0, 0)),
-        optimizer=optimizer, prior=WeightPrior(),
+def svi(case: Case, *, validate: bool = True) -> Turn:
+    """Pyro's own loop."""
+    program, rows = case.build(), case.data()
+    optimizer = pyro.optim.Adagrad({"lr": 0.02})  # type: ignore[attr-defined]
+    loss = Trace_ELBO(num_particles=case.K, vectorize_particles=case.K > 1, max_plate_nesting=1)
+    inference = SVI(program.model, program.guide, optimizer, loss=loss)
+
+    def turn() -> None:
+        with pyro.validation_enabled(validate):
+            inference.step(rows[torch.randint(len(rows), (case.B,))])
+
+    return turn
+
+
+def numpyro_scan(case: Case, steps: int = 100) -> Turn:
+    """NumPyro's jitted ``lax.scan``; a turn is one of ``steps``, all of which run at the first."""
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from jax.example_libraries import stax
+    from numpyro.infer import SVI as NumPyroSVI
+    from numpyro.infer import Trace_ELBO as NumPyroELBO
+
+    D, H, J, B = case.D, case.H, case.J, case.B
+    encoder = stax.serial(
+        stax.Dense(H), stax.Tanh, stax.FanOut(2),
+        stax.parallel(stax.Dense(J), stax.Dense(J)),
     )  # fmt: skip
-    loop = Loop(program, parameters, objective, step, batches, state, optimizer, record_every=1000)
-    step.bind([loop])
-    turns = loop.turns(10**9)
-    ask = next(turns)
+    decoder = stax.serial(stax.Dense(H), stax.Tanh, stax.Dense(D))
+
+    def model(x):
+        decode = numpyro.module("decoder", decoder, (B, J))
+        with numpyro.plate("data", B):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros((B, J)), 1.0).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(logits=decode(z)).to_event(1), obs=x)
+
+    def guide(x):
+        encode = numpyro.module("encoder", encoder, (B, D))
+        mean, log_variance = encode(x)
+        with numpyro.plate("data", B):
+            scale = jnp.exp(0.5 * log_variance)
+            numpyro.sample("z", dist.Normal(mean, scale).to_event(1))
+
+    rows = jnp.asarray(case.data().numpy())
+    inference = NumPyroSVI(model, guide, numpyro.optim.Adagrad(0.02), NumPyroELBO())
+    state = inference.init(jax.random.PRNGKey(0), rows[:B])
+
+    @jax.jit
+    def many(state, index):
+        return jax.lax.scan(lambda s, i: inference.update(s, rows[i]), state, index)
+
+    done = 0
+
+    def turn() -> None:
+        nonlocal state, done
+        if done % steps == 0:
+            index = jnp.asarray(torch.randint(len(rows), (steps, B)).numpy())
+            state, losses = many(state, index)
+            losses.block_until_ready()
+        done += 1
+
+    return turn
+
+
+# --- ours ---------------------------------------------------------------------------------------
+
+
+def ours(case: Case, engine: str) -> Turn:
+    """One turn of the loop inside ``pv.fit``: minibatch, noise, gradients, checks, update."""
+    objective, rows = case.make_objective(), case.data()
+    loops = []
+    for seed in range(max(1, case.replicas)):
+        program = case.build()
+        parameters = dict(program.named_parameters())
+        with seeded(seed):
+            state = objective.init(program, rows)
+        optimizer = torch.optim.Adagrad(parameters.values(), lr=0.02, fused=True)
+        batches = Batches(rows, program, case.B, seed)
+        loops.append(Loop(program, parameters, objective, batches, state, optimizer,
+                          seed=seed, record_every=1000))  # fmt: skip
+    index, x, weight, _ = loops[0].batches(0)
+    step = make_step(
+        loops[0].program, objective, engine,
+        Ask(False, x, weight, rows_of(loops[0].state, index), (0, 0, 0)),
+        optimizer=loops[0].optimizer, prior=WeightPrior(), replicas=case.replicas,
+    )  # fmt: skip
+    if step.engine != engine:
+        raise RuntimeError(step.reason)
+    step.bind(loops)
+    turns = [loop.turns(10**9) for loop in loops]
+    asks = [next(turn) for turn in turns]
 
     def one() -> None:
-        nonlocal ask
-        (answer,) = step.answer([ask])
-        ask = turns.send(answer)
+        nonlocal asks
+        update = False
+        while not update:  # a refresh belongs to the update that follows it
+            update = not asks[0].refresh
+            answers = step.answer(asks)
+            asks = [turn.send(answer) for turn, answer in zip(turns, answers, strict=True)]
 
     return one
 
 
-def svi() -> Callable[[], None]:
-    """Pyro's own loop with its defaults."""
-    program = bernoulli_vae.build(D, latent_dim=J, hidden_dim=H, init_std=None)
-    optimizer = pyro.optim.Adagrad({"lr": 0.02})
-    inference = SVI(program.model, program.guide, optimizer, loss=Trace_ELBO())
-    rows = data()
-    return lambda: inference.step(rows[torch.randint(len(rows), (B,))])
+def variants(case: Case) -> dict[str, Callable[[], Turn]]:
+    found: dict[str, Callable[[], Turn]] = {"matrix products alone": lambda: matrix_products(case)}
+    plain = case.objective == "AEVB" and case.K == 1
+    if plain and not case.replicas:
+        found["PyTorch by hand"] = lambda: by_hand(case, fused=False)
+        found["PyTorch by hand, fused optimizer"] = lambda: by_hand(case)
+        found["PyTorch by hand, compiled"] = lambda: by_hand(case, machine=True)
+        try:
+            import numpyro  # noqa: F401
+        except ImportError:
+            pass
+        else:
+            found["NumPyro, jitted scan"] = lambda: numpyro_scan(case)
+    if case.objective == "AEVB":
+        found["Pyro SVI, Trace_ELBO"] = lambda: svi(case)
+        found["Pyro SVI, without validation"] = lambda: svi(case, validate=False)
+    if not case.replicas:
+        found['pyro_vae, engine="pyro"'] = lambda: ours(case, "pyro")
+    found["pyro_vae, eager"] = lambda: ours(case, "eager")
+    found["pyro_vae, compiled"] = lambda: ours(case, "compiled")
+    return found
 
 
-def matrix_products() -> Callable[[], None]:
-    """The floor: the eleven products of a step, forward and backward."""
-    x, h, z = torch.rand(B, D), torch.rand(B, H), torch.rand(B, J)
-    w = [torch.rand(D, H), torch.rand(H, 2 * J), torch.rand(J, H), torch.rand(H, D)]
-    y, zz = torch.rand(B, D), torch.rand(B, 2 * J)
-
-    def products() -> None:
-        x @ w[0], h @ w[1], z @ w[2], h @ w[3]  # forward
-        x.T @ h, h.T @ zz, z.T @ h, h.T @ y  # gradients of the weights
-        y @ w[3].T, h @ w[2].T, zz @ w[1].T  # gradients of the activations
-
-    return products
-
-
-VARIANTS: dict[str, Callable[[], Callable[[], None]]] = {
-    "matrix products alone": matrix_products,
-    "PyTorch by hand": lambda: by_hand(fused=False),
-    "PyTorch by hand, fused optimizer": lambda: by_hand(fused=True),
-    "pyro_vae, compiled": lambda: ours("compiled"),
-    "pyro_vae, eager": lambda: ours("eager"),
-    'pyro_vae, engine="pyro"': lambda: ours("pyro"),
-    "Pyro SVI, Trace_ELBO": svi,
-}
+def measure(case: Case, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Median milliseconds a step of each variant, and medians of ratios within rounds."""
+    torch.manual_seed(0)
+    turns = {name: make() for name, make in variants(case).items()}
+    repeats = {}
+    for name, turn in turns.items():
+        for _ in range(10):
+            turn()
+        start = time.perf_counter()
+        for _ in range(10):
+            turn()
+        # A whole number of Monte Carlo EM's cycles and of NumPyro's scans.
+        each = (time.perf_counter() - start) / 10
+        repeats[name] = 100 if name.startswith("NumPyro") else 5 * max(1, round(seconds / each / 5))
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                turn()
+            share = 1 if "SVI" in name else max(1, case.replicas)  # per replica-step
+            times[name].append(1e3 * (time.perf_counter() - start) / repeats[name] / share)
+    report = {}
+    for name, values in times.items():
+        report[name] = {"ms": statistics.median(values)}
+        for base in ("matrix products alone", "Pyro SVI, Trace_ELBO"):
+            if base in times:
+                ratios = [v / b for v, b in zip(values, times[base], strict=True)]
+                report[name][f"over {base}"] = statistics.median(ratios)
+    return report
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=20, help="steps a round and variant")
+    parser.add_argument("--case", action="append", choices=CASES, help="default: mnist, digits")
+    parser.add_argument("--all", action="store_true", help="every case")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.2, help="of a variant in a round")
     parser.add_argument("--json", help="write every number here")
     options = parser.parse_args()
-    torch.manual_seed(0)
-    steps = {name: make() for name, make in VARIANTS.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        for _ in range(5):
-            step()
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(options.steps):
-                step()
-            times[name].append(1e3 * (time.perf_counter() - start) / options.steps)
-    floor, hand = times["matrix products alone"], times["PyTorch by hand"]
-    print(f"{torch.get_num_threads()} threads, median of {options.rounds} interleaved rounds")
-    print(f"{'':34s}{'ms a step':>10s}{'over products':>15s}{'over by hand':>14s}")
+    names = list(CASES) if options.all else options.case or ["mnist", "digits"]
     report = {}
-    for name, values in times.items():
-        over = [statistics.median(v / f for v, f in zip(values, base, strict=True))
-                for base in (floor, hand)]  # fmt: skip
-        report[name] = {
-            "ms": statistics.median(values),
-            "over_floor": over[0],
-            "over_hand": over[1],
-        }
-        print(f"{name:34s}{statistics.median(values):10.2f}{over[0]:15.2f}{over[1]:14.2f}")
+    for name in names:
+        report[name] = measure(CASES[name], options.rounds, options.seconds)
+        print(f"\n{name}: {torch.get_num_threads()} threads, {options.rounds} interleaved rounds")
+        print(f"{'':36s}{'ms a step':>10s}{'over products':>15s}{'over Pyro SVI':>15s}")
+        for variant, numbers in report[name].items():
+            over = [numbers.get(f"over {base}", float("nan"))
+                    for base in ("matrix products alone", "Pyro SVI, Trace_ELBO")]  # fmt: skip
+            print(f"{variant:36s}{numbers['ms']:10.3f}{over[0]:15.2f}{over[1]:15.3f}", flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(report, file, indent=1)

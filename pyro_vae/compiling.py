@@ -95,8 +95,8 @@ def _reason(error: Exception) -> str:
 
 PER_OPERATION = 4e-6  # what an operation costs besides its arithmetic, when called from Python
 PER_ENTRY = 4e-10  # writing and reading an entry of a tensor that fusion keeps in a register
-COMPILATION = 10.0  # of any graph
-COMPILATION_PER_OPERATION = 0.05
+COMPILATION = 5.0  # of any graph
+COMPILATION_PER_OPERATION = 0.03
 PRODUCTS = (
     aten.mm.default,
     aten.addmm.default,

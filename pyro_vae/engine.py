@@ -18,6 +18,7 @@ are those of the sum over the batch, times the plate's scale, as in Pyro.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +29,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pyro_vae.compiling import compiled, pays
 from pyro_vae.lifting import Lifted, Refusal, lift, nudged, others
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program import Rows, call_with, map_rows, materialize, num_rows
 from pyro_vae.traces import DataScale
+
+logger = logging.getLogger("pyro_vae")
 
 Parameters = dict[str, Tensor]
 Sums = dict[str, Tensor]
@@ -200,13 +204,16 @@ class RowFunction:
     """``function(program, rows)`` for many batches, without gradients.
 
     The first two calls of a form (shapes and dtypes) run the program's handlers; one that comes
-    oftener is captured and runs as a graph where it can.  Either way its noise depends on the key
-    alone.
+    oftener is captured and runs as a graph where it can, and compiled where so many ``calls`` as
+    are expected repay that.  In each case its noise depends on the key alone.
     """
 
-    def __init__(self, program: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
+    def __init__(
+        self, program: nn.Module, function: Callable[[nn.Module, Any], Any], calls: int = 0
+    ) -> None:
         # As they are, and no detached copies: pyro.module warns of parameters without gradient.
         self._parameters: Parameters = dict(program.named_parameters())
+        self._expected = calls
         self._calls: dict[tuple, int] = {}
         self._graphs: dict[tuple, Lifted] = {}
 
@@ -224,13 +231,22 @@ class RowFunction:
             probes = [(moved, other) for other in others(rows)]
             lifted = lift(self._run, self._parameters, rows, probes=probes)
             if isinstance(lifted, Lifted) and not lifted.kept:
-                self._graphs[form] = lifted
+                self._graphs[form] = self._perhaps_compiled(lifted, rows)
         if form in self._graphs:
             graph = self._graphs[form]
             with torch.no_grad():
                 return graph(self._parameters, rows, noise=graph.draw(key))
         with NoiseMode(keyed(*key)), seeded(*key), pyro.validation_enabled(False):
             return self._run(self._parameters, rows)
+
+    def _perhaps_compiled(self, lifted: Lifted, rows: Any) -> Lifted:
+        if not pays({lifted: self._expected}):
+            return lifted
+        code = compiled(lifted, self._parameters, rows)
+        if isinstance(code, Refusal):
+            logger.info("not compiled: %s", code)
+            return lifted
+        return code
 
 
 def row_chunks(x: Rows, size: int) -> Iterator[tuple[int, Rows]]:

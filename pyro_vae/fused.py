@@ -105,6 +105,7 @@ def fuse(
     inputs = [*params, *pytree.tree_leaves(ask[1:4])]
     update, names = _update_function(graph.grads, len(params), rule, clip)
     memory = [torch.ones_like(p) for p in params for _ in rule.names]
+    lr, count = params[0].new_tensor(1e-3), torch.ones((), device=params[0].device)
     tensors = [
         *inputs,
         *graph.grads.draw(ask.key),

@@ -85,7 +85,8 @@ def bind(optimizer: torch.optim.Optimizer, rule: Rule) -> list[Tensor]:
     """
     parameters = optimizer.param_groups[0]["params"]
     states = [optimizer.state[p] for p in parameters]
-    count = torch.as_tensor(states[0].get("step", 0.0), dtype=torch.float32).clone()
+    step = torch.as_tensor(states[0].get("step", 0.0), dtype=torch.float32)
+    count = step.to(parameters[0].device, copy=True)
     tensors = [
         state.get(name, torch.zeros_like(p, memory_format=torch.preserve_format)).detach()
         for p, state in zip(parameters, states, strict=True)
