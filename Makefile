@@ -53,7 +53,7 @@ lock: ## refresh constraints.txt with the newest versions
 	@$(check_python)
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	@$(choose_index); set -x; $(PY) -m pip install $$extra -e '.[test]'
+	@$(choose_index); set -x; $(PY) -m pip install $$extra -e '.[test,notebook]'
 	$(PY) -m pip freeze --all --exclude-editable --exclude pip > $(VENV)/frozen
 	{ sed '/^#/!d' constraints.txt; \
 	  sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' $(VENV)/frozen | \

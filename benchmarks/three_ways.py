@@ -21,6 +21,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.models import bernoulli_vae
 
+SANDWICHED = 100  # test images on which appendix D is taken as well
 PUBLISHED = {"AEVB": -143.2, "WakeSleep": -144.8, "MonteCarloEM": -141.6}  # at 6e7 samples
 
 
@@ -43,11 +44,11 @@ def train(
 
 
 def score(program: torch.nn.Module, x: pv.datasets.Data) -> dict[str, torch.Tensor]:
-    chains = {"warmup": 300, "leapfrog_steps": 10}
-    low = pv.log_evidence(program, x, proposal="hmc", num_draws=300, num_particles=500, **chains)
-    high = pv.log_evidence(program, x, method="reciprocal", num_draws=1000, **chains)
-    return {"low": low.value, "low_se": low.standard_error, "high": high.value,
-            "high_se": high.standard_error, "ess": low.ess, "khat": high.khat}  # fmt: skip
+    chains = {"warmup": 100, "leapfrog_steps": 5}
+    low = pv.log_evidence(program, x, proposal="hmc", num_draws=100, num_particles=500, **chains)
+    some = x[:SANDWICHED]
+    high = pv.log_evidence(program, some, method="reciprocal", num_draws=800, **chains)
+    return {"low": low.value, "high": high.value, "ess": low.ess, "rhat": low.rhat}
 
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
@@ -70,7 +71,7 @@ def main() -> int:
         scores[name] = [score(program, test) for program in train(name, data, options)]
         for seed, (s, first) in enumerate(zip(scores[name], scores["AEVB"], strict=True)):
             (low, error), (high, _) = mean_and_error(s["low"]), mean_and_error(s["high"])
-            gap, gap_error = mean_and_error(s["high"] - s["low"])
+            gap, gap_error = mean_and_error(s["high"] - s["low"][:SANDWICHED])
             paired, paired_error = mean_and_error(s["low"] - first["low"])
             report.append({"seed": seed, "name": name, "low": low, "error": error, "high": high,
                            "gap": gap, "gap_error": gap_error, "against_aevb": paired,
@@ -78,8 +79,7 @@ def main() -> int:
                            "ess": float(s["ess"].median())})  # fmt: skip
             print(
                 f"seed {seed} {name:13s} importance {low:8.2f} ± {error:.2f}  "
-                f"appendix D {high:8.2f} "
-                f"(above by {gap:.3f} ± {gap_error:.3f})  against AEVB {paired:+.2f} ± "
+                f"(appendix D above by {gap:.3f} ± {gap_error:.3f})  against AEVB {paired:+.2f} ± "
                 f"{paired_error:.2f}  paper at 6e7 {PUBLISHED[name]:.1f}",
                 flush=True,
             )

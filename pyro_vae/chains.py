@@ -10,6 +10,7 @@ The moves, their sources and what makes them exact: :mod:`pyro_vae.hmc`.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pyro_vae.engine import RowFunction
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.hmc import Evaluate, check_move, check_target, transition, value_and_gradient
 from pyro_vae.hmc import adapt as tune
@@ -25,9 +27,11 @@ from pyro_vae.inputs import as_rows
 from pyro_vae.latents import Latents
 from pyro_vae.lifting import Refusal, lift, nudged, others
 from pyro_vae.noise import keyed, seeded
-from pyro_vae.program import Rows, call_with, num_rows
+from pyro_vae.program import Rows, call_with, evaluating, num_rows
 
 logger = logging.getLogger("pyro_vae")
+
+CANDIDATES = 500  # draws of the prior, of which a "resampled" chain starts from one
 
 
 class Draws(NamedTuple):
@@ -64,12 +68,13 @@ def sample_posterior(
     step_size: Tensor | float | None = None,
     jitter: float = 0.5,
     thin: int = 1,
-    start: Literal["prior", "guide"] | Tensor = "prior",
+    start: Literal["prior", "resampled", "guide"] | Tensor = "prior",
     seed: int = 0,
 ) -> Draws:
     """Draw from the exact posterior p(z | x) of each datum by HMC: all data at once, a chain each.
 
-    For several chains of each datum repeat its rows: a row is a chain.
+    For several chains of each datum repeat its rows, ``x.repeat(4, 1)``: a row is a chain.  The
+    program is put into evaluation mode (no dropout) for as long as this takes.
 
     During warm-up the step size is tuned; then it is frozen, so that what is kept has the posterior
     as its stationary law.  The first fifth of warm-up aims at acceptance 1/2, which is found
@@ -88,8 +93,10 @@ def sample_posterior(
         step_size: a step to keep, () or (B,), in place of tuning one.
         jitter: see :func:`pyro_vae.hmc.move`.
         thin: keep each ``thin``-th move.
-        start: "prior" draws the first state from p(z), so that chains start overdispersed; "guide"
-            from q(z | x); or a tensor (B, J), unconstrained, such as the last ``u`` of other draws.
+        start: "prior" draws the first state from p(z), so that chains start overdispersed;
+            "resampled" picks one of many such draws with probability proportional to p(x | z), so
+            that chains start in the modes that count, each as often as it weighs; "guide" from
+            q(z | x); or a tensor (B, J), unconstrained, such as the last ``u`` of other draws.
         seed: of all noise.  Move ``i`` draws from ``(seed, i)``; torch's generators stay untouched.
 
     Returns:
@@ -118,46 +125,47 @@ def sample_posterior(
     """
     _check_options(num_draws, warmup, thin, target_accept, adapt, step_size)
     rows = as_rows(x, program)
-    latents = Latents.of(program, rows)
-    with seeded(seed, -1):  # moves count from 0
-        u = _start(latents, program, rows, start)
-    check_move(u, 1.0 if step_size is None else step_size, leapfrog_steps, jitter)
-    evaluate, engine = _captured(latents, program, rows, u)
-    here = evaluate(u)
-    _check_start(*here)
-    if step_size is None:  # s ~ J^(-1/4) at equal acceptance
-        step = u.new_full((len(u),) if adapt == "per_datum" else (), latents.dim**-0.25)
-    else:
-        step = torch.as_tensor(step_size, dtype=u.dtype, device=u.device)
-    log_step, settled = step.log(), torch.zeros_like(step)
-    kept = u.new_empty(num_draws, *u.shape)
-    accept = u.new_zeros(len(u))
-    divergences = u.new_zeros(len(u), dtype=torch.int64)
-    half = warmup // 2
-    for number in range(warmup + num_draws * thin):
-        source = keyed(seed, number)
-        m = transition(evaluate, u, here, step, leapfrog_steps, jitter, source)
-        u, here = m.u, (m.log_density, m.gradient)
-        if number >= warmup:
-            accept += m.accept
-            divergences += m.diverging
-            draw, rest = divmod(number - warmup + 1, thin)
-            if not rest:
-                kept[draw - 1] = u
-        elif step_size is None:
-            log_step = tune(log_step, m.accept, **_schedule(number, warmup, target_accept))
-            if number >= half:
-                settled = settled + log_step / (warmup - half)
-            step = (settled if number == warmup - 1 else log_step).exp()
-    draws = Draws(
-        u=kept,
-        values=latents.constrain(kept),
-        accept=accept / (num_draws * thin),
-        step_size=step,
-        divergences=divergences,
-        evaluations=(warmup + num_draws * thin) * leapfrog_steps + 1,
-        engine=engine,
-    )
+    with evaluating(program):
+        latents = Latents.of(program, rows)
+        with seeded(seed, -1):  # moves count from 0
+            u = _start(latents, program, rows, start, seed)
+        check_move(u, 1.0 if step_size is None else step_size, leapfrog_steps, jitter)
+        evaluate, engine = _captured(latents, program, rows, u)
+        here = evaluate(u)
+        _check_start(*here)
+        if step_size is None:  # s ~ J^(-1/4) at equal acceptance
+            step = u.new_full((len(u),) if adapt == "per_datum" else (), latents.dim**-0.25)
+        else:
+            step = torch.as_tensor(step_size, dtype=u.dtype, device=u.device)
+        log_step, settled = step.log(), torch.zeros_like(step)
+        kept = u.new_empty(num_draws, *u.shape)
+        accept = u.new_zeros(len(u))
+        divergences = u.new_zeros(len(u), dtype=torch.int64)
+        half = warmup // 2
+        for number in range(warmup + num_draws * thin):
+            source = keyed(seed, number)
+            m = transition(evaluate, u, here, step, leapfrog_steps, jitter, source)
+            u, here = m.u, (m.log_density, m.gradient)
+            if number >= warmup:
+                accept += m.accept
+                divergences += m.diverging
+                draw, rest = divmod(number - warmup + 1, thin)
+                if not rest:
+                    kept[draw - 1] = u
+            elif step_size is None:
+                log_step = tune(log_step, m.accept, **_schedule(number, warmup, target_accept))
+                if number >= half:
+                    settled = settled + log_step / (warmup - half)
+                step = (settled if number == warmup - 1 else log_step).exp()
+        draws = Draws(
+            u=kept,
+            values=latents.constrain(kept),
+            accept=accept / (num_draws * thin),
+            step_size=step,
+            divergences=divergences,
+            evaluations=(warmup + num_draws * thin) * leapfrog_steps + 1,
+            engine=engine,
+        )
     _judge(draws, num_draws * thin, adapt if step_size is None else "fixed")
     return draws
 
@@ -170,7 +178,28 @@ def _schedule(number: int, warmup: int, target: float) -> dict[str, float]:
     return {"rate": (number - search + 6) ** -0.6, "target": target}
 
 
-def _start(latents: Latents, program: Any, x: Rows, start: Any) -> Tensor:
+def _resampled(latents: Latents, program: nn.Module, x: Rows, seed: int) -> Tensor:
+    """One of many draws of the prior for each row, with probability proportional to p(x | z).
+
+    The largest of log weights plus Gumbel noise is a draw by weight, whatever the order.
+    """
+
+    def candidate(program: nn.Module, x: Rows) -> tuple[Tensor, Tensor]:
+        u = latents.from_prior(program, x)
+        noise = -torch.empty(len(u), dtype=u.dtype, device=u.device).exponential_().log()
+        return u, latents.log_likelihood(program, x, u).nan_to_num(-math.inf) + noise
+
+    draw = RowFunction(program, candidate)
+    best, height = draw(x, seed, -2, 0)
+    for number in range(1, CANDIDATES):
+        u, other = draw(x, seed, -2, number)
+        higher = other > height
+        best = torch.where(higher.unsqueeze(-1), u, best)
+        height = torch.where(higher, other, height)
+    return best
+
+
+def _start(latents: Latents, program: Any, x: Rows, start: Any, seed: int) -> Tensor:
     if isinstance(start, Tensor):
         if start.shape != (num_rows(x), latents.dim):
             raise ValueError(
@@ -180,9 +209,13 @@ def _start(latents: Latents, program: Any, x: Rows, start: Any) -> Tensor:
         return start.detach()
     if start == "prior":
         return latents.from_prior(program, x)
+    if start == "resampled":
+        return _resampled(latents, program, x, seed)
     if start == "guide":
         return latents.from_guide(program, x)
-    raise ValueError(f'start is {start!r}, expected "prior", "guide" or a tensor (B, J)')
+    raise ValueError(
+        f'start is {start!r}, expected "prior", "resampled", "guide" or a tensor (B, J)'
+    )
 
 
 def _captured(latents: Latents, program: nn.Module, x: Rows, u: Tensor) -> tuple[Evaluate, str]:
@@ -225,7 +258,7 @@ def _check_start(log_density: Tensor, gradient: Tensor) -> None:
 def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
     """Say once where draws are not to be trusted."""
     stuck = int((draws.accept < 0.5).sum())
-    data = f"of {len(draws.accept)} data"
+    chains = f"of {len(draws.accept)} chains"
     if stuck:
         worst = int(draws.accept.argmin())
         advice = {
@@ -234,7 +267,7 @@ def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
             "per_datum": "give it more warmup",
         }[tuned]
         warnings.warn(
-            f"HMC accepts less than half of its moves for {stuck} {data} (row {worst}: "
+            f"HMC accepts less than half of its moves for {stuck} {chains} (chain {worst}: "
             f"{float(draws.accept[worst]):.2f}), so their draws say little: {advice}",
             PyroVaeWarning,
             stacklevel=3,
@@ -243,7 +276,7 @@ def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
     if diverged:
         worst = int(draws.divergences.argmax())
         warnings.warn(
-            f"more than 1 % of HMC's moves diverged for {diverged} {data} (row {worst}: "
+            f"more than 1 % of HMC's moves diverged for {diverged} {chains} (chain {worst}: "
             f"{int(draws.divergences[worst])} moves), so the draws may miss where the posterior is "
             "narrow: raise target_accept, or pass a smaller step_size",
             PyroVaeWarning,

@@ -1,8 +1,9 @@
 r"""``compare``: objectives side by side, with the same nets, data order and budget.
 
-Every run of a seed starts from the same initial parameters and sees the same minibatches; every
-program is scored by the same routine on the same held-out data with the same noise.  So a
-difference is reported per datum and paired, with its own standard error.
+Every run of a seed starts from the same initial parameters and draws its minibatches in the same
+order (Monte Carlo EM stays on each for its five updates, so it draws fewer of them); every program
+is scored by the same routine on the same held-out data with the same noise.  So a difference is
+reported per datum and paired, with its own standard error.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from torch import nn
 
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence import elbo, log_evidence
+from pyro_vae.evidence.markov import CHAINS, require_enough_draws
 from pyro_vae.inputs import as_rows
+from pyro_vae.latents import Latents
 from pyro_vae.noise import seeded
 from pyro_vae.optimizers import Adagrad
-from pyro_vae.program import map_rows
+from pyro_vae.program import evaluating, map_rows
 from pyro_vae.runs import Run
 from pyro_vae.traces import sites_of, trace_program
 from pyro_vae.training import fit
@@ -39,21 +42,31 @@ class Comparison:
 
     Attributes:
         runs: (model, objective, seed) -> :class:`~pyro_vae.training.Run`.
-        dataset: an xarray data set; ``bound``, ``log_evidence`` and its ``standard_error`` and
-            ``khat`` over (model, objective, seed, datum), the learning curves over (..., record),
-            and ``samples`` and ``seconds`` of each run.  Attributes say what data it was.
+        dataset: an xarray data set; ``bound``, ``log_evidence`` and its ``standard_error``,
+            ``khat`` and ``rhat`` over (model, objective, seed, datum), the learning curves over
+            (..., record), and ``samples`` and ``seconds`` of each run.  Attributes say what data
+            it was.
     """
 
     runs: dict[tuple[str, str, int], Run]
     dataset: xr.Dataset
 
     def table(self) -> pd.DataFrame:
-        """One row a model and objective, in nats per held-out datum.
+        r"""One row a model and objective, in nats per held-out datum.
 
-        ``±`` columns are standard errors over data, after averaging seeds; ``spread`` is the
-        standard deviation over seeds; ``against first`` is the paired difference of log p(x) to
-        the first row of the same model.  ``bound`` is nan for an algorithm without a guide.
-        ``samples`` are rows x updates; ``leapfrogs`` are gradients of log p(x, z) besides.
+        ``bound ±`` and ``log p(x) ±`` are standard errors over data, after averaging S seeds;
+        ``sd over seeds`` is the standard deviation of a seed's mean log p(x).  ``against first``
+        is the difference of log p(x) to the first row of the same model, paired by datum and seed;
+        its ``±`` holds the data and the seeds,
+
+        .. math:: \sqrt{\mathrm{SE}_{data}^2 + \mathrm{sd}_{seeds}^2 / S},
+
+        because one algorithm differs from itself by its seed.  With a single seed it holds the
+        data alone, and says how two *runs* differ, not two algorithms.
+
+        ``bound`` is nan for an algorithm without a guide.  ``khat > 0.7`` and ``rhat > 1.1`` are
+        the shares of data whose log p(x) is not to be trusted.  ``samples`` are rows x updates;
+        ``leapfrogs`` are steps of Hamiltonian Monte Carlo besides, rows x steps.
         """
         import pandas as pd
 
@@ -63,8 +76,9 @@ class Comparison:
             for objective in self.dataset.objective.values:
                 part = self.dataset.sel(model=model, objective=objective)
                 evidence = part.log_evidence.mean("seed").values  # (datum,)
-                first = evidence if first is None else first
-                difference = evidence - first
+                first = part.log_evidence if first is None else first
+                difference = (part.log_evidence - first).values  # (seed, datum)
+                by_seed = part.log_evidence.mean("datum").values
                 bound = part.bound.mean("seed").values  # nan where no guide is trained
                 rows.append(
                     {
@@ -74,12 +88,16 @@ class Comparison:
                         "bound ±": _standard_error(bound),
                         "log p(x)": evidence.mean(),
                         "log p(x) ±": _standard_error(evidence),
-                        "spread": float(part.log_evidence.mean("datum").std("seed", ddof=1))
-                        if part.sizes["seed"] > 1
-                        else math.nan,
+                        "sd over seeds": by_seed.std(ddof=1) if len(by_seed) > 1 else math.nan,
                         "against first": difference.mean(),
-                        "against first ±": _standard_error(difference),
+                        "against first ±": math.hypot(
+                            _standard_error(difference.mean(0)),
+                            np.nan_to_num(_standard_error(difference.mean(1))),
+                        ),
                         "khat > 0.7": float((~(part.khat <= 0.7)).mean()),  # nan counts
+                        "rhat > 1.1": math.nan  # no chains
+                        if part.rhat.isnull().all()
+                        else float((~(part.rhat <= 1.1)).mean()),
                         "samples": int(part.samples.mean()),
                         "leapfrogs": int(part.leapfrogs.mean()),
                         "seconds": float(part.seconds.mean()),
@@ -110,8 +128,8 @@ def compare(
     lr: float = 0.02,
     proposal: Literal["guide", "hmc"] = "hmc",
     num_particles: int = 500,
-    num_draws: int = 100,
-    warmup: int = 100,
+    num_draws: int = 160,
+    warmup: int = 40,
     leapfrog_steps: int = 5,
     progress: bool | Callable[[Any], Any] | None = None,
     **options: Any,
@@ -123,7 +141,7 @@ def compare(
         builds: name -> a callable that makes an untrained program; it is called under the run's
             seed, so objectives start from the same parameters.
         objectives: instances of ``pv.objectives``.
-        seeds: how many runs of each.
+        seeds: how many runs of each; they train side by side as one batched program.
         samples: the budget of a run, rows x updates.
         batch_size, optimizer, lr, options: as in ``pv.fit``.  The default optimizer is the
             paper's author's Adagrad, because wake-sleep does not survive plain Adagrad's first
@@ -139,7 +157,8 @@ def compare(
 
     Raises:
         ValueError: models with different likelihoods, because their nats are on different scales;
-            or parts of the data with different binarizations.
+            parts of the data with different binarizations; or, under "hmc", too few draws for the
+            latent dimensions, or latents that HMC cannot move.
     """
     if not builds or not objectives:
         raise ValueError("compare needs at least one build and one objective")
@@ -158,21 +177,25 @@ def compare(
     scoring: dict[str, Any] = {"proposal": proposal, "num_particles": num_particles}
     if proposal == "hmc":
         scoring |= {"num_draws": num_draws, "warmup": warmup, "leapfrog_steps": leapfrog_steps}
+        for program in programs.values():  # before anything is trained
+            with evaluating(program):
+                dim = Latents.of(program, as_rows(data.train[:2], program)).dim
+            require_enough_draws(num_draws, CHAINS, dim)
     runs: dict[tuple[str, str, int], Run] = {}
     scores: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
     for model, build in builds.items():
         for name, objective in zip(names, objectives, strict=True):
-            for seed in range(seeds):
-                program = _built(build, seed)
-                key = (model, name, seed)
-                runs[key] = fit(
-                    program, data.train, objective, samples=samples, batch_size=batch_size,
-                    optimizer=optimizer, lr=lr, seed=seed, progress=progress,
-                    validation=data.test if data.validation is None else data.validation,
-                    **options,
-                )  # fmt: skip
-                has_bound = getattr(objective, "has_bound", True)
-                scores[key] = _score(program, data.test, has_bound, scoring)
+            fresh = [_built(build, seed) for seed in range(seeds)]
+            trained = fit(
+                fresh, data.train, objective, samples=samples, batch_size=batch_size,
+                optimizer=optimizer, lr=lr, seed=list(range(seeds)), progress=progress,
+                validation=data.test if data.validation is None else data.validation,
+                **options,
+            )  # fmt: skip
+            has_bound = getattr(objective, "has_bound", True)
+            for seed, run in enumerate(trained):
+                runs[model, name, seed] = run
+                scores[model, name, seed] = _score(run.program, data.test, has_bound, scoring)
     return Comparison(runs, _dataset(data, list(builds), names, seeds, runs, scores))
 
 
@@ -218,7 +241,7 @@ def _refuse_different_binarizations(data: Any) -> None:
 def _score(
     program: nn.Module, test: Any, has_bound: bool, scoring: dict[str, Any]
 ) -> dict[str, np.ndarray]:
-    with warnings.catch_warnings():  # the table has a column for it
+    with warnings.catch_warnings():  # the table has columns for it
         warnings.simplefilter("ignore", PyroVaeWarning)
         evidence = log_evidence(program, test, **scoring)
     bound = elbo(program, test).double().cpu().numpy() if has_bound else None
@@ -227,6 +250,7 @@ def _score(
         "log_evidence": evidence.value.cpu().numpy(),
         "standard_error": evidence.standard_error.cpu().numpy(),
         "khat": evidence.khat.cpu().numpy(),
+        "rhat": evidence.rhat.cpu().numpy(),
     }
 
 
@@ -244,7 +268,7 @@ def _dataset(
     shape = (len(models), len(objectives), seeds)
     dims = ("model", "objective", "seed")
     variables: dict[str, Any] = {}
-    for name in ("bound", "log_evidence", "standard_error", "khat"):
+    for name in ("bound", "log_evidence", "standard_error", "khat", "rhat"):
         stacked = np.stack([scores[key][name] for key in keys])
         variables[name] = ((*dims, "datum"), stacked.reshape(*shape, -1))
     curves = [_curve(runs[key]) for key in keys]

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae.dreams import is_x_itself
-from pyro_vae.traces import Site, base_law, data_frame
+from pyro_vae.traces import Site, base_law, data_frame, without_counterpart
 
 Role = Literal["guide", "model"]
 ROLES: tuple[Role, Role] = ("guide", "model")
@@ -195,7 +195,7 @@ def scales(met: Met, mistakes: Mistakes) -> None:
 
 
 def latents(met: Met, mistakes: Mistakes) -> None:
-    """Model and guide have the same latents, but for the guide's auxiliary ones."""
+    """Model and guide have the same latents, but for those that the guide's points hang on."""
     for name, site in met.model.items():
         if not site["is_observed"] and name not in met.guide and name != met.observed:
             mistakes.add(
@@ -209,13 +209,14 @@ def latents(met: Met, mistakes: Mistakes) -> None:
             mistakes.add(
                 label("guide", name), "observed in the guide", "latents alone", "drop obs=..."
             )
-        elif not (site["is_observed"] or name in met.model or site["infer"].get("is_auxiliary")):
-            mistakes.add(
-                label("guide", name),
-                "missing in the model",
-                "each latent in both",
-                'add it to the model, or mark it with infer={"is_auxiliary": True}',
-            )
+    for name in without_counterpart(met.guide, met.model):
+        mistakes.add(
+            label("guide", name),
+            "missing in the model",
+            "each latent in both",
+            "add it to the model, or, where the guide's other latents are Delta at a function of "
+            'it with the log_density of that change, mark it with infer={"is_auxiliary": True}',
+        )
 
 
 def shapes(met: Met, mistakes: Mistakes) -> None:

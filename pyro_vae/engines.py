@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_vae import compiling
-from pyro_vae.engine import Graph, WeightPrior, capture
+from pyro_vae.engine import Graph, WeightPrior, capture, gradient_function, trainable
 from pyro_vae.fused import fuse
-from pyro_vae.lifting import Refusal
+from pyro_vae.lifting import Refusal, close
+from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import Objective
 from pyro_vae.steps import Ask, GraphStep, HandlerStep, PyroStep, Step
@@ -78,11 +80,11 @@ def make_step(
     if not machine and not replicas:
         return GraphStep(graph)
     what = "compiled" if machine else "batched over replicas"
-    rule = rule_of(optimizer)
+    rule = rule_of(optimizer, list(trainable(program).values()))
     if rule is None:
         reason = (
             f"not {what}: {type(optimizer).__name__} with these options is not a part of a "
-            "captured step, which plain Adagrad and Adam with one group of parameters are"
+            "captured step, which plain Adagrad and Adam of all parameters in one group are"
         )
         return _unless_asked(engine, GraphStep(graph, reason))
     options: dict[str, Any] = {"replicas": replicas, "machine": machine}
@@ -90,6 +92,38 @@ def make_step(
     if isinstance(step, Refusal):
         return _unless_asked(engine, GraphStep(graph, f"not {what}: {step}"))
     return step
+
+
+def require_alike(programs: Sequence[nn.Module], objective: Objective | ELBO, ask: Ask) -> None:
+    """Refuse programs that are not one function of their parameters: the first stands for all.
+
+    Raises:
+        ValueError: other names or shapes; or another loss at the same parameters, rows and noise.
+    """
+    first, *others = programs
+    shapes = {name: tuple(p.shape) for name, p in trainable(first).items()}
+    for number, other in enumerate(others, start=1):
+        params = {name: p.detach() for name, p in trainable(other).items()}
+        found = {name: tuple(p.shape) for name, p in params.items()}
+        what = f"has parameters {found}, those of program[0] are {shapes}"
+        if found == shapes:
+            if not isinstance(objective, Objective):
+                continue
+            sums = []
+            for program in (first, other):
+                with NoiseMode(keyed(*ask.key)), seeded(*ask.key):
+                    step = gradient_function(program, objective)
+                    sums.append(step(params, ask.x, ask.weight, *ask.state)[1])
+            if all(close(sums[0][name], sums[1][name]) for name in sums[0]):
+                continue
+            what = (
+                f"has loss {float(sums[1]['loss']):.6g} where program[0] with the same parameters "
+                f"has {float(sums[0]['loss']):.6g}: a constant, buffer or frozen parameter differs"
+            )
+        raise ValueError(
+            f"program[{number}] {what}; expected programs that differ in the values of trained "
+            'parameters alone: build them with the same options, or pass engine="pyro"'
+        )
 
 
 def _unless_asked(engine: str, step: Step) -> Step:

@@ -2,7 +2,7 @@ r"""A whole training step as one graph: gradients, their checks, and the update 
 
 .. code-block:: text
 
-    (params, x, weight, rows, shared, noise, lr, count, optimizer's state) -> sums
+    (params, x, weight, rows, shared, noise, numbers, count, optimizer's state) -> sums
 
 Parameters and the optimizer's state are written in place.  A step whose loss or gradient is not
 finite writes nothing, and its sums say so.  Python is left with drawing noise, choosing rows and
@@ -30,7 +30,7 @@ from pyro_vae.loop import Loop
 from pyro_vae.noise import keyed, seeded
 from pyro_vae.objectives.base import Objective
 from pyro_vae.steps import Answer, Ask, Step, stack
-from pyro_vae.updates import Rule, bind, rebind, step_size
+from pyro_vae.updates import Rule, bind, numbers_of, rebind, unbind
 
 Flat = Callable[..., Sequence[Tensor]]
 
@@ -38,12 +38,13 @@ Flat = Callable[..., Sequence[Tensor]]
 def _update_function(
     lifted: Lifted, num_params: int, rule: Rule, clip: float | None
 ) -> tuple[Callable[..., list[Tensor]], list[str]]:
-    """Flat tensors -> new parameters, new state, stacked sums; and, once run, the sums' names."""
+    """Flat tensors -> new parameters, count and state, stacked sums; once run, the sums' names."""
     names: list[str] = []
     width = len(rule.names)
 
     def update(num_inputs: int, *tensors: Tensor) -> list[Tensor]:
-        inputs, (lr, count, *state) = tensors[:num_inputs], tensors[num_inputs:]
+        inputs, (given, count, *state) = tensors[:num_inputs], tensors[num_inputs:]
+        numbers = given.unbind()
         grads, sums = lifted.unflatten(lifted.graph(*inputs))
         names[:] = sums
         norm = sums["grad_norm"] / sums["weight"]
@@ -52,10 +53,10 @@ def _update_function(
         moved, memory = [], []
         for i, (p, grad) in enumerate(zip(inputs[:num_params], grads.values(), strict=True)):
             old = tuple(state[i * width : (i + 1) * width])
-            new_p, new = rule(p, grad * share, old, lr, count)
+            new_p, new = rule(p, grad * share, old, numbers)
             moved.append(torch.where(good, new_p, p))
             memory += [torch.where(good, n, o) for n, o in zip(new, old, strict=True)]
-        return [*moved, *memory, stack(sums)[1]]
+        return [*moved, torch.where(good, count + 1, count), *memory, stack(sums)[1]]
 
     return update, names
 
@@ -65,7 +66,7 @@ def _in_place(graph: Flat, num_params: int, num_inputs: int) -> Flat:
 
     def run(*tensors: Tensor) -> list[Tensor]:
         *new, sums = graph(*tensors)
-        old = [*tensors[:num_params], *tensors[num_inputs + 2 :]]
+        old = [*tensors[:num_params], *tensors[num_inputs + 1 :]]
         for target, value in zip(old, new, strict=True):
             target.copy_(value)
         return [sums]
@@ -105,14 +106,9 @@ def fuse(
     inputs = [*params, *pytree.tree_leaves(ask[1:4])]
     update, names = _update_function(graph.grads, len(params), rule, clip)
     memory = [torch.ones_like(p) for p in params for _ in rule.names]
-    lr, count = params[0].new_tensor(1e-3), torch.ones((), device=params[0].device)
-    tensors = [
-        *inputs,
-        *graph.grads.draw(ask.key),
-        params[0].new_tensor(1e-3),
-        torch.tensor(1.0),
-        *memory,
-    ]
+    numbers = params[0].new_full((rule.num_numbers,), 0.5)
+    count = torch.zeros((), device=params[0].device)
+    tensors = [*inputs, *graph.grads.draw(ask.key), numbers, count, *memory]
     num_inputs = len(tensors) - len(memory) - 2
     update = partial(update, num_inputs)
     if replicas:
@@ -165,6 +161,7 @@ class FusedStep(Step):
         self.engine = "compiled" if machine else "eager"
         self._code: Flat = code
         self._refresh: Any = refresh
+        self._kept = tuple(bool(g.kept) if g else False for g in (graph.grads, graph.refresh))
         self._unit: Lifted | None = unit
 
     def bind(self, loops: Sequence[Loop]) -> None:
@@ -176,6 +173,7 @@ class FusedStep(Step):
         bound = [bind(loop.optimizer, self.rule) for loop in loops]
         params = [[p.detach() for p in loop.parameters.values()] for loop in loops]
         self._params, self._memory = params[0], bound[0]
+        self._taken = [int(count) for count, *_ in bound]
         if self.stacked:
             self._params = [torch.stack(ps) for ps in zip(*params, strict=True)]
             self._memory = [torch.stack(ms) for ms in zip(*bound, strict=True)]
@@ -183,26 +181,35 @@ class FusedStep(Step):
                 for p, whole in zip(loop.parameters.values(), self._params, strict=True):
                     p.data = whole[r]
                 rebind(loop.optimizer, self.rule, [whole[r] for whole in self._memory])
-        like = self._params[0]
-        self._lr = like.new_zeros(len(loops)) if self.stacked else like.new_zeros(())
+        lead = (len(loops),) if self.stacked else ()
+        self._numbers = self._params[0].new_zeros(*lead, self.rule.num_numbers)
+
+    def release(self) -> None:
+        for r, loop in enumerate(self._loops):
+            own = [whole[r] for whole in self._memory] if self.stacked else self._memory
+            unbind(loop.optimizer, self.rule, own)
+            if self.stacked:  # a view would be saved with the parameters of all the others
+                for p in loop.parameters.values():
+                    p.data = p.data.clone()
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         inputs = [pytree.tree_leaves(ask[1:4]) for ask in asks]
         return self._refreshed(asks, inputs) if asks[0].refresh else self._updated(asks, inputs)
 
     def _updated(self, asks: Sequence[Ask], inputs: list[list[Tensor]]) -> list[Answer]:
-        sizes = [step_size(loop.optimizer) for loop in self._loops]
-        count, *memory = self._memory
-        count.add_(1)
+        self._taken = [taken + 1 for taken in self._taken]
+        numbers = [
+            numbers_of(loop.optimizer, self.rule, taken)
+            for loop, taken in zip(self._loops, self._taken, strict=True)
+        ]
+        now = torch.tensor(numbers, dtype=self._numbers.dtype)
+        self._numbers.copy_(now if self.stacked else now[0])
         lifted = self.graph.grads
-        if self.stacked:
-            self._lr.copy_(torch.tensor(sizes, dtype=self._lr.dtype))
-        else:
-            self._lr.fill_(sizes[0])
         given = self._together(
             [[*i, *lifted.draw(a.key)] for i, a in zip(inputs, asks, strict=True)]
         )
-        (sums,) = self._run(self._code, asks[0], *self._params, *given, self._lr, count, *memory)
+        tensors = [*self._params, *given, self._numbers, *self._memory]
+        (sums,) = self._run(self._code, asks[0], *tensors)
         return [(None, self.names, s) for s in (sums.unbind() if self.stacked else [sums])]
 
     def _refreshed(self, asks: Sequence[Ask], inputs: list[list[Tensor]]) -> list[Answer]:
@@ -234,7 +241,7 @@ class FusedStep(Step):
 
     def _run(self, code: Flat, ask: Ask, *tensors: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():
-            if self.graph.grads.kept:  # draws left in the graph come from torch's generator
+            if self._kept[ask.refresh]:  # draws left in the graph come from torch's generator
                 with seeded(*ask.key):
                     return code(*tensors)
             return code(*tensors)

@@ -12,7 +12,6 @@ and khat and log p(x) per datum, which are computed from these weights.
 from __future__ import annotations
 
 import platform
-import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.densities import Densities
-from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.evidence.importance import from_log_weights
-from pyro_vae.groups import as_array, drawn, one_particle, posterior_groups, prior_groups
+from pyro_vae.diagnostics import warn_about_tails
+from pyro_vae.evidence.importance import from_log_weights, refuse_point_guides
+from pyro_vae.groups import Groups, as_array, drawn, one_particle, posterior_groups, prior_groups
 from pyro_vae.inputs import as_rows
-from pyro_vae.program import Rows, num_rows, observed_rows
+from pyro_vae.numerics import require_numbers, require_possible_data
+from pyro_vae.program import Rows, evaluating, num_rows, observed_rows
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -100,11 +100,14 @@ def to_inference_data(
         ``z_dim``, or ``z_dim_0``, ``z_dim_1``, ... where there are several.
 
     Raises:
-        ValueError: a result above ``max_bytes``, before anything is drawn; latents outside the
-            data plate; true latents of another shape; a name that two things would have.
+        ValueError: a result above ``max_bytes``, before anything is drawn; data outside the
+            likelihood's support; a guide that is a point; latents outside the data plate; true
+            latents of another shape; a name that two things would have.
 
     Warns:
-        PyroVaeWarning: where khat exceeds 0.7.
+        PyroVaeWarning: where khat exceeds 0.7, or there is none.
+
+    The program is put into evaluation mode (no dropout) for as long as this takes.
 
     Example:
         >>> from pyro_vae.models import linear_gaussian
@@ -125,21 +128,29 @@ def to_inference_data(
         if int(value) != value or value < least:
             raise ValueError(f"{name} is {value}, expected a whole number from {least} on")
     rows, observed = as_rows(x, program), getattr(program, "observed", "x")
-    form = one_particle(program, rows, predictive)
-    constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
     particles = num_draws * chains
-    _refuse_names({*form.latents, observed, *constants})
-    _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
-
-    functions = posterior_groups(observed, predictive), prior_groups(observed, predictive)
-    groups = drawn(program, rows, functions[0], particles, (seed, 0), batch_size)
+    posterior, prior = posterior_groups(observed, predictive), prior_groups(observed, predictive)
+    made: Groups = {}
+    with evaluating(program):
+        require_possible_data(program, rows)
+        refuse_point_guides(program, rows)
+        form = one_particle(program, rows, predictive)
+        constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
+        _refuse_names({*form.latents, observed, *constants})
+        _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
+        groups = drawn(program, rows, posterior, particles, (seed, 0), batch_size)
+        if num_prior:
+            made = drawn(program, rows, prior, num_prior, (seed, 1), batch_size)
     log_w = groups["sample_stats"]["lp"] - groups["sample_stats"]["log_q"]  # (K, N)
     evidence = from_log_weights(torch.from_numpy(log_w))
-    _warn_about_tails(evidence.khat)
+    require_numbers(evidence.value, "log p(x)")
+    warn_about_tails(
+        evidence.khat,
+        "the guide's draws miss a part of their posterior; see "
+        'sample_stats["khat"] before you read the draws as a posterior',
+    )
     datasets = {group: _dataset(values, AXES, chains) for group, values in groups.items()}
-    if num_prior:
-        groups = drawn(program, rows, functions[1], num_prior, (seed, 1), batch_size)
-        datasets |= {group: _dataset(values, AXES, 1) for group, values in groups.items()}
+    datasets |= {group: _dataset(values, AXES, 1) for group, values in made.items()}
     per_datum = {
         "khat": evidence.khat,
         "log_evidence": evidence.value,
@@ -228,17 +239,6 @@ def _refuse_names(names: set[str]) -> None:
         raise ValueError(
             f'"{min(reserved)}" is the name of a dimension of the result and of a site or an entry '
             "of x: rename the site or the entry"
-        )
-
-
-def _warn_about_tails(khat: Tensor) -> None:
-    bad = int((khat > 0.7).sum())
-    if bad:
-        warnings.warn(
-            f"khat exceeds 0.7 for {bad} of {len(khat)} data: the guide's draws miss a part of "
-            'their posterior; see sample_stats["khat"] before you read the draws as a posterior',
-            PyroVaeWarning,
-            stacklevel=3,
         )
 
 

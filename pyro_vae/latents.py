@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -21,7 +22,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.program import Rows, map_rows, num_rows
-from pyro_vae.traces import RowsAreTheBatch, Site, data_frame, log_density, per_datum, sites_of
+from pyro_vae.traces import (
+    Site,
+    base_law,
+    data_frame,
+    log_density,
+    one_scale,
+    per_datum,
+    sites_of,
+    trace_of,
+)
 
 
 class _Part(NamedTuple):
@@ -57,9 +67,10 @@ class Latents:
         Torch's generators are left as they were.
 
         Raises:
-            ValueError: for what HMC cannot move: a global latent, a discrete one, a support without
-                a bijection from R^n, or with bounds that depend on the row, on parameters or on
-                other latents; and for a model that draws random numbers while it is scored.
+            ValueError: for what HMC cannot move: a global latent, a discrete one, an angle, a
+                support without a bijection from R^n, or with bounds that depend on the row, on
+                parameters or on other latents; and for a model that draws random numbers while it
+                is scored, whose rows see one another, or that scales a site by ``poutine.scale``.
         """
         if num_rows(x) == 1:  # two rows show what depends on the row
             x = map_rows(lambda t: torch.cat([t, t]), x)
@@ -132,6 +143,15 @@ class Latents:
                 total = total + per_datum(site, log_density(site))
         return total
 
+    def log_likelihood(self, program: Any, x: Rows, u: Tensor) -> Tensor:
+        """log p(x | T(u)), (B,) nats: what a draw of the prior weighs among the posterior's."""
+        values = self.constrain(u)
+        total = u.new_zeros(len(u))
+        for name, site in self._scored(program, x, values).items():
+            if name not in values and data_frame(site) is not None:
+                total = total + per_datum(site, log_density(site))
+        return total
+
     def from_prior(self, program: Any, x: Rows) -> Tensor:
         """An ancestral draw of the latents given the covariates, (B, J)."""
         with torch.no_grad():
@@ -141,7 +161,7 @@ class Latents:
     def from_guide(self, program: Any, x: Rows) -> Tensor:
         """A draw of the latents from q(z | x), (B, J)."""
         with torch.no_grad():
-            sites = sites_of(RowsAreTheBatch()(poutine.trace(program.guide).get_trace)(x))
+            sites = sites_of(trace_of(program.guide, x))
             drawn = {name: s["value"] for name, s in sites.items() if not s["is_observed"]}
             return self.unconstrain(drawn)
 
@@ -166,11 +186,13 @@ class Latents:
         return result
 
     def _scored(self, program: Any, x: Rows, values: dict[str, Tensor]) -> dict[str, Site]:
-        conditioned = poutine.condition(program.model, data=values)
-        return sites_of(RowsAreTheBatch()(poutine.trace(conditioned).get_trace)(x))
+        return sites_of(trace_of(poutine.condition(program.model, data=values), x))
 
     def _check_rest(self, program: Any, x: Rows, values: dict[str, Tensor]) -> None:
-        """The other sites are a function of the latents, and those outside the plate are not."""
+        """The other sites are a function of the latents, row by row, and scaled by the plate alone.
+
+        Those outside the plate do not depend on the latents.
+        """
         leaves = {name: value.requires_grad_() for name, value in values.items()}
         with NoiseMode(keyed(0)) as mode:
             sites = self._scored(program, x, leaves)
@@ -180,23 +202,39 @@ class Latents:
                 "be a function of z: call program.eval() if that is dropout, or make the draws "
                 'sites in pyro.plate("data", ...)'
             )
+        one_scale({}, sites)
+        first = next(iter(leaves.values())).new_zeros(())  # log p(x, z) of row 0
         for name, site in sites.items():
+            events = log_density(site)
             if data_frame(site) is not None:
-                continue
-            outside = log_density(site).sum()
-            if not outside.requires_grad:
-                continue
-            found = torch.autograd.grad(outside, list(leaves.values()), allow_unused=True)
-            if any(g is not None for g in found):
+                first = first + per_datum(site, events)[0]
+            elif _slopes(events.sum(), leaves):
                 raise ValueError(
                     f'site "{name}" depends on the latents and is outside pyro.plate("data", ...), '
                     "expected each datum's density in its own row: indent it under the plate"
                 )
+        for name, slope in _slopes(first, leaves).items():
+            frame = data_frame(sites[name])
+            others = slope.movedim(frame.dim - sites[name]["fn"].event_dim, 0)[1:]
+            if bool((others.nan_to_num() != 0).any()):
+                raise ValueError(
+                    f'log p(x, z) of row 0 depends on "{name}" of other rows, expected rows that '
+                    "are independent of each other: replace batch normalization by nn.LayerNorm, "
+                    "or freeze it with .eval(); pv.check(program, x) looks for other causes"
+                )
+
+
+def _slopes(total: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of a number in each of the leaves that it depends on."""
+    if not total.requires_grad:
+        return {}
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, retain_graph=True)
+    return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
 
 
 def _ancestral(program: Any, x: Rows) -> dict[str, Site]:
     """The latent sites of one run of the model."""
-    sites = sites_of(RowsAreTheBatch()(poutine.trace(program.model).get_trace)(x))
+    sites = sites_of(trace_of(program.model, x))
     return {name: site for name, site in sites.items() if not site["is_observed"]}
 
 
@@ -213,6 +251,12 @@ def _part(site: Site, rows: int) -> _Part:
         raise ValueError(
             f"{name} is discrete ({type(fn).__name__}), expected a density with a gradient: sum "
             "it out inside the likelihood, or train with WakeSleep(), which needs none"
+        )
+    if _is_angle(fn):
+        raise ValueError(
+            f"{name} is an angle ({type(base_law(fn)).__name__}), expected a density that does not "
+            "repeat on the real line, where HMC would wander from period to period: train by "
+            'AEVB() or WakeSleep(), and take log p(x) with proposal="guide"'
         )
     axis = frame.dim - fn.event_dim  # of the rows in the value
     support = _fixed(fn.support, axis, name)
@@ -231,6 +275,14 @@ def _part(site: Site, rows: int) -> _Part:
             f'draw a row: write `with pyro.plate("data", len(x)):`'
         )
     return _Part(site["name"], tuple(shape), axis, transform)
+
+
+def _is_angle(law: Any) -> bool:
+    """Whether a law is one of angles, whose density has a period although torch says "real"."""
+    law = base_law(law)
+    while hasattr(law, "base_dist") or hasattr(law, "component_distribution"):
+        law = base_law(getattr(law, "component_distribution", None) or law.base_dist)
+    return isinstance(law, (dist.VonMises, dist.SineBivariateVonMises))
 
 
 def _fixed(support: Any, axis: int, name: str) -> Any:

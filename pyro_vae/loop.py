@@ -38,6 +38,7 @@ class Loop:
     state: State
     optimizer: torch.optim.Optimizer
     seed: int = 0
+    name: str = ""  # which of several it is, for messages
     clip: float | None = None
     scheduler: Any = None
     validation: Rows | None = None
@@ -58,10 +59,13 @@ class Loop:
     def progress(self) -> dict[str, Any]:
         """How far the run is, for its manifest."""
         counts = isinstance(self.objective, Objective)
+        batches = self.batches
+        epochs, rest = divmod(self.batches_drawn, batches.per_epoch)
+        rows = epochs * batches.num_data + min(rest * batches.batch_size, batches.num_data)
         return {
             "steps": self.steps_done,
             "samples": self.samples_done,
-            "leapfrogs": self.objective.leapfrogs(self.samples_done) if counts else 0,  # type: ignore[union-attr]
+            "leapfrogs": self.objective.leapfrogs(rows) if counts else 0,  # type: ignore[union-attr]
             "seconds": self.seconds,
         }
 
@@ -84,8 +88,8 @@ class Loop:
             number = self.steps_done
             key = (self.seed, 0, number)
             fresh = not refresh_every or number % refresh_every == 0
-            self.batches_drawn += fresh
-            index, x, weight, count = self.batches(self.batches_drawn - 1)
+            drawn = self.batches_drawn + fresh
+            index, x, weight, count = self.batches(drawn - 1)
             if fresh and refresh_every:
                 rows, *sums = yield Ask(True, x, weight, rows_of(self.state, index), (*key, 1))
                 self._keep(index[:count], rows)
@@ -97,6 +101,7 @@ class Loop:
             if self.scheduler is not None:
                 self.scheduler.step()
             self.steps_done, self.samples_done = number + 1, self.samples_done + count
+            self.batches_drawn = drawn
             self.seconds = time.perf_counter() - started
             last = self.steps_done == num_steps
             evaluate = self.validation is not None and (
@@ -138,8 +143,8 @@ class Loop:
         if math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"]):
             return
         raise ValueError(
-            f"step {key[2] + 1}: the loss is {means['loss']:.4g} and the gradient's norm "
-            f"{means['grad_norm']:.4g}; {blame(self.program, x, grads, key)}. The parameters "
+            f"{self.name}step {key[2] + 1}: the loss is {means['loss']:.4g} and the gradient's "
+            f"norm {means['grad_norm']:.4g}; {blame(self.program, x, grads, key)}. The parameters "
             "are those before this step: lower lr, set clip, or bound the scale that collapses"
         )
 
@@ -180,12 +185,19 @@ def in_lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> str:
     step.bind(loops)
     turns = [loop.turns(num_steps) for loop in loops]
     answers: Sequence[Answer | None] = [None] * len(loops)
-    while True:
-        try:
-            asks = [turn.send(answer) for turn, answer in zip(turns, answers, strict=True)]
-        except StopIteration as end:  # a callback of one ends all of them
-            return end.value
-        answers = step.answer(asks)
+    try:
+        while True:
+            asks, ends = [], []
+            for turn, answer in zip(turns, answers, strict=True):
+                try:
+                    asks.append(turn.send(answer))
+                except StopIteration as end:
+                    ends.append(end.value)
+            if ends:  # a callback of one ends all of them, when all have booked this step
+                return ends[0]
+            answers = step.answer(asks)
+    finally:
+        step.release()
 
 
 def rows_of(state: State, index: Tensor) -> State:

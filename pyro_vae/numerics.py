@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae.contract import Met, Mistakes, by_row, family, first_line, label
+from pyro_vae.contract import ROLES, Met, Mistakes, by_row, family, first_line, label
 from pyro_vae.noise import seeded
 from pyro_vae.program import Rows, map_rows, observed_rows
 from pyro_vae.traces import Site, base_law, log_density, sites_of, trace_program
@@ -98,24 +98,43 @@ def require_possible_data(program: Any, x: Rows) -> None:
     """Refuse data to which the likelihood gives no density, looking at every row.
 
     With validation off, which captured graphs and ``python -O`` have, a Bernoulli scores a pixel
-    of 255 without complaint, and the more the better.
+    of 255 without complaint, and the more the better.  So do impossible parameters, such as a
+    negative scale, which are looked for in the first rows.
 
     Raises:
-        ValueError: what was found, what the observed site takes, and the next step.
+        ValueError: what was found, what the site takes, and the next step.
     """
     with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
         # A support does not depend on the row but for bounds such as a count of trials; of those
         # the first rows say nothing about the others, and the comparison below passes them over.
-        _, trace = trace_program(program, map_rows(lambda t: t[:2], x), reparameterize=False)
-    site = sites_of(trace).get(getattr(program, "observed", "x"))
-    if site is None or not isinstance(site["value"], Tensor) or site["mask"] is not None:
-        return
-    rows = observed_rows(x)
+        traces = trace_program(program, map_rows(lambda t: t[:2], x), reparameterize=False)
     mistakes = Mistakes()
-    value = rows.reshape(len(rows), *site["value"].shape[1:])
-    _support({**site, "value": value}, "data", mistakes)
+    for role, trace in zip(ROLES, traces, strict=True):
+        for name, site in sites_of(trace).items():
+            _parameters(site, label(role, name), mistakes)
+    site = sites_of(traces[1]).get(getattr(program, "observed", "x"), {})
+    if isinstance(site.get("value"), Tensor) and site["mask"] is None:
+        rows = observed_rows(x)
+        value = rows.reshape(len(rows), *site["value"].shape[1:])
+        _support({**site, "value": value}, "data", mistakes)
     if mistakes:
         raise ValueError(mistakes[0])
+
+
+def require_numbers(values: Tensor, what: str) -> None:
+    """Refuse what is not a number for some datum, (N,).
+
+    Raises:
+        ValueError: how many, which is the first, and the next step.
+    """
+    bad = values.isnan()
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{what} is not a number for {int(bad.sum())} of {len(values)} data (row {row}), "
+            "expected one for each: a distribution's parameter is impossible or not finite there; "
+            "pv.check(program, x) on that row and its neighbours says which"
+        )
 
 
 def _possible(fn: Any, value: Tensor) -> Tensor:

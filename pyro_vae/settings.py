@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyro.optim.optim import PyroOptim
 
 from pyro_vae.checkpoint import SWITCHES
 from pyro_vae.engine import Parameters
+from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.inputs import Batches
 from pyro_vae.progress import Record
 
@@ -89,6 +91,19 @@ def options_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
                 plain = value.tolist() if isinstance(value, torch.Tensor) else value
                 options[f"{name} of group {number}" if number else name] = plain
     return options
+
+
+def warn_if_nothing_moves(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+    """Warn where the whole budget goes into steps that only accumulate squared gradients."""
+    waits = min(group.get("accumulate_steps", 0) for group in optimizer.param_groups)
+    if num_steps <= waits:
+        warnings.warn(
+            f"no parameter will move: the budget is {num_steps} steps, and for its first {waits} "
+            "this optimizer only accumulates squared gradients; raise the budget, or lower its "
+            "accumulate_steps",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
 
 
 def _is_number(value: Any) -> bool:

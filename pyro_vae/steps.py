@@ -86,6 +86,9 @@ class Step:
         """Work for these loops from now on."""
         self._loops = loops
 
+    def release(self) -> None:
+        """Leave the loops' parameters and optimizers as if they had been alone."""
+
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         """Do what the loops ask for, one after another."""
         return [self._answer(loop, ask) for loop, ask in zip(self._loops, asks, strict=True)]

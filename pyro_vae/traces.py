@@ -222,6 +222,37 @@ def require_rows(guide: dict[str, Site], model: dict[str, Site]) -> None:
                 f'site "{name}" is outside pyro.plate("data", ...), so it has no density per '
                 'datum: write `with pyro.plate("data", len(x)):` around the sites of a datum'
             )
+    for name in without_counterpart(guide, model):
+        raise ValueError(
+            f'latent site "{name}" is in the guide and not in the model, so its density would be '
+            "missing from log p(x, z) and the bound would exceed log p(x): add it to the model; "
+            'infer={"is_auxiliary": True} is for a guide whose other latents are all '
+            "pyro.distributions.Delta at a function of it, with the log_density of that change"
+        )
+
+
+def without_counterpart(guide: dict[str, Site], model: dict[str, Site]) -> list[str]:
+    """The guide's latents whose density would be in log q and in no term of log p.
+
+    Their entropy would raise the bound above log p(x), by as much as one likes.  An auxiliary one
+    is harmless where the model's latents are points in the guide: functions of it whose
+    ``log_density`` is that of the change of variables, as an AutoGuide writes them.  Latents of a
+    datum and global ones are told apart.
+    """
+    found = []
+    for name, site in guide.items():
+        if site["is_observed"] or name in model:
+            continue
+        local = data_frame(site) is not None
+        drawn = [
+            base_law(guide[n]["fn"])
+            for n, s in model.items()
+            if not s["is_observed"] and n in guide and (data_frame(s) is not None) == local
+        ]
+        points = bool(drawn) and all(isinstance(law, Delta) for law in drawn)
+        if not (points and site["infer"].get("is_auxiliary")):
+            found.append(name)
+    return found
 
 
 def is_factor(site: Site) -> bool:

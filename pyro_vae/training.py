@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from pyro_vae.checkpoint import folder_for, go_on, keeping
 from pyro_vae.diagnostics import warn_at_floor
 from pyro_vae.engine import WeightPrior, trainable
-from pyro_vae.engines import make_step, translate
+from pyro_vae.engines import make_step, require_alike, translate
 from pyro_vae.history import data_digest, form_of, manifest_of
 from pyro_vae.inputs import Batches, as_rows
 from pyro_vae.loop import Loop, in_lockstep, rows_of
@@ -27,7 +28,7 @@ from pyro_vae.objectives.base import EMPTY, Objective
 from pyro_vae.program import materialize, require_program
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs import Run
-from pyro_vae.settings import Settings, make_optimizer, options_of
+from pyro_vae.settings import Settings, make_optimizer, options_of, warn_if_nothing_moves
 from pyro_vae.steps import Ask, Step
 
 logger = logging.getLogger("pyro_vae")
@@ -128,13 +129,20 @@ def fit(
     folder = None if out is None else folder_for(out, resume=resume)
     loops = [_set_up(p, x, chosen, s) for p, s in zip(programs, settings, strict=True)]
     first = loops[0]
+    if many:
+        for r, loop in enumerate(loops):
+            loop.name = f"replica {r} (seed {loop.seed}, lr {settings[r].lr}), "
     num_steps, num_samples = settings[0].budget(first.batches)
+    warn_if_nothing_moves(first.optimizer, num_steps)
     index, example, weight, _ = first.batches(0)
+    ask = Ask(False, example, weight, rows_of(first.state, index), (first.seed, 0, 0))
+    if engine != "pyro" and _several(program):
+        require_alike(programs, chosen, ask)
     step = make_step(
         first.program,
         chosen,
         engine,
-        Ask(False, example, weight, rows_of(first.state, index), (first.seed, 0, 0)),
+        ask,
         optimizer=first.optimizer,
         prior=WeightPrior(weight_prior, first.batches.num_data),
         clip=clip,
@@ -151,8 +159,9 @@ def fit(
         keeping(first, manifests[0], num_steps, folder, checkpoint_every),
         reporter(progress, num_samples, label=label) as report,
     ):
+        told = list(callbacks)
         for loop in loops:
-            loop.listeners = [*([report] if loop is first else []), *callbacks]
+            loop.listeners = [*([report] if loop is first else []), *told]
         stopped = in_lockstep(loops, step, num_steps)
     runs = []
     for loop, manifest in zip(loops, manifests, strict=True):
@@ -179,7 +188,7 @@ def _side_by_side(
     if replicas is not None:
         lengths["replicas"] = replicas
     count = next(iter(lengths.values()))
-    if len(set(lengths.values())) > 1 or int(count) != count or count < 1:
+    if len(set(lengths.values())) > 1 or not isinstance(count, Integral) or count < 1:
         raise ValueError(f"replicas are counted as {lengths}, expected one whole number from 1 on")
     for name in ("out", "early_stopping"):
         if options[name]:

@@ -8,6 +8,7 @@ state lives: what is saved, scheduled and resumed is that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,15 +23,26 @@ class Rule(Protocol):
 
     Attributes:
         names: of the state tensors that a parameter has, each of its shape.
+        num_numbers: how many :meth:`numbers` there are.
     """
 
     @property
     def names(self) -> tuple[str, ...]: ...
 
+    @property
+    def num_numbers(self) -> int: ...
+
+    def numbers(self, group: dict[str, Any], step: int) -> tuple[float, ...]:
+        """What update number ``step`` (1, 2, ...) takes from the optimizer's group as it is now.
+
+        Schedules change step sizes, and some of them more than that.
+        """
+        ...
+
     def __call__(
-        self, p: Tensor, grad: Tensor, state: tuple[Tensor, ...], lr: Tensor, step: Tensor
+        self, p: Tensor, grad: Tensor, state: tuple[Tensor, ...], numbers: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """New parameter and state; ``step`` counts from 1."""
+        """New parameter and state."""
         ...
 
 
@@ -40,8 +52,13 @@ class AdagradRule:
 
     eps: float
     names = ("sum",)
+    num_numbers = 1
 
-    def __call__(self, p, grad, state, lr, step):
+    def numbers(self, group, step):
+        return (float(group["lr"]),)
+
+    def __call__(self, p, grad, state, numbers):
+        (lr,) = numbers
         total = state[0] + grad * grad
         return p - lr * grad / (total.sqrt() + self.eps), (total,)
 
@@ -53,28 +70,43 @@ class AdamRule:
     m' and v' are m and v over 1 - b^step.
     """
 
-    betas: tuple[float, float]
     eps: float
     names = ("exp_avg", "exp_avg_sq")
+    num_numbers = 5
 
-    def __call__(self, p, grad, state, lr, step):
-        (b1, b2), (m, v) = self.betas, state
-        m, v = m + (1 - b1) * (grad - m), b2 * v + (1 - b2) * grad * grad
-        size = lr / (1 - b1**step)
-        return p - size * m / ((v / (1 - b2**step)).sqrt() + self.eps), (m, v)
+    def numbers(self, group, step):
+        # Python's doubles: in float32, 1 - 0.999^1 has lost four of its seven digits.
+        b1, b2 = map(float, group["betas"])
+        size, root = float(group["lr"]) / (1 - b1**step), (1 - b2**step) ** 0.5
+        return 1 - b1, b2, 1 - b2, size, root
+
+    def __call__(self, p, grad, state, numbers):
+        new_share, keep, new_share_sq, size, root = numbers
+        m, v = state
+        m, v = m + new_share * (grad - m), keep * v + new_share_sq * grad * grad
+        return p - size * m / (v.sqrt() / root + self.eps), (m, v)
 
 
-def rule_of(optimizer: torch.optim.Optimizer) -> Rule | None:
-    """The rule of a plain Adagrad or Adam with one group of parameters, else None."""
+def rule_of(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor] | None = None
+) -> Rule | None:
+    """The rule of a plain Adagrad or Adam with one group of parameters, else None.
+
+    Args:
+        optimizer: of ``torch.optim``, or the paper's.
+        parameters: those that the group must hold, in this order.
+    """
     if len(optimizer.param_groups) != 1:
         return None
     group = optimizer.param_groups[0]
+    if parameters is not None and [*map(id, group["params"])] != [*map(id, parameters)]:
+        return None
     if group.get("weight_decay") or group.get("maximize") or group.get("amsgrad"):
         return None
     if type(optimizer) in (torch.optim.Adagrad, Adagrad) and not group["lr_decay"]:
         return AdagradRule(group["eps"])
     if type(optimizer) is torch.optim.Adam and not group.get("decoupled_weight_decay"):
-        return AdamRule(tuple(group["betas"]), group["eps"])
+        return AdamRule(group["eps"])
     return None
 
 
@@ -107,8 +139,19 @@ def rebind(optimizer: torch.optim.Optimizer, rule: Rule, tensors: list[Tensor]) 
             state[name] = next(entries)
 
 
-def step_size(optimizer: torch.optim.Optimizer) -> float:
-    """The step size of the update that comes, which is thereby counted."""
+def numbers_of(optimizer: torch.optim.Optimizer, rule: Rule, step: int) -> tuple[float, ...]:
+    """The numbers of the update that comes, number ``step``, which is thereby counted."""
     group = optimizer.param_groups[0]
     optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules look for it
-    return float(optimizer.count_step(group) if isinstance(optimizer, Adagrad) else group["lr"])
+    if isinstance(optimizer, Adagrad):
+        group = {**group, "lr": optimizer.count_step(group)}
+    return rule.numbers(group, step)
+
+
+def unbind(optimizer: torch.optim.Optimizer, rule: Rule, tensors: list[Tensor]) -> None:
+    """Let each parameter have a state of its own again, as torch's own ``step`` expects it."""
+    rebind(optimizer, rule, [t.clone() for t in tensors])
+    for p in optimizer.param_groups[0]["params"]:
+        optimizer.state[p]["step"] = tensors[0].clone()
+    if isinstance(optimizer, Adagrad):  # which may have counted a step that was refused
+        optimizer.param_groups[0]["steps_taken"] = int(tensors[0])

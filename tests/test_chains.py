@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import chains
@@ -110,11 +111,40 @@ def test_each_datum_keeps_its_own_chain_while_its_step_is_tuned(gaussian):
     assert torch.equal(one.step_size[1:], two.step_size[1:])
 
 
+def test_batch_statistics_and_dropout_do_not_tie_the_chains_of_a_program_in_training():
+    """In training mode row 0 would move the mean that all rows are normalized by."""
+
+    class Normalized(pv.Program):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)
+            )
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1).double(), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.net(z), 0.5).to_event(1), obs=x)
+
+        def guide(self, x):
+            pass
+
+    program, x = Normalized().double(), torch.randn(6, 2).double()
+    before = program.net[1].running_mean.clone()
+    changed = x.clone()
+    changed[0] += 3.0
+    options = {"num_draws": 10, "warmup": 20, "leapfrog_steps": 3}
+    one, two = (sample_posterior(program, rows, **options) for rows in (x, changed))
+    assert torch.equal(one.u[:, 1:], two.u[:, 1:]) and not torch.equal(one.u[:, 0], two.u[:, 0])
+    assert program.training and program.net[2].training
+    assert torch.equal(program.net[1].running_mean, before)
+
+
 def test_divergences_and_stuck_chains_are_counted_and_said(gaussian):
     program, x, _ = gaussian
     with pytest.warns(pv.PyroVaeWarning, match="smaller step_size") as said:
         draws = sample_posterior(program, x, num_draws=7, warmup=0, step_size=1e6)
-    assert len(said) == 2 and "20 of 20 data" in str(said[0].message)
+    assert len(said) == 2 and "20 of 20 chains" in str(said[0].message)
     assert draws.divergences.tolist() == [7] * 20 and draws.accept.tolist() == [0] * 20
     assert draws.u.isfinite().all() and bool((draws.u == draws.u[0]).all())
 
@@ -133,8 +163,8 @@ def test_one_step_for_data_of_different_width_is_said_to_be_too_long():
     x = {"x": torch.zeros(30, 1).double(), "noise": noise}
     options = {"num_draws": 100, "warmup": 100, "leapfrog_steps": 4}
     with (
-        pytest.warns(pv.PyroVaeWarning, match=r'for 1 of 30 data \(row 7.*adapt="per_datum"'),
-        pytest.warns(pv.PyroVaeWarning, match=r"diverged for 1 of 30 data \(row 7"),
+        pytest.warns(pv.PyroVaeWarning, match=r'for 1 of 30 chains \(chain 7.*adapt="per_datum"'),
+        pytest.warns(pv.PyroVaeWarning, match=r"diverged for 1 of 30 chains \(chain 7"),
     ):
         shared = sample_posterior(program, x, adapt="shared", **options)
     assert shared.step_size.shape == () and shared.accept.mean() > 0.8

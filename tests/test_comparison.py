@@ -1,11 +1,16 @@
 """``compare`` and its command: equal terms, paired differences, a table and a picture."""
 
+import functools
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 
 import pyro_vae as pv
+from pyro_vae.cli import main
+from pyro_vae.comparison import Comparison
 from pyro_vae.models import bernoulli_vae, gaussian_vae
 from pyro_vae.objectives import AEVB, WakeSleep
 
@@ -38,16 +43,51 @@ def test_every_objective_of_a_seed_starts_from_the_same_net(digits):
     assert not torch.equal(one.likelihood.network[0].weight, other.likelihood.network[0].weight)
 
 
-def test_differences_are_paired_per_datum(comparison):
-    """The standard error of the difference is that of the differences, below the unpaired one."""
+def test_differences_are_paired_by_datum_and_seed(comparison):
+    """Their standard error is that of the differences, over data and over seeds."""
     table, data = comparison.table(), comparison.dataset
-    first, second = (data.log_evidence.sel(model="bernoulli", objective=o).mean("seed").values
+    first, second = (data.log_evidence.sel(model="bernoulli", objective=o).values  # (seed, datum)
                      for o in ("AEVB()", "WakeSleep()"))  # fmt: skip
     row = table.loc[("bernoulli", "WakeSleep()")]
-    assert row["against first"] == pytest.approx((second - first).mean())
-    paired = (second - first).std(ddof=1) / np.sqrt(len(first))
-    assert row["against first ±"] == pytest.approx(paired)
-    assert paired < np.hypot(first.std(), second.std()) / np.sqrt(len(first))
+    difference = second - first
+    assert row["against first"] == pytest.approx(difference.mean())
+    over_data = difference.mean(0).std(ddof=1) / np.sqrt(difference.shape[1])
+    over_seeds = difference.mean(1).std(ddof=1) / np.sqrt(2)
+    assert row["against first ±"] == pytest.approx(np.hypot(over_data, over_seeds))
+    assert row["sd over seeds"] == pytest.approx(second.mean(1).std(ddof=1))
+    assert over_data < np.hypot(first.std(), second.std()) / np.sqrt(first.size / 2)
+    assert table["rhat > 1.1"].max() < 0.02 and not table["rhat > 1.1"].isna().any()
+
+
+def made_up(seeds, models=200):
+    """Scores of two algorithms that are one: a datum's difficulty, a seed's luck, and noise."""
+    draw = np.random.default_rng(0).normal
+    scores = draw(size=300) + 0.5 * draw(size=(models, 2, seeds, 1))
+    scores = scores + 0.1 * draw(size=(models, 2, seeds, 300))
+    dims = ("model", "objective", "seed", "datum")
+    tables = dict.fromkeys(("bound", "log_evidence"), (dims, scores))
+    tables |= dict.fromkeys(("khat", "rhat"), (dims, np.full_like(scores, np.nan)))
+    counts = dict.fromkeys(
+        ("samples", "seconds", "leapfrogs"), (dims[:3], np.ones(scores.shape[:3]))
+    )
+    coords = {"model": np.arange(models), "objective": ["one", "the same"]}
+    table = Comparison({}, xr.Dataset({**tables, **counts}, coords)).table()
+    return table.loc[pd.IndexSlice[:, "the same"], :]
+
+
+def test_identical_algorithms_differ_by_their_standard_error():
+    """The error over data alone, which is what a single seed leaves, is 80 times too small."""
+    rows, one = made_up(seeds=10), made_up(seeds=1)
+    z = rows["against first"] / rows["against first ±"]
+    assert abs(z.mean()) < 4.5 / np.sqrt(200) and 0.85 < z.std() < 1.4
+    assert (one["against first"] / one["against first ±"]).std() > 10
+    assert one["sd over seeds"].isna().all() and one["rhat > 1.1"].isna().all()
+
+
+def test_too_few_draws_for_the_latents_are_refused_before_training(digits):
+    builds = {"b": lambda: build(digits, latent_dim=40)}
+    with pytest.raises(ValueError, match="num_draws is 160, expected at least 200"):
+        pv.compare(digits, builds=builds, objectives=[AEVB()], samples=10**12)
 
 
 def test_the_scores_are_those_of_the_trained_programs(comparison, digits):
@@ -84,3 +124,34 @@ def test_mistakes_are_refused(digits):
         pv.compare(digits, builds={}, objectives=[AEVB()])
     with pytest.raises(TypeError, match="a build returned NoneType"):
         pv.compare(digits, builds={"b": lambda: None}, objectives=[AEVB()])
+
+
+def test_a_budget_in_which_nothing_moves_is_warned_about(digits):
+    """Adagrad's first steps only accumulate: such runs would all be compared untrained."""
+
+    def steps(number, accumulate):
+        optimizer = functools.partial(pv.optimizers.Adagrad, accumulate_steps=accumulate)
+        pv.fit(build(digits), digits.train, steps=number, optimizer=optimizer, progress=False)
+
+    steps(4, 3)
+    steps(3, 0)
+    for number in (2, 3):
+        with pytest.warns(pv.PyroVaeWarning, match=f"budget is {number} steps.* its first 3 "):
+            steps(number, 3)
+
+
+def test_the_command_warns_of_it_once(tmp_path, capsys):
+    """Not once for each objective."""
+    np.save(tmp_path / "bits.npy", np.random.default_rng(0).integers(0, 2, (60, 4)))
+    arguments = [
+        "--data",
+        str(tmp_path / "bits.npy"),
+        "--binarize",
+        "threshold",
+        "--samples",
+        "200",
+    ]
+    flags = ["--objectives", "AEVB", "WakeSleep", "--seeds", "1", "--hidden_dim", "4"]
+    assert main(["compare", *arguments, *flags, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "compare: warning: no parameter will move: the budget is" in said[0]

@@ -37,6 +37,7 @@ def test_an_exact_guide_gives_the_exact_evidence_whatever_k():
     torch.testing.assert_close(evidence.ess, torch.full((40,), 100.0, dtype=torch.float64))
     assert evidence.standard_error.max() < 1e-8
     assert (evidence.khat == 0).all()
+    assert evidence.rhat.isnan().all() and "R-hat" not in repr(evidence)  # no chains were run
 
 
 def test_the_estimate_agrees_with_the_truth_within_its_standard_error():

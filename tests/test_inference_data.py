@@ -1,5 +1,7 @@
 """What ArviZ is given: the guide's draws, and everything that judges them at the same draws."""
 
+import copy
+
 import arviz as az
 import numpy as np
 import pyro
@@ -201,6 +203,24 @@ def test_khat_and_evidence_are_computed_from_the_stored_weights(oracle, x):
     torch.testing.assert_close(
         values(result, "sample_stats", "khat"), pv.diagnostics.pareto_khat(log_w)
     )
+
+
+def test_numbers_are_those_of_evaluation_mode(digits):
+    """log p(x) as ``log_evidence`` has it: no dropout, and the mode is put back."""
+    vae, data = digits
+    vae.likelihood.network.append(nn.Dropout(0.9))
+    training, evaluated = (
+        values(to_inference_data(each, data, num_draws=20), "sample_stats", "log_evidence")
+        for each in (vae, copy.deepcopy(vae).eval())
+    )
+    assert vae.training and torch.equal(training, evaluated)
+
+
+def test_so_few_draws_that_there_is_no_khat_are_warned_about(digits):
+    vae, data = digits
+    with pytest.warns(pv.PyroVaeWarning, match="with so few draws there is no khat"):
+        result = to_inference_data(vae, data, num_draws=5)
+    assert np.isnan(result["sample_stats"]["khat"].values).all()
 
 
 def test_posterior_and_predictive_moments_are_the_exact_ones(oracle, x):

@@ -2,10 +2,14 @@
 
 import math
 
+import arviz as az
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.diagnostics import integrated_time, split_rhat
 from pyro_vae.evidence import from_reciprocal_weights
 from pyro_vae.evidence.markov import _kernel_log_density, _moments, _student_log_density
 from pyro_vae.models import bernoulli_vae, linear_gaussian, logistic_lvm
@@ -27,6 +31,7 @@ def test_the_fitted_proposal_agrees_with_the_truth_within_its_standard_error():
     assert 0.7 < float(z.std()) < 1.35
     assert float(evidence.ess.median()) > 0.6 * 400
     assert float(evidence.khat.max()) < 0.7
+    assert float(evidence.rhat.max()) < 1.1 and "R-hat above 1.1 for 0" in repr(evidence)
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 3])
@@ -106,7 +111,96 @@ def test_the_fitted_densities_are_normalized():
     assert abs(float(mutant.sum() * step) - 1) > 0.1
 
 
-@pytest.mark.filterwarnings("ignore:khat exceeds 0.7")
+# --- chains that have not met ---------------------------------------------------------------------
+
+
+def test_rhat_is_arvizs_of_the_worst_coordinate():
+    draws = torch.randn(31, 4, 6, 3, dtype=torch.float64)
+    draws[:, 2, 4, 1] += 2.0
+    theirs = [
+        [float(az.rhat(draws[:, :, b, j].T.numpy(), method="split")) for j in range(3)]
+        for b in range(6)
+    ]
+    torch.testing.assert_close(split_rhat(draws), torch.tensor(theirs).double().amax(1))
+    assert split_rhat(draws)[4] > 1.2
+    assert split_rhat(draws[:3]).isnan().all()
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.6, 0.9])
+def test_the_autocorrelation_time_of_an_autoregression_is_known(phi):
+    """(1 + phi) / (1 - phi) where v_t = phi v_(t-1) + noise; at least 1; chains apart are long."""
+    v = torch.randn(2000, 4, 60, dtype=torch.float64)
+    for t in range(1, len(v)):
+        v[t] = phi * v[t - 1] + math.sqrt(1 - phi**2) * v[t]
+    tau = integrated_time(v)
+    expected = (1 + phi) / (1 - phi)
+    error = float(tau.std()) / math.sqrt(60)
+    assert abs(float(tau.mean()) - expected) < 4.5 * error + 0.05  # at least 1 lifts those near it
+    assert float(tau.min()) >= 1 and integrated_time(torch.ones(9, 2, 3)).tolist() == [1, 1, 1]
+    apart = v + 3 * torch.arange(4).view(1, 4, 1)
+    assert float(integrated_time(apart).min()) > 100
+
+
+def two_modes():
+    """x = |z| + noise, whose posterior is symmetric; the evidence on a grid."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1).to(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.abs().expand(-1, 2), 0.3).to_event(1), obs=x)
+
+    grid = torch.linspace(-8, 8, 20_001, dtype=torch.float64)
+    x = torch.tensor([[1.5, 1.4], [2.0, 1.8], [2.5, 2.2], [1.2, 1.6]], dtype=torch.float64)
+    log_p = dist.Normal(grid.abs(), 0.3).log_prob(x[..., None]).sum(1)  # (4, grid)
+    log_p = (log_p + dist.Normal(0.0, 1.0).log_prob(grid)).logsumexp(-1)
+    return pv.Program(model, lambda x: None), x, log_p + math.log(16 / 20_000)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"proposal": "hmc", "num_particles": 300},
+        {"method": "reciprocal", "num_draws": 400},
+    ],
+)
+def test_two_modes_are_told_by_chains_that_disagree_and_by_nothing_else(options):
+    """One chain finds one mode: log 2 too low both ways, 30 standard errors, and khat is good."""
+    program, x, exact = two_modes()
+    one = pv.log_evidence(program, x, chains=1, **options)  # no warning
+    torch.testing.assert_close(one.value, exact - math.log(2), rtol=0, atol=0.1)
+    assert float(one.standard_error.max()) < 0.05 and float(one.khat.max()) < 0.7
+    with pytest.warns(pv.PyroVaeWarning) as said:
+        four = pv.log_evidence(program, x, **options)
+    assert any("R-hat exceeds 1.1 for 4 of 4 data" in str(each.message) for each in said)
+    assert float(four.rhat.min()) > 1.5
+
+
+@pytest.mark.filterwarnings("ignore:khat exceeds 0.7", "ignore:R-hat exceeds 1.1")
+def test_the_error_of_appendix_d_counts_neighbours_in_the_chain():
+    """One leapfrog step a move, so that neighbours are alike; without them it is half as large."""
+    program, x, exact = oracle(2, n=200)
+    options = {"num_draws": 600, "leapfrog_steps": 1}
+    evidence = pv.log_evidence(program, x, method="reciprocal", **options)
+    z = (evidence.value - exact) / evidence.standard_error
+    assert 0.75 < float(z.square().mean().sqrt()) < 1.35
+    independent = (1 / evidence.ess - 1 / 300).sqrt()  # Var(w) / S of weights of mean one
+    mutant = (evidence.value - exact) / independent
+    assert float(mutant.square().mean().sqrt()) > 1.6
+
+
+@pytest.mark.parametrize("options", [{"proposal": "hmc"}, {"method": "reciprocal"}])
+def test_too_few_draws_for_a_covariance_are_refused(options):
+    """From J draws a fitted density missed 9 nats at J = 20, and 19 at J = 50."""
+    program, x, _ = oracle(20, n=3)
+    with pytest.raises(ValueError, match="num_draws is 99, expected at least 100 for 20"):
+        pv.log_evidence(program, x, num_draws=99, **options)
+    with pytest.raises(ValueError, match=r"num_draws is 19, expected at least 20 .* 4 chains"):
+        pv.log_evidence(oracle(1, n=3)[0], x, num_draws=19, **options)
+    with pytest.raises(ValueError, match="chains is 0"):
+        pv.log_evidence(program, x, chains=0, **options)
+
+
+@pytest.mark.filterwarnings("ignore:khat exceeds 0.7", "ignore:R-hat exceeds 1.1")
 def test_appendix_d_warns_above_five_latents():
     torch.manual_seed(0)
     vae = bernoulli_vae.build(6, latent_dim=6, hidden_dim=4)

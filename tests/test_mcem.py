@@ -84,6 +84,29 @@ def test_a_minibatch_is_kept_for_its_updates_and_then_moves_once():
     assert run.manifest["leapfrogs"] == 4 * 20 * 3
 
 
+def test_a_cycle_that_has_begun_has_moved_its_rows():
+    """7 updates at 5 each are 2 moves of 20 rows, the last batch of an epoch of 50 is one of 10."""
+    x = (torch.rand(50, 6) < 0.4).float()
+    for steps, rows in ((7, 40), (11, 50), (16, 70)):
+        vae = bernoulli_vae.build(6, latent_dim=2, hidden_dim=8)
+        run = pv.fit(vae, x, MonteCarloEM(3), steps=steps, batch_size=20, engine="pyro")
+        assert run.manifest["leapfrogs"] == rows * 3, steps
+
+
+def test_what_it_cannot_do_is_refused(oracle, x):
+    """Rows that see one another under batch normalization; a bound that there is not."""
+    bits = (torch.rand(30, 6) < 0.4).float()
+    normalized = bernoulli_vae.build(6, latent_dim=2, hidden_dim=8)
+    normalized.likelihood.network.insert(1, torch.nn.BatchNorm1d(8))
+    with pytest.raises(ValueError, match="rows that are independent of each other"):
+        pv.fit(normalized, bits, MonteCarloEM(), steps=1)
+    normalized.likelihood.network[1].eval()
+    MonteCarloEM().init(normalized, bits)
+
+    with pytest.raises(ValueError, match="early_stopping watches the held-out bound"):
+        pv.fit(oracle, x, MonteCarloEM(), steps=5, validation=x, early_stopping=2)
+
+
 def test_engines_agree():
     ends = []
     x = (torch.rand(48, 6) < 0.4).double()

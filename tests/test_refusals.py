@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.densities import densities
+from pyro_vae.latents import Latents
 from pyro_vae.models import bernoulli_vae, linear_gaussian
+from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB
 
 
@@ -35,6 +38,7 @@ def calls(x):
         "validation": lambda vae: pv.fit(vae, rows(), steps=1, validation=x),
         "elbo": lambda vae: pv.elbo(vae, x),
         "log_evidence": lambda vae: pv.log_evidence(vae, x, num_particles=30),
+        "arviz": lambda vae: pv.to_inference_data(vae, x, num_draws=10),
     }
 
 
@@ -83,6 +87,24 @@ def proper_guide(program, x):
         pyro.sample("z", dist.Normal(program.loc, 1.0))
 
 
+def guide_of_two(program, x, **infer):
+    """One more latent than the model has, which the bound would reward for its entropy."""
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(program.loc.expand(len(x)), 9.0), infer=infer)
+        pyro.sample("z", dist.Normal(0 * a, 1.0))
+
+
+def guide_of_two_marked(program, x):
+    guide_of_two(program, x, is_auxiliary=True)
+
+
+def guide_of_two_places(program, x):
+    """The points belong to data, what is drawn to all of them."""
+    a = pyro.sample("a", dist.Normal(program.loc, 9.0), infer={"is_auxiliary": True})
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Delta(a.expand(len(x))))
+
+
 def guide_without_plate(program, x):
     pyro.sample("z", dist.Normal(program.loc.expand(len(x)), 1.0).to_event(1))
 
@@ -105,10 +127,16 @@ def guide_in_another_plate(program, x):
         (model_in_another_plate, proper_guide, "in the guide alone"),
         (model_in_another_plate, guide_in_another_plate, "outside pyro.plate"),
         (proper_model, lambda program, x: None, "in the model and not in the guide"),
+        (proper_model, guide_of_two, "in the guide and not in the model"),
+        (proper_model, guide_of_two_marked, "in the guide and not in the model"),
+        (proper_model, guide_of_two_places, "in the guide and not in the model"),
     ],
-    ids=["guide without plate", "another plate", "both in another", "latent missing"],
-)
-@pytest.mark.parametrize("call", ["fit", "elbo", "log_evidence"])
+    ids=[
+        "guide without plate", "another plate", "both in another", "latent missing",
+        "latent invented", "called auxiliary", "auxiliary elsewhere",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("call", ["fit", "elbo", "log_evidence", "arviz"])
 def test_sites_outside_the_plate_or_missing(model, guide, said, call):
     """Each gave bounds that were wrong by nats, and nothing said so."""
     with pytest.raises(ValueError, match=said):
@@ -122,8 +150,36 @@ def test_a_point_guide_has_no_evidence():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Delta(program.loc.expand(len(x))))
 
-    with pytest.raises(ValueError, match='use proposal="hmc"'):
-        pv.log_evidence(Sites(proper_model, point), torch.randn(5, 6))
+    for score in (pv.log_evidence, pv.to_inference_data):
+        with pytest.raises(ValueError, match=r'use pv\.log_evidence with proposal="hmc"'):
+            score(Sites(proper_model, point), torch.randn(5, 6))
+
+
+SCORES = {
+    "elbo": pv.elbo,
+    "log_evidence": lambda program, x: pv.log_evidence(program, x, num_particles=30),
+    "arviz": lambda program, x: pv.to_inference_data(program, x, num_draws=10, predictive=False),
+}
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_impossible_parameters_are_no_silent_nan(score):
+    """Validation is off where rows are scored; a scale of -1 gave nan, and no word."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            scale = 1 - 2 * x[:, :1]  # negative where x is 1
+            law = dist.Normal(z.unsqueeze(-1).expand(-1, 6), scale, validate_args=False)
+            pyro.sample("x", law.to_event(1), obs=x)
+
+    program, x = Sites(model, proper_guide), torch.zeros(30, 6)
+    assert SCORES[score](program, x) is not None
+    x[25] = 1.0
+    with pytest.raises(ValueError, match=r"not a number for 1 of 30 data \(row 25\)"):
+        SCORES[score](program, x)
+    with pytest.raises(ValueError, match='"x" of the model: scale of Normal from -1 to -1'):
+        SCORES[score](program, torch.ones(30, 6))
 
 
 def test_a_global_latent_needs_the_plate_to_say_n():
@@ -251,8 +307,9 @@ def test_images_that_are_not_flattened_are_refused_with_the_way(call):
 
 
 @pytest.mark.parametrize(
-    "call", [*calls(None), "check", "wake-sleep", "encode", "reconstruct", "sample", "arviz"]
-)
+    "call", [*calls(None), "check", "wake-sleep", "encode", "reconstruct", "sample", "arviz",
+             "hmc", "from the guide"],
+)  # fmt: skip
 def test_errors_of_a_program_come_without_pyros_table_of_shapes(call):
     """Under Pyro's ``get_trace`` each of them ended with the shapes of all parameters and sites."""
 
@@ -268,9 +325,12 @@ def test_errors_of_a_program_come_without_pyros_table_of_shapes(call):
         "reconstruct": lambda program: pv.reconstruct(program, x),
         "sample": lambda program: pv.sample(program, 3, like=x),
         "arviz": lambda program: pv.to_inference_data(program, x),
+        "hmc": lambda program: Latents.of(program, x),
+        "from the guide": lambda program: latents.from_guide(program, x),
     }
+    latents = Latents.of(Sites(proper_model, proper_guide), x)
     model, guide = broken, proper_guide
-    if call == "encode":
+    if call in ("encode", "from the guide"):
         model, guide = proper_model, lambda program, x: broken(x)
     with pytest.raises(ValueError, match="the trouble") as caught:
         {**calls(x), **more}[call](Sites(model, guide))
@@ -323,12 +383,36 @@ def test_a_delta_with_a_density_of_its_own_is_sampled_not_closed():
     program, x = Sites(proper_model, pushed), torch.randn(50, 6).double()
     program.double()
     sampled = pv.elbo(program, x, num_particles=1, seed=3)
-    from pyro_vae.densities import densities
-    from pyro_vae.noise import NoiseMode, keyed
-
     with NoiseMode(keyed(3, 0)), torch.no_grad():
         d = densities(program, x)
     torch.testing.assert_close(sampled, d.log_w[0])
+
+
+def test_an_auxiliary_draw_whose_image_is_the_latent_changes_nothing():
+    """An AutoGuide's form, of a global latent beside one of each datum: the same log weights."""
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(m, 1.0))
+            mean = z.unsqueeze(-1).expand(-1, 6)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def plain(program, x):
+        pyro.sample("m", dist.Normal(2 * program.loc, 2.0))
+        proper_guide(program, x)
+
+    def pushed(program, x):
+        u = pyro.sample("u", dist.Normal(program.loc, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("m", dist.Delta(2 * u, log_density=-torch.tensor(2.0).log()))
+        proper_guide(program, x)
+
+    x, found = torch.randn(8, 6).double(), []
+    for guide in (plain, pushed):
+        with NoiseMode(keyed(5)), torch.no_grad():
+            d = densities(Sites(model, guide).double(), x)
+        found.append((d.log_w, d.global_log_p - d.global_log_q))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_linear_gaussian_evidence_in_float32_is_not_called_bad():

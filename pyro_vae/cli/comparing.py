@@ -79,8 +79,9 @@ def _rendered(table: Any) -> str:
         shown[column] = [
             "—" if math.isnan(value) else f"{value:.2f} ± {error:.2f}" for value, error in pairs
         ]
-    shown["over seeds ±"] = table["spread"].map("{:.2f}".format)
-    shown["khat > 0.7"] = table["khat > 0.7"].map("{:.0%}".format)
+    shown["sd over seeds"] = table["sd over seeds"].map("{:.2f}".format)
+    for column in ("khat > 0.7", "rhat > 1.1"):
+        shown[column] = table[column].map("{:.0%}".format)
     shown["samples"] = table["samples"].map("{:,}".format)
     shown["leapfrogs"] = table["leapfrogs"].map("{:,}".format)
     shown["seconds"] = table["seconds"].map("{:.1f}".format)

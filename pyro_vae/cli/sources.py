@@ -172,6 +172,9 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+# --- how to train -------------------------------------------------------------------------------
+
+
 def find_objective(name: str) -> type:
     """A class of ``pyro_vae.objectives``."""
     from pyro_vae import objectives
@@ -180,6 +183,34 @@ def find_objective(name: str) -> type:
     if name not in known:
         raise ValueError(f"objective: {nearest(name, known)}")
     return getattr(objectives, name)
+
+
+def find_optimizer(name: str) -> Any:
+    """A class of optimizers."""
+    import torch
+
+    from pyro_vae import optimizers
+
+    known = {
+        "adagrad": torch.optim.Adagrad,
+        "accumulating_adagrad": optimizers.Adagrad,
+        "adam": torch.optim.Adam,
+        "sgd": torch.optim.SGD,
+    }
+    if name not in known:
+        raise ValueError(f"--optimizer: {nearest(name, list(known))}")
+    return known[name]
+
+
+def require_device(name: str | None) -> None:
+    """Try a device, before anything is read or written."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: {why}; leave it out for the CPU") from None
 
 
 # --- data ---------------------------------------------------------------------------------------

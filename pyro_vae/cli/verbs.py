@@ -1,4 +1,4 @@
-"""``pyro-vae check | fit | evidence | data``.
+"""``pyro-vae check | fit | evidence``.
 
 Positional parameters are what stands without a flag; keyword parameters are flags.  ``model`` is a
 :class:`~pyro_vae.cli.sources.Model` and ``model_options`` what its own flags say.
@@ -7,11 +7,21 @@ Positional parameters are what stands without a flag; keyword parameters are fla
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from pyro_vae.cli.flags import nearest
-from pyro_vae.cli.sources import Binarization, Model, find_objective, open_data, put, results
+from pyro_vae.cli.sources import (
+    Binarization,
+    Model,
+    find_objective,
+    find_optimizer,
+    open_data,
+    put,
+    require_device,
+    results,
+)
+from pyro_vae.errors import PyroVaeWarning
 
 
 def run_check(
@@ -86,7 +96,7 @@ def run_fit(
         clip: the largest norm of the whole gradient.
         weight_prior: precision of a normal prior on weight matrices; the paper's is 1.
         seed: of initial parameters, data order and noise.
-        engine: auto, eager (the captured graph) or pyro.
+        engine: auto, compiled or eager (the captured graph), or pyro.
         device: cpu or cuda.
         early_stopping: stop after so many evaluations without a better held-out bound.
         evaluate_every: updates between held-out evaluations.
@@ -113,8 +123,8 @@ def run_fit(
             "or name another folder"
         )
     chosen = find_objective(objective)(**objective_options)
-    maker = _optimizer(optimizer)
-    _require_device(device)
+    maker = find_optimizer(optimizer)
+    require_device(device)
     import pyro_vae as pv
 
     loaded = open_data(data, binarize, data_dir, scale, labels_key)
@@ -238,83 +248,10 @@ def run_evidence(
     return 0
 
 
-def run_data(
-    action: str = "list", name: str | None = None, /, *, data_dir: Path | None = None
-) -> int:
-    """List, download and verify data sets.
-
-    Args:
-        data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
-    """
-    actions = ("list", "get", "verify")
-    if action not in actions:
-        raise ValueError(nearest(action, actions))
-    if action != "list" and name is None:
-        raise ValueError(f"{action} needs the name of a data set; pyro-vae data list shows them")
-    from pyro_vae import datasets
-
-    if action == "list" or name is None:
-        if name is not None:
-            raise ValueError(f"list takes no name, got {name!r}")
-        rows = [("name", "files", "size", "here", "what")]
-        for entry in datasets.available(data_dir):
-            size = "?" if entry.bytes is None else f"{entry.bytes / 1e6:.1f} MB"
-            here = "yes" if entry.present else "no"
-            rows.append((entry.name, str(entry.files), size, here, entry.what))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-            print("  ".join([*cells, row[-1]]))
-        return 0
-    if action == "get":
-        fetched = datasets.get(name, data_dir)
-        for file in fetched:
-            print(f"{file.path}: {file.bytes:,} bytes, {file.source or 'was there and is right'}")
-        if not fetched:
-            print(f"{name} comes with a library, there is nothing to download")
-        return 0
-    found = datasets.verify(name, data_dir)
-    for each in found:
-        print(f"{each.path}: {each.status}{f': {each.detail}' if each.detail else ''}")
-    if not found:
-        print(f"{name} comes with a library, there is nothing to verify")
-    return 0 if all(each.status == "ok" for each in found) else 1
-
-
 # --- parts --------------------------------------------------------------------------------------
 
 
-def _optimizer(name: str) -> Any:
-    import torch
-
-    from pyro_vae import optimizers
-
-    known = {
-        "adagrad": torch.optim.Adagrad,
-        "accumulating_adagrad": optimizers.Adagrad,
-        "adam": torch.optim.Adam,
-        "sgd": torch.optim.SGD,
-    }
-    if name not in known:
-        raise ValueError(f"--optimizer: {nearest(name, list(known))}")
-    return known[name]
-
-
-def _require_device(name: str | None) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: {why}; leave it out for the CPU") from None
-
-
 def _warn_about_other_data(manifest: dict[str, Any], loaded: Any, data: str) -> None:
-    import warnings
-
-    from pyro_vae.errors import PyroVaeWarning
-
     if manifest["data_digest"] != loaded.train.digest:
         how = manifest["binarize"]
         warnings.warn(

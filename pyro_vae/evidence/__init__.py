@@ -6,19 +6,29 @@ import warnings
 from typing import Any, Literal
 
 import torch
-from pyro.distributions import Delta
-from torch import nn
+from torch import Tensor, nn
 
+from pyro_vae.diagnostics import warn_about_tails
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
-from pyro_vae.evidence.importance import Evidence, from_log_weights, importance
-from pyro_vae.evidence.markov import fitted_proposal, from_reciprocal_weights, reciprocal
+from pyro_vae.evidence.importance import (
+    MOST_RHAT,
+    Evidence,
+    from_log_weights,
+    importance,
+    refuse_point_guides,
+)
+from pyro_vae.evidence.markov import (
+    CHAINS,
+    fitted_proposal,
+    from_reciprocal_weights,
+    reciprocal,
+    require_enough_draws,
+)
 from pyro_vae.inputs import as_rows
 from pyro_vae.latents import Latents
-from pyro_vae.noise import seeded
-from pyro_vae.numerics import require_possible_data
-from pyro_vae.program import Rows, evaluating, map_rows
-from pyro_vae.traces import base_law, sites_of, trace_program
+from pyro_vae.numerics import require_numbers, require_possible_data
+from pyro_vae.program import evaluating, map_rows
 
 __all__ = ["Evidence", "elbo", "from_log_weights", "from_reciprocal_weights", "log_evidence"]
 
@@ -31,7 +41,8 @@ def log_evidence(
     proposal: Literal["guide", "hmc"] = "guide",
     num_particles: int = 1000,
     num_draws: int = 200,
-    warmup: int = 200,
+    chains: int = CHAINS,
+    warmup: int = 100,
     leapfrog_steps: int = 10,
     seed: int = 0,
     batch_size: int | None = None,
@@ -49,7 +60,10 @@ def log_evidence(
                             density q fitted to other HMC draws
     ============ ========== ========================================== ===================
 
-    The last is the paper's appendix D.  Where two of opposite bias agree, both are right.
+    The last is the paper's appendix D.  Where two of opposite bias agree, both are right, *given
+    chains that have converged*: chains that are all stuck in one of two modes make both too low by
+    log 2, and both agree.  So each datum has several, started from the prior, and R-hat tells
+    whether they have met; four chains find the same of two equal modes one time in eight.
 
     Args:
         program: the program.
@@ -59,9 +73,11 @@ def log_evidence(
         proposal: see the table.  A model trained without a guide needs "hmc"; in a comparison of
             algorithms it puts all of them on equal terms.
         num_particles: K draws per datum of the proposal.
-        num_draws: HMC draws per datum that the proposal is fitted to; for "reciprocal" half of
-            them fit and half are averaged, and 1000 or more are advisable.
-        warmup, leapfrog_steps: of the chains; see ``pyro_vae.chains.sample_posterior``.
+        num_draws: HMC draws per datum, of all its chains, that the proposal is fitted to, at
+            least 5 for each unconstrained latent dimension; for "reciprocal" half of them fit and
+            half are averaged, and 1000 or more are advisable.
+        chains: of each datum; the draws are dealt evenly to them.
+        warmup, leapfrog_steps: of each chain; see ``pyro_vae.chains.sample_posterior``.
         seed: of the noise.
         batch_size: rows at a time (default: 100 for the guide, 500 for HMC).
         max_elements: the largest number of elements (particles x rows x pixels) held at a time;
@@ -74,15 +90,16 @@ def log_evidence(
 
     Raises:
         ValueError: data outside the likelihood's support; global latents, which have no share in a
-            datum's evidence; a guide that is a point.
+            datum's evidence; a guide that is a point; too few draws for the latent dimensions;
+            latents that HMC cannot move (see :class:`~pyro_vae.latents.Latents`).
 
     Warns:
         PyroVaeWarning: where there is no khat; where it exceeds 0.7, so that the average hangs on
-            a few draws; and for "reciprocal" above five latent dimensions, where appendix D is
-            not to be used.
+            a few draws; where R-hat exceeds 1.1; and for "reciprocal" above five latent
+            dimensions, where appendix D is not to be used.
 
     Sources: Rezende, Mohamed & Wierstra (2014), appendix E; Kingma & Welling (2014), appendix D;
-    khat: Vehtari et al. (2024).
+    khat: Vehtari et al. (2024); R-hat: Gelman & Rubin (1992).
     """
     if method not in ("importance", "reciprocal"):
         raise ValueError(f'method is {method!r}, expected "importance" or "reciprocal"')
@@ -93,45 +110,40 @@ def log_evidence(
     for name, value in (
         ("num_particles", num_particles),
         ("num_draws", num_draws),
+        ("chains", chains),
         ("batch_size", batch_size),
         ("max_elements", max_elements),
     ):
         if int(value) != value or value < 1:
             raise ValueError(f"{name} is {value}, expected a whole number from 1 on")
-    if not from_guide and num_draws < 20:
-        raise ValueError(f"num_draws is {num_draws}, expected at least 20 to fit a density to")
     rows = as_rows(x, program)
     pieces = {"seed": seed, "batch_size": int(batch_size), "max_elements": int(max_elements)}
-    chains = {"num_draws": num_draws, "warmup": warmup, "leapfrog_steps": leapfrog_steps}
+    options = {
+        "num_draws": int(num_draws),
+        "chains": int(chains),
+        "warmup": warmup,
+        "leapfrog_steps": leapfrog_steps,
+    }
     with torch.no_grad(), evaluating(program):
         require_possible_data(program, rows)
         if from_guide:
-            _refuse_point_guides(program, rows)
+            refuse_point_guides(program, rows)
             evidence = importance(program, rows, num_particles=int(num_particles), **pieces)
-        elif method == "importance":
-            evidence = fitted_proposal(
-                program, rows, num_particles=int(num_particles), **pieces, **chains
-            )
         else:
-            _warn_about_dimensions(Latents.of(program, map_rows(lambda t: t[:2], rows)).dim)
-            evidence = reciprocal(program, rows, **pieces, **chains)
-    _warn_about_tails(evidence, method, proposal)
+            dim = Latents.of(program, map_rows(lambda t: t[:2], rows)).dim
+            require_enough_draws(int(num_draws), int(chains), dim)
+            if method == "importance":
+                evidence = fitted_proposal(
+                    program, rows, num_particles=int(num_particles), **pieces, **options
+                )
+            else:
+                _warn_about_dimensions(dim)
+                evidence = reciprocal(program, rows, **pieces, **options)
+    require_numbers(evidence.value, "log p(x)")
+    warn_about_tails(evidence.khat, _consequence(method, proposal))
+    if not from_guide:
+        _warn_about_chains(evidence.rhat)
     return evidence
-
-
-def _refuse_point_guides(program: nn.Module, rows: Rows) -> None:
-    """Weights under a guide that is a point are all equal, and say nothing."""
-    with seeded(0):
-        guide, _ = trace_program(program, map_rows(lambda t: t[:2], rows), reparameterize=False)
-    sites = sites_of(guide)
-    if any(site["infer"].get("is_auxiliary") for site in sites.values()):
-        return  # the points are functions of draws that have a density of their own
-    for name, site in sites.items():
-        if isinstance(base_law(site["fn"]), Delta) and not site["is_observed"]:
-            raise ValueError(
-                f'the guide of "{name}" is a point (Delta), from which log p(x) cannot be '
-                'estimated: use proposal="hmc"'
-            )
 
 
 def _warn_about_dimensions(dim: int) -> None:
@@ -144,25 +156,26 @@ def _warn_about_dimensions(dim: int) -> None:
         )
 
 
-def _warn_about_tails(evidence: Evidence, method: str, proposal: str) -> None:
-    bad = int((evidence.khat > 0.7).sum())
-    if evidence.khat.isnan().any():
+def _warn_about_chains(rhat: Tensor) -> None:
+    apart = int((~(rhat <= MOST_RHAT)).sum())  # nan is no good sign
+    if apart:
         warnings.warn(
-            f"with {method} and so few draws there is no khat, so nothing says how far to trust "
-            "log p(x); use 25 particles or more",
+            f"R-hat exceeds {MOST_RHAT} for {apart} of {len(rhat)} data: their chains have not "
+            "met, as in a posterior with several modes, or are too short to tell, so log p(x) may "
+            "be wrong by more than its standard error and khat say; raise warmup, num_draws or "
+            "leapfrog_steps",
             PyroVaeWarning,
             stacklevel=3,
         )
-    if not bad:
-        return
-    count = f"khat exceeds 0.7 for {bad} of {len(evidence.khat)} data: "
+
+
+def _consequence(method: str, proposal: str) -> str:
+    """What a large khat means there, and the next step."""
     if method == "reciprocal":
-        text = "the fitted density has heavier tails than their posterior; raise num_draws"
-    elif proposal == "hmc":
-        text = "the density fitted to HMC draws misses a part of their posterior; raise num_draws"
-    else:
-        text = (
-            "the guide misses a part of their posterior, so their log p(x) is too low by more "
-            "than its standard error says; raise num_particles or improve the guide"
-        )
-    warnings.warn(count + text, PyroVaeWarning, stacklevel=3)
+        return "the fitted density has heavier tails than their posterior; raise num_draws"
+    if proposal == "hmc":
+        return "the density fitted to HMC draws misses a part of their posterior; raise num_draws"
+    return (
+        "the guide misses a part of their posterior, so their log p(x) is too low by more than its "
+        "standard error says; raise num_particles or improve the guide"
+    )

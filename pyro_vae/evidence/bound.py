@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.densities import densities
 from pyro_vae.engine import RowFunction, row_chunks
 from pyro_vae.inputs import as_rows
-from pyro_vae.numerics import require_possible_data
+from pyro_vae.numerics import require_numbers, require_possible_data
 from pyro_vae.program import Rows, evaluating, num_rows
 
 
@@ -37,8 +37,8 @@ def elbo(
         (N,) nats per datum, without gradient.
 
     Raises:
-        ValueError: data outside the likelihood's support; or global latents without a plate that
-            says N.
+        ValueError: data outside the likelihood's support; a bound that is not a number; or global
+            latents without a plate that says N.
     """
 
     def bound(program: nn.Module, rows: Rows) -> tuple[Tensor, bool]:
@@ -47,10 +47,10 @@ def elbo(
         return local, bool(d.global_ratio) and d.scale == 1.0
 
     x = as_rows(x, program)
-    require_possible_data(program, x)
     function = RowFunction(program, bound)
     parts = []
     with evaluating(program):
+        require_possible_data(program, x)
         for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
             values, share_unknown = function(rows, seed, number)
             if share_unknown and num_rows(x) > batch_size:
@@ -60,4 +60,6 @@ def elbo(
                     f"batch_size of at least {num_rows(x)}"
                 )
             parts.append(values[:count])
-    return torch.cat(parts)
+    bounds = torch.cat(parts)
+    require_numbers(bounds, "the ELBO")
+    return bounds

@@ -12,12 +12,17 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor, nn
 
 from pyro_vae.densities import densities
 from pyro_vae.diagnostics import pareto_khat
 from pyro_vae.engine import RowFunction, row_chunks
-from pyro_vae.program import Rows, num_rows
+from pyro_vae.noise import seeded
+from pyro_vae.program import Rows, map_rows, num_rows
+from pyro_vae.traces import base_law, sites_of, trace_program
+
+MOST_RHAT = 1.1  # of chains that are taken to have met
 
 
 class Evidence(NamedTuple):
@@ -30,7 +35,11 @@ class Evidence(NamedTuple):
         khat: Pareto shape of the weights; above 0.7 value and standard error are not to be
             trusted.
         lower: a number whose expectation is at most log p(x); -inf where the method gives none.
-        upper: a number whose expectation is at least log p(x); inf where the method gives none.
+        upper: a number whose expectation is at least log p(x), *given chains that have
+            converged*; inf where the method gives none.
+        rhat: how far the chains of a datum are from telling the same; above 1.1 they have not
+            met or are too short, and value, ``upper`` and khat may all be wrong.  nan where no
+            chains were run.
     """
 
     value: Tensor
@@ -39,6 +48,7 @@ class Evidence(NamedTuple):
     khat: Tensor
     lower: Tensor
     upper: Tensor
+    rhat: Tensor
 
     def mean(self) -> float:
         """The average over data, nats per datum."""
@@ -50,15 +60,17 @@ class Evidence(NamedTuple):
 
     def __repr__(self) -> str:
         bad = int((~(self.khat <= 0.7)).sum())  # nan is no good sign
+        apart = int((self.rhat > MOST_RHAT).sum())
+        chains = "" if self.rhat.isnan().all() else f", R-hat above {MOST_RHAT} for {apart}"
         return (
             f"Evidence(mean {self.mean():.3f} nats, standard error over data "
             f"{self.mean_standard_error():.3f}, median ESS {float(self.ess.median()):.1f}, "
-            f"khat not below 0.7 for {bad} of {len(self.value)} data)"
+            f"khat not below 0.7 for {bad} of {len(self.value)} data{chains})"
         )
 
 
-def from_log_weights(log_w: Tensor) -> Evidence:
-    """Evidence from log weights (K, B) of a normalized proposal."""
+def from_log_weights(log_w: Tensor, rhat: Tensor | None = None) -> Evidence:
+    """Evidence from log weights (K, B) of a normalized proposal, which chains led to or none."""
     khat = pareto_khat(log_w)  # in the precision that the weights were computed in
     log_w = log_w.double()
     num_particles = len(log_w)
@@ -76,7 +88,28 @@ def from_log_weights(log_w: Tensor) -> Evidence:
         khat=khat,
         lower=value,
         upper=torch.full_like(value, float("inf")),
+        rhat=torch.full_like(value, float("nan")) if rhat is None else rhat.to(value),
     )
+
+
+def refuse_point_guides(program: nn.Module, rows: Rows) -> None:
+    """Weights under a guide that is a point are all equal, and say nothing.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    with seeded(0):
+        guide, _ = trace_program(program, map_rows(lambda t: t[:2], rows), reparameterize=False)
+    sites = sites_of(guide)
+    if any(site["infer"].get("is_auxiliary") for site in sites.values()):
+        return  # the points are functions of draws that have a density of their own
+    for name, site in sites.items():
+        if isinstance(base_law(site["fn"]), Delta) and not site["is_observed"]:
+            raise ValueError(
+                f'the guide of "{name}" is a point (Delta), whose draws have no weights to '
+                'estimate log p(x) from: use pv.log_evidence with proposal="hmc", and '
+                "pyro_vae.chains.sample_posterior for draws"
+            )
 
 
 def importance(

@@ -84,8 +84,8 @@ class Objective(ELBO):
         """New ``shared``, from the statistics averaged over the batch."""
         return shared
 
-    def leapfrogs(self, samples: int) -> int:
-        """Gradients of log p(x, z) taken besides those of ``terms``, for this many samples."""
+    def leapfrogs(self, rows: int) -> int:
+        """Leapfrog steps that ``refresh`` of this many rows takes, counted by row."""
         return 0
 
     def __repr__(self) -> str:

@@ -36,7 +36,8 @@ class MonteCarloEM(Objective):
 
     The loss is -log p(x, z) at the chains' z.  No guide is trained, so there is no bound: compare
     by ``pv.log_evidence(proposal="hmc")``.  Samples are rows x updates; a move costs
-    ``leapfrog_steps`` gradients for each row besides.
+    ``leapfrog_steps + 1`` gradients for each row besides, the first of them where it starts, of
+    which the column ``leapfrogs`` counts the ``leapfrog_steps``.
 
     Departs from the paper's author's code in visiting minibatches, not all data at each E-step,
     in the rule that tunes the step, and in its jitter.
@@ -127,6 +128,9 @@ class MonteCarloEM(Objective):
         )
         return {"log_step": log_step}
 
-    def leapfrogs(self, samples: int) -> int:
-        """Gradients of log p(x, z) that the E-steps of this many samples take."""
-        return samples // self.updates_per_sample * self.leapfrog_steps
+    def leapfrogs(self, rows: int) -> int:
+        """Leapfrog steps of one move of this many rows, one gradient of log p(x, z) each.
+
+        The gradient at the start of a move, which the update before has changed, is not counted.
+        """
+        return rows * self.leapfrog_steps

@@ -1,0 +1,375 @@
+"""The compiled engine: the same numbers from machine code, or a reason in one line."""
+
+import copy
+import functools
+import math
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import torch._inductor
+from torch import nn, optim
+
+import pyro_vae as pv
+from pyro_vae import compiling, engine, engines, inputs, storage, training
+from pyro_vae.compiling import machine_code, pays
+from pyro_vae.fused import fuse
+from pyro_vae.lifting import Refusal
+from pyro_vae.models import gaussian_vae
+from pyro_vae.objectives import AEVB, MonteCarloEM, WakeSleep
+from pyro_vae.steps import GraphStep
+from pyro_vae.updates import AdagradRule, AdamRule, bind, numbers_of, rebind, rule_of
+
+from .test_checkpoint import assert_same, one_cycle
+from .test_engine import FOLDER, Parts, normal, program_and_rows
+from .test_training import binary_rows, small_vae, weights
+
+F64 = torch.float64
+ADAGRAD = functools.partial(optim.Adagrad, lr=0.05)
+WAITING = functools.partial(pv.optimizers.Adagrad, lr=0.05, accumulate_steps=3)
+PADDED = binary_rows(40, dtype=F64)  # in batches of 16: 16, 16 and 8
+
+
+def bernoulli():
+    return small_vae(dtype=F64)
+
+
+def train(program, x, objective=None, *, optimizer=ADAGRAD, **options):
+    """A run, and the optimizer that it used; no fit may touch the global generator."""
+    held = []
+
+    def make(parameters):
+        held.append(optimizer(parameters))
+        return held[0]
+
+    options = {"steps": 7, "batch_size": 16, "seed": 3, **options}
+    before = torch.get_rng_state()
+    run = pv.fit(program, x, objective or AEVB(), optimizer=make, **options)
+    assert torch.equal(torch.get_rng_state(), before)
+    return run, held[0]
+
+
+def assert_alike(got, expected, tolerance=1e-10):
+    """Parameters, history, the objective's state, and all that the optimizer knows."""
+    (run, optimizer), (other, theirs) = got, expected
+    close = functools.partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+    close(weights(run.program), weights(other.program))
+    close(run.state._asdict(), other.state._asdict())
+    histories = [r.history.drop(columns="seconds") for r in (run, other)]
+    pd.testing.assert_frame_equal(*histories, rtol=tolerance, atol=tolerance, check_like=True)
+    mine, yours = optimizer.state_dict(), theirs.state_dict()
+    assert mine["param_groups"] == yours["param_groups"] and mine["state"]
+    close(mine["state"], yours["state"])
+
+
+# --- machine code against the graph and against Pyro ----------------------------------------------
+
+
+def smooth_rows():
+    return torch.randn(48, 5, dtype=F64, generator=torch.Generator().manual_seed(2))
+
+
+def gaussian():
+    torch.manual_seed(0)
+    return gaussian_vae.build(5, latent_dim=2, hidden_dim=8, floor=0.05, init_std=None).double()
+
+
+class Positive(Parts):
+    """A gamma latent: its draw depends on parameters, so it stays in the graph."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(encoder=(6, 2), decoder=(2, 6))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(self.zeros(2) + 2.0, 1.0).to_event(1))
+            pyro.sample("x", normal(self.decoder(z)), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            rate = self.encoder(x).exp()
+            pyro.sample("z", dist.Gamma(rate + 1.0, rate).to_event(1))
+
+
+CASES = {
+    "wake-sleep": (gaussian, smooth_rows(), WakeSleep(), {}),
+    # Of padding, too: a move and a gradient at given z draw no noise of the short batch's form.
+    "Monte Carlo EM": (bernoulli, PADDED, MonteCarloEM(3, updates_per_sample=2), {}),
+    "Adam, one cycle": (  # which moves the step size and the first of the betas
+        bernoulli, binary_rows(48, dtype=F64), AEVB("A"),
+        {"optimizer": functools.partial(optim.Adam, lr=0.02), "schedule": one_cycle},
+    ),
+    "gamma": (Positive, binary_rows(48, dtype=F64), AEVB("A"), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_engines_end_at_the_same_numbers(name):
+    build, x, objective, options = CASES[name]
+    got = train(build(), x, objective, engine="compiled", **options)
+    assert got[0].manifest["engine"] == "compiled" and not got[0].manifest["engine_reason"]
+    for other in ("eager", "pyro"):
+        expected = train(build(), x, objective, engine=other, **options)
+        assert expected[0].manifest["engine"] == other
+        assert_alike(got, expected)
+
+
+PRIOR_AND_CLIP = {"weight_prior": 2.0, "clip": 5.0, "engine": "compiled"}
+
+
+@pytest.fixture(scope="module")
+def step():
+    """One compiled step, for all fits of ``bernoulli()`` on 40 rows by ``PRIOR_AND_CLIP``."""
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        make_step = engines.make_step
+
+        def make(*args, **options):
+            made.append(make_step(*args, **options))
+            return made[0]
+
+        patch.setattr(training, "make_step", make)
+        train(bernoulli(), PADDED, **PRIOR_AND_CLIP)
+    assert made[0].engine == "compiled"
+    return made[0]
+
+
+@pytest.fixture
+def once(step, monkeypatch):
+    monkeypatch.setattr(training, "make_step", lambda *args, **options: step)
+
+
+@pytest.mark.parametrize("optimizer", [ADAGRAD, WAITING])
+def test_padding_prior_clip_and_accumulating_steps_are_those_of_the_eager_engine(optimizer, once):
+    """Nine steps are three epochs, each with a short batch; Pyro's draws for those differ."""
+    got = train(bernoulli(), PADDED, optimizer=optimizer, steps=9, **PRIOR_AND_CLIP)
+    assert (got[0].history.grad_norm > 5.0).any()  # the clip bites
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_step", engines.make_step)
+        eager = {**PRIOR_AND_CLIP, "engine": "eager"}
+        expected = train(bernoulli(), PADDED, optimizer=optimizer, steps=9, **eager)
+    assert_alike(got, expected)
+
+
+def test_what_pads_a_batch_does_not_matter(once, monkeypatch):
+    """Other rows in its place, and not a bit changes."""
+    expected = train(bernoulli(), PADDED, **PRIOR_AND_CLIP)
+
+    class Otherwise(inputs.Batches):
+        def __call__(self, number):
+            index, x, weight, count = super().__call__(number)
+            x[count:] = 1 - x[count:]
+            return index, x, weight, count
+
+    monkeypatch.setattr(training, "Batches", Otherwise)
+    assert_alike(train(bernoulli(), PADDED, **PRIOR_AND_CLIP), expected, tolerance=0)
+
+
+def test_a_step_that_is_not_finite_writes_nothing(once):
+    """T17: parameters, accumulators and counts are those before; site and step are named."""
+    program, held, kept = bernoulli(), [], []
+
+    def spoil(record):
+        if record.step == 2:
+            with torch.no_grad():
+                program.likelihood.network[2].bias[0] = math.inf
+            kept.extend((weights(program), copy.deepcopy(held[0].state_dict())))
+
+    def optimizer(parameters):
+        held.append(WAITING(parameters))
+        return held[0]
+
+    with pytest.raises(ValueError, match=r'step 3: .*model\'s site "x"'):
+        train(program, PADDED, optimizer=optimizer, callbacks=[spoil], **PRIOR_AND_CLIP)
+    assert torch.equal(weights(program), kept[0])
+    assert_same(held[0].state_dict(), kept[1])
+    assert kept[1]["param_groups"][0]["steps_taken"] == kept[1]["state"][0]["step"] == 2
+
+
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, once):
+    options = {"optimizer": WAITING, **PRIOR_AND_CLIP}
+    whole = train(bernoulli(), PADDED, out=tmp_path / "whole", **options)
+    for steps in (2, 5, 7):
+        again = {"out": tmp_path / "parts", "resume": True, "steps": steps}
+        parts = train(bernoulli(), PADDED, **{**options, **again})
+    assert_same(storage.read(tmp_path / "whole"), storage.read(tmp_path / "parts"))
+    assert_alike(parts, whole, tolerance=0)
+
+
+def test_the_optimizer_can_be_stepped_by_hand_afterwards(once):
+    """In the compiled step all parameters share one count; afterwards each has its own."""
+    run, optimizer = train(bernoulli(), PADDED, **PRIOR_AND_CLIP)
+    for parameter in run.program.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert {float(state["step"]) for state in optimizer.state.values()} == {8.0}
+
+
+# --- the captured update, all models and objectives -----------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [AEVB("A"), AEVB("B"), WakeSleep(), MonteCarloEM()], ids=repr)
+@pytest.mark.parametrize("name", FOLDER)
+def test_the_update_inside_the_graph_is_that_of_torchs_optimizer(name, objective, monkeypatch):
+    """Without a compiler: three steps, the second of a padded batch."""
+    program, x = program_and_rows(name)
+    graphs = []
+
+    def make(program, objective, engine_name, ask, *, optimizer, prior, clip, **_):
+        if not graphs:
+            graphs.append(engine.capture(program, objective, ask.x, ask.state, prior))
+            return GraphStep(graphs[0])
+        return fuse(graphs[0], program, objective, rule_of(optimizer), clip, ask, machine=False)
+
+    monkeypatch.setattr(training, "make_step", make)
+    options = {"steps": 3, "batch_size": 4, "clip": 3.0, "weight_prior": 1.0}
+    expected, got = (train(copy.deepcopy(program), x, objective, **options) for _ in range(2))
+    assert_alike(got, expected)
+
+
+RULES = {
+    "Adagrad": (optim.Adagrad, AdagradRule),
+    "Adagrad from 0.3": (functools.partial(optim.Adagrad, initial_accumulator_value=0.3),) * 2,
+    "paper's Adagrad": (functools.partial(pv.optimizers.Adagrad, accumulate_steps=2),) * 2,
+    "Adam": (functools.partial(optim.Adam, betas=(0.8, 0.95)), AdamRule),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_are_torchs_own_updates(name):
+    """Scalars, vectors and matrices; a step size that moves; a state that was loaded halfway."""
+    make, generator = RULES[name][0], torch.Generator().manual_seed(0)
+    shapes = [(), (3,), (2, 3)]
+    mine, theirs = ([nn.Parameter(torch.ones(s, dtype=F64)) for s in shapes] for _ in range(2))
+    own, reference = make(mine, lr=0.1), make(theirs, lr=0.1)
+    for number in range(1, 6):
+        if number == 3:
+            own = make(mine, lr=0.1)
+            own.load_state_dict(copy.deepcopy(reference.state_dict()))
+        rule = rule_of(own, mine)
+        assert isinstance(rule, AdamRule if name == "Adam" else AdagradRule)
+        own.param_groups[0]["lr"] = reference.param_groups[0]["lr"] = 0.1 / number
+        count, *memory = bind(own, rule)
+        numbers = torch.tensor(numbers_of(own, rule, number), dtype=F64).unbind()
+        width, after = len(rule.names), []
+        for i, (p, q) in enumerate(zip(mine, theirs, strict=True)):
+            q.grad = torch.randn(p.shape, dtype=F64, generator=generator)
+            state = tuple(memory[i * width : (i + 1) * width])
+            p.data, new = rule(p.detach(), q.grad, state, numbers)
+            after += new
+        rebind(own, rule, [count + 1, *after])
+        reference.step()
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+        expected = reference.state_dict()
+        assert own.state_dict()["param_groups"] == expected["param_groups"]
+        torch.testing.assert_close(own.state_dict()["state"], expected["state"], rtol=1e-12, atol=0)
+
+
+class Mine(optim.Adam):
+    """A user's subclass, which may do anything in its step."""
+
+
+def test_what_is_no_rule_stays_torchs():
+    p, q = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    others = [
+        *(kind([p], lr=0.1) for kind in (optim.SGD, optim.NAdam, optim.AdamW, Mine)),
+        *(kind([p], weight_decay=0.1) for kind in (optim.Adam, optim.Adagrad)),
+        *(kind([p], maximize=True) for kind in (optim.Adam, optim.Adagrad)),
+        optim.Adam([p], amsgrad=True),
+        optim.Adagrad([p], lr_decay=0.1),
+        optim.Adam([{"params": [p]}, {"params": [q], "lr": 0.1}]),
+    ]
+    assert [rule_of(each) for each in others] == [None] * len(others)
+    adam = optim.Adam([p, q])
+    assert rule_of(adam, [p, q]) == AdamRule(1e-8)
+    assert rule_of(adam, [q, p]) is None and rule_of(optim.Adam([p]), [p, q]) is None
+
+
+# --- what cannot be compiled ----------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 6)
+
+    def forward(self, z):
+        logits = self.net(z)
+        return dist.Bernoulli(logits=logits / 2 if logits.max() > 9 else logits).to_event(1)
+
+
+SGD = functools.partial(optim.SGD, lr=1e-3)
+IMPOSSIBLE = {
+    "not captured: Python code depends": ("eager", lambda: small_vae(likelihood=Branching()), {}),
+    "SGD with these options is not a part": ("eager", small_vae, {"optimizer": SGD}),
+    "TraceGraph_ELBO is Pyro's own": (
+        "pyro", small_vae, {"objective": pyro.infer.TraceGraph_ELBO()}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", IMPOSSIBLE)
+def test_what_cannot_be_compiled_is_refused_and_auto_says_why_not(reason, monkeypatch):
+    instead, build, options = IMPOSSIBLE[reason]
+    match = rf'engine="compiled" cannot run this: .*{reason}.*engine="auto".* as "{instead}"'
+    with pytest.raises(ValueError, match=match):
+        train(build(), binary_rows(), engine="compiled", **options)
+    monkeypatch.setattr(compiling, "pays", lambda graphs: True)
+    run, _ = train(build(), binary_rows(), steps=2, **options)
+    assert run.manifest["engine"] == instead and reason in run.manifest["engine_reason"]
+
+
+def test_a_missing_compiler_is_named_with_what_to_install(monkeypatch):
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    def without(*args, **options):
+        raise InductorError(InvalidCxxCompiler(), None)  # what torch raises under CXX=/nonexistent
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", without)
+    reason = r"no C\+\+ compiler was found \(on Debian or Ubuntu: apt install g\+\+\)"
+    with pytest.raises(ValueError, match=rf"cannot run this: not compiled: {reason}; engine="):
+        train(bernoulli(), PADDED, engine="compiled")
+    monkeypatch.setattr(compiling, "pays", lambda graphs: True)
+    run, _ = train(bernoulli(), PADDED, steps=2)
+    assert run.manifest["engine"] == "eager" and "apt install" in run.manifest["engine_reason"]
+
+
+def test_code_that_gives_other_numbers_is_refused(monkeypatch):
+    """A result off by 1e-6, an input that is not written, or one that is."""
+    x, y = torch.linspace(0, 1, 5, dtype=F64), torch.zeros(5, dtype=F64)
+
+    def right(x, y):
+        y.copy_(x.exp())
+        return [x.sin()]
+
+    def off(x, y):
+        return [right(x, y)[0] + 1e-6]
+
+    def unwritten(x, y):
+        return [x.sin()]
+
+    def written(x, y):
+        x.add_(1e-6)
+        return right(x, y)
+
+    graph = torch.fx.experimental.proxy_tensor.make_fx(right)(x.clone(), y.clone())
+    for code in (right, off, unwritten, written):
+        compile_ = functools.partial(lambda code, *args, **options: code, code)
+        monkeypatch.setattr(torch._inductor, "standalone_compile", compile_)
+        made = machine_code(graph, x, y)
+        assert made is right or (isinstance(made, Refusal) and "other numbers" in str(made))
+        assert (made is right) == (code is right)
+        assert not y.any() and x[0] == 0  # the examples are copied
+
+
+def test_compiling_pays_from_some_number_of_steps_on():
+    """A function of graph and budget alone, so that a run can be repeated."""
+    graph = engine.capture(bernoulli(), AEVB(), PADDED[:16])
+    answers = [pays({graph.grads: 10**k}) for k in range(1, 8)]
+    assert not answers[0] and answers[-1] and answers == sorted(answers)
+    other = engine.capture(small_vae(seed=1, dtype=F64), AEVB(), PADDED[16:32])
+    assert answers == [pays({other.grads: 10**k}) for k in range(1, 8)]
+    assert not pays({})
