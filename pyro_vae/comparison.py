@@ -160,6 +160,11 @@ def compare(
             parts of the data with different binarizations; or, under "hmc", too few draws for the
             latent dimensions, or latents that HMC cannot move.
     """
+    if not (hasattr(data, "train") and hasattr(data, "test")):
+        raise TypeError(
+            f"data is {type(data).__name__}, expected a DataSet with train and test: "
+            'pv.datasets.load("digits"), or pv.datasets.split(pv.datasets.from_array(x))'
+        )
     if not builds or not objectives:
         raise ValueError("compare needs at least one build and one objective")
     if seeds < 1:

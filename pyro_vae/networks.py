@@ -32,6 +32,11 @@ class MLP(nn.Sequential):
                 raise ValueError(f"{name} is {size}, expected a whole number from 1 on")
         super().__init__(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
         if init_std is not None:
+            if not (init_std > 0 and math.isfinite(init_std)):
+                raise ValueError(
+                    f"init_std is {init_std}, expected a positive number, or None for torch's own "
+                    "initialization"
+                )
             with torch.no_grad():
                 for parameter in self.parameters():
                     parameter.normal_(0.0, init_std)

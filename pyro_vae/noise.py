@@ -46,6 +46,8 @@ class Noise(NamedTuple):
 
 def seed_of(*key: int) -> int:
     """A 63-bit seed that differs in every bit between neighbouring keys."""
+    if not all(-(2**63) <= part < 2**63 for part in key):
+        raise ValueError(f"the seed is {max(key, key=abs)}, expected a whole number below 2**62")
     packed = struct.pack(f"<{len(key)}q", *key)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 

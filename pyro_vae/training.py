@@ -220,6 +220,10 @@ def _set_up(program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Sett
     held_out = None
     if settings.validation is not None:
         held_out = as_rows(settings.validation, program)
+        if form_of(held_out) != form_of(rows):
+            raise ValueError(
+                f"a row of validation is {form_of(held_out)}, expected {form_of(rows)} as in x"
+            )
         require_possible_data(program, held_out)
     if settings.early_stopping and not getattr(chosen, "has_bound", True):
         raise ValueError(

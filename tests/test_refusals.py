@@ -422,3 +422,32 @@ def test_linear_gaussian_evidence_in_float32_is_not_called_bad():
     program.guide_is_exact_posterior()
     evidence = pv.log_evidence(program, torch.randn(20, 200))
     assert float(evidence.khat.max()) < 0.7
+
+
+def test_validation_of_another_width_is_refused_before_training():
+    """It would fail in the middle of the run, inside a matrix product."""
+    program = linear_gaussian.build(3, latent_dim=2)
+    with pytest.raises(ValueError, match=r"a row of validation is .*\[2\].* expected .*\[3\]"):
+        pv.fit(program, torch.randn(8, 3), steps=1, validation=torch.randn(8, 2))
+
+
+def test_one_part_of_a_data_set_cannot_be_compared_on():
+    """Half of what compare needs would be missing."""
+    data = pv.datasets.load("digits")
+    with pytest.raises(TypeError, match="data is Data, expected a DataSet"):
+        pv.compare(data.train, builds={}, objectives=[])
+
+
+@pytest.mark.parametrize("seed", [10**20, -(10**20)])
+def test_a_seed_beyond_64_bits_is_refused(seed):
+    """It enters a hash as 64 bits."""
+    program = linear_gaussian.build(3, latent_dim=2)
+    with pytest.raises(ValueError, match=r"the seed is .*, expected a whole number below 2\*\*62"):
+        pv.log_evidence(program, torch.randn(2, 3), num_particles=5, seed=seed)
+
+
+@pytest.mark.parametrize("std", [-1.0, 0.0, float("nan")])
+def test_an_impossible_initialization_is_refused_by_name(std):
+    """torch's message does not know whose it is."""
+    with pytest.raises(ValueError, match="init_std is"):
+        bernoulli_vae.build(4, latent_dim=2, hidden_dim=3, init_std=std)

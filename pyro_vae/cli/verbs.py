@@ -216,6 +216,12 @@ def run_evidence(
             raise
         made, name = run.program, target
         trained = not str(run.manifest["objective"]).startswith("MonteCarloEM")
+        width = list(loaded.test.x.shape[1:])
+        if isinstance(target, str) and run.manifest["row"].get("shape", width) != width:
+            raise ValueError(
+                f"--data {data} has rows of shape {width}, expected "
+                f"{run.manifest['row']['shape']} as {target} was trained on"
+            )
         _warn_about_other_data(run.manifest, loaded, data)
     if proposal == "auto":
         proposal = "guide" if trained else "hmc"
