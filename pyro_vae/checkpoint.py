@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import json
 import os
 import pkgutil
 import time
@@ -136,6 +137,14 @@ def _resumable(loop: Loop) -> dict[str, Any]:
 
 
 # --- coming back --------------------------------------------------------------------------------
+
+
+def engine_of(folder: Path) -> str | None:
+    """The engine of the run that a folder holds: "auto" goes on with it under any budget."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())["manifest"]["engine"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # nothing there, or damaged: `go_on` says which
 
 
 def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) -> None:

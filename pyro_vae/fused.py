@@ -114,7 +114,7 @@ def fuse(
     if replicas:
         tensors = [torch.stack([t] * replicas) for t in tensors]
         update = torch.vmap(update)
-    with torch.no_grad():
+    with torch.no_grad(), seeded(*ask.key):  # tracing runs the draws that stay in the graph
         code: Flat = _in_place(make_fx(update)(*tensors), len(params), num_inputs)
         refresh: Any = None if graph.refresh is None else graph.refresh.run
         if machine:

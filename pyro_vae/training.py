@@ -14,7 +14,7 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import nn
 
-from pyro_vae.checkpoint import folder_for, go_on, keeping
+from pyro_vae.checkpoint import engine_of, folder_for, go_on, keeping
 from pyro_vae.diagnostics import warn_at_floor
 from pyro_vae.engine import WeightPrior, trainable
 from pyro_vae.engines import make_step, require_alike, translate
@@ -25,7 +25,7 @@ from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.numerics import require_possible_data
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective
-from pyro_vae.program import materialize, require_program
+from pyro_vae.program import Rows, materialize, require_program
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs import Run
 from pyro_vae.settings import Settings, make_optimizer, options_of, warn_if_nothing_moves
@@ -136,6 +136,8 @@ def fit(
     warn_if_nothing_moves(first.optimizer, num_steps)
     index, example, weight, _ = first.batches(0)
     ask = Ask(False, example, weight, rows_of(first.state, index), (first.seed, 0, 0))
+    if folder is not None and resume and engine == "auto":
+        engine = engine_of(folder) or engine
     if engine != "pyro" and _several(program):
         require_alike(programs, chosen, ask)
     step = make_step(
@@ -222,7 +224,8 @@ def _set_up(program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Sett
         held_out = as_rows(settings.validation, program)
         if form_of(held_out) != form_of(rows):
             raise ValueError(
-                f"a row of validation is {form_of(held_out)}, expected {form_of(rows)} as in x"
+                f"a row of validation is {_shape(held_out)}, expected {_shape(rows)} as in x; to "
+                "flatten rows: x.reshape(len(x), -1)"
             )
         require_possible_data(program, held_out)
     if settings.early_stopping and not getattr(chosen, "has_bound", True):
@@ -249,6 +252,10 @@ def _set_up(program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Sett
         record_every=max(1, num_steps // 200),
         patience=settings.early_stopping,
     )
+
+
+def _shape(x: Rows) -> Any:
+    return {n: _shape(v) for n, v in x.items()} if isinstance(x, dict) else tuple(x.shape[1:])
 
 
 def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, Any]:

@@ -287,7 +287,10 @@ def test_chains_start_where_they_are_told():
         ({"leapfrog_steps": 0}, "leapfrog_steps is 0"),
         ({"target_accept": 1.0}, "target acceptance is 1.0, expected a number between 0 and 1"),
         ({"adapt": "all"}, 'adapt is \'all\', expected "per_datum" or "shared"'),
-        ({"start": "mode"}, 'start is \'mode\', expected "prior", "guide" or a tensor'),
+        (
+            {"start": "mode"},
+            'start is \'mode\', expected "prior", "resampled", "guide" or a tensor',
+        ),
         ({"start": torch.zeros(4, 2)}, r"start has shape \(4, 2\), expected \(B, J\) = \(4, 3\)"),
         ({"step_size": torch.tensor(-1.0)}, "step_size is -1.0 in one row, expected positive"),
         ({"start": torch.full((4, 3), 1e4).double()}, "where the chain of row 0 starts"),

@@ -218,6 +218,16 @@ def test_the_loops_whole_memory_is_saved():
     ]  # fmt: skip
 
 
+def test_auto_goes_on_with_the_engine_of_the_checkpoint(tmp_path):
+    """A larger budget would have compiled, and a run does not change its rounding halfway."""
+    fit(out=tmp_path, engine="auto", steps=2, validation=X)
+    run = fit(
+        small_vae(seed=5), out=tmp_path, engine="auto", steps=10**7, resume=True,
+        validation=X, evaluate_every=1, callbacks=[lambda record: True],
+    )  # fmt: skip
+    assert run.manifest["engine"] == "eager" and run.manifest["stopped"] == "callback"
+
+
 def test_a_finished_run_takes_no_step_and_writes_nothing(tmp_path, monkeypatch):
     first = fit(out=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}

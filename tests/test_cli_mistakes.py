@@ -271,3 +271,12 @@ def test_a_process_ends_with_code_2_and_one_line_as_well(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
     assert pv.__name__ not in done.stderr
+
+
+def test_an_option_of_build_that_takes_the_models_own_name_is_refused(refused, tmp_path):
+    """In a YAML file `name` says which model it is."""
+    (tmp_path / "named.py").write_text(
+        "def build(data_dim, *, name: str = 'a'):\n    return None\n"
+    )
+    said = refused("check", f"{tmp_path / 'named.py'}:build")
+    assert 'build has an option called "name"' in said and "another name" in said

@@ -166,13 +166,14 @@ def two_modes():
 def test_two_modes_are_told_by_chains_that_disagree_and_by_nothing_else(options):
     """One chain finds one mode: log 2 too low both ways, 30 standard errors, and khat is good."""
     program, x, exact = two_modes()
+    x, exact = x.repeat(4, 1), exact.repeat(4)
     one = pv.log_evidence(program, x, chains=1, **options)  # no warning
     torch.testing.assert_close(one.value, exact - math.log(2), rtol=0, atol=0.1)
     assert float(one.standard_error.max()) < 0.05 and float(one.khat.max()) < 0.7
     with pytest.warns(pv.PyroVaeWarning) as said:
         four = pv.log_evidence(program, x, **options)
-    assert any("R-hat exceeds 1.1 for 4 of 4 data" in str(each.message) for each in said)
-    assert float(four.rhat.min()) > 1.5
+    assert any("R-hat exceeds 1.1 for" in str(each.message) for each in said)
+    assert (four.rhat > 1.5).sum() >= 8  # of 16, of which 14 are expected: 7 in 8
 
 
 @pytest.mark.filterwarnings("ignore:khat exceeds 0.7", "ignore:R-hat exceeds 1.1")
@@ -211,11 +212,11 @@ def test_appendix_d_warns_above_five_latents():
 
 @pytest.mark.filterwarnings("ignore:khat exceeds 0.7")
 def test_chunks_of_rows_and_particles_change_nothing_but_the_noise():
-    program, x, exact = oracle(2, n=23)
+    program, x, exact = oracle(2, n=13)
     small = pv.log_evidence(
         program, x, proposal="hmc", num_particles=100, batch_size=10, max_elements=10 * 6 * 30
     )
-    assert small.value.shape == (23,)
+    assert small.value.shape == (13,)
     z = (small.value - exact) / small.standard_error
     assert float(z.abs().max()) < 4.5
     again = pv.log_evidence(

@@ -302,7 +302,7 @@ def test_rows_of_the_wrong_width_name_their_shape():
 def test_images_that_are_not_flattened_are_refused_with_the_way(call):
     images = rows().reshape(30, 2, 3)
     more = {"check": lambda vae: pv.check(vae, images), "encode": lambda v: pv.encode(v, images)}
-    with pytest.raises(ValueError, match=r"2, 3\), expected 6 .* x\.reshape\(len\(x\), -1\)"):
+    with pytest.raises(ValueError, match=r"2, 3\), expected \(?6.* x\.reshape\(len\(x\), -1\)"):
         {**calls(images), **more}[call](small_vae())
 
 
@@ -427,7 +427,7 @@ def test_linear_gaussian_evidence_in_float32_is_not_called_bad():
 def test_validation_of_another_width_is_refused_before_training():
     """It would fail in the middle of the run, inside a matrix product."""
     program = linear_gaussian.build(3, latent_dim=2)
-    with pytest.raises(ValueError, match=r"a row of validation is .*\[2\].* expected .*\[3\]"):
+    with pytest.raises(ValueError, match=r"a row of validation is \(2,\), expected \(3,\)"):
         pv.fit(program, torch.randn(8, 3), steps=1, validation=torch.randn(8, 2))
 
 

@@ -46,7 +46,16 @@ class Model:
         return None
 
     def flags(self) -> list[Flag]:
-        """``--model.latent_dim`` and its like."""
+        """``--model.latent_dim`` and its like.
+
+        Raises:
+            ValueError: ``build`` has an option called ``name``.
+        """
+        if "name" in inspect.signature(self.build).parameters:
+            raise ValueError(
+                f'{self.name}: build has an option called "name", which the command line keeps '
+                "for the model's own: give it another name"
+            )
         filled = self._takes_dim
         return flags_of(self.build, "model.", skip=() if filled is None else (filled,))
 

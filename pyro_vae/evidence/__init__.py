@@ -62,7 +62,7 @@ def log_evidence(
 
     The last is the paper's appendix D.  Where two of opposite bias agree, both are right, *given
     chains that have converged*: chains that are all stuck in one of two modes make both too low by
-    log 2, and both agree.  So each datum has several, started from the prior, and R-hat tells
+    log 2, and both agree.  So each datum has several, each with a start of its own, and R-hat tells
     whether they have met; four chains find the same of two equal modes one time in eight.
 
     Args:
