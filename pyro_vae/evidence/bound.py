@@ -47,7 +47,7 @@ def elbo(
         return local, bool(d.global_ratio) and d.scale == 1.0
 
     x = as_rows(x, program)
-    function = RowFunction(program, bound)
+    function = RowFunction(program, bound, calls=-(-num_rows(x) // batch_size))
     parts = []
     with evaluating(program):
         require_possible_data(program, x)

@@ -132,7 +132,11 @@ def importance(
     sizes = [chunk] * (num_particles // chunk)
     if num_particles % chunk:
         sizes.append(num_particles % chunk)
-    functions = {size: RowFunction(program, _log_w(size)) for size in set(sizes)}
+    pieces = -(-num_rows(x) // batch_size)
+    functions = {
+        size: RowFunction(program, _log_w(size), calls=pieces * sizes.count(size))
+        for size in set(sizes)
+    }
     parts: list[Evidence] = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
         tables = []
