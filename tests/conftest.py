@@ -1,6 +1,7 @@
 """What every test starts from and must leave behind."""
 
 import os
+import signal
 from pathlib import Path
 
 import pyro
@@ -50,3 +51,8 @@ def oracle():
 def x():
     """Nine real rows for ``oracle``, (9, 5)."""
     return torch.randn(9, 5, dtype=torch.float64)
+
+
+# A shell that starts the tests in the background has SIGINT ignored, which Python and its children
+# inherit: then no test of Ctrl-C could say anything.
+signal.signal(signal.SIGINT, signal.default_int_handler)
