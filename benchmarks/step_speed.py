@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import torch
@@ -27,12 +26,12 @@ import pyro_vae as pv
 from pyro_vae.engine import WeightPrior
 from pyro_vae.engines import make_step
 from pyro_vae.inputs import Batches
-from pyro_vae.loop import Loop, rows_of
+from pyro_vae.loop import Loop, lockstep, rows_of
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.noise import seeded
 from pyro_vae.steps import Ask
 
-Turn = Callable[[], Any]
+Turn = Callable[[], int | None]  # takes a step, or returns how many it took
 Products = list[tuple[int, int, int]]  # rows, in, out
 
 
@@ -159,7 +158,7 @@ def svi(case: Case, *, validate: bool = True) -> Turn:
 
 
 def numpyro_scan(case: Case, steps: int = 100) -> Turn:
-    """NumPyro's jitted ``lax.scan``; a turn is one of ``steps``, all of which run at the first."""
+    """NumPyro's jitted ``lax.scan``; a turn takes that many steps."""
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -196,15 +195,12 @@ def numpyro_scan(case: Case, steps: int = 100) -> Turn:
     def many(state, index):
         return jax.lax.scan(lambda s, i: inference.update(s, rows[i]), state, index)
 
-    done = 0
-
-    def turn() -> None:
-        nonlocal state, done
-        if done % steps == 0:
-            index = jnp.asarray(torch.randint(len(rows), (steps, B)).numpy())
-            state, losses = many(state, index)
-            losses.block_until_ready()
-        done += 1
+    def turn() -> int:
+        nonlocal state
+        index = jnp.asarray(torch.randint(len(rows), (steps, B)).numpy())
+        state, losses = many(state, index)
+        losses.block_until_ready()
+        return steps
 
     return turn
 
@@ -233,19 +229,12 @@ def ours(case: Case, engine: str) -> Turn:
     )  # fmt: skip
     if step.engine != engine:
         raise RuntimeError(step.reason)
-    step.bind(loops)
-    turns = [loop.turns(10**9) for loop in loops]
-    asks = [next(turn) for turn in turns]
+    run = lockstep(loops, step, 10**9)
 
-    def one() -> None:
-        nonlocal asks
-        update = False
-        while not update:  # a refresh belongs to the update that follows it
-            update = not asks[0].refresh
-            answers = step.answer(asks)
-            asks = [turn.send(answer) for turn, answer in zip(turns, answers, strict=True)]
+    def turn() -> int:
+        return next(run)
 
-    return one
+    return turn
 
 
 def variants(case: Case) -> dict[str, Callable[[], Turn]]:
@@ -271,28 +260,29 @@ def variants(case: Case) -> dict[str, Callable[[], Turn]]:
     return found
 
 
+def take(turn: Turn, steps: int) -> float:
+    """Seconds a step, over at least so many."""
+    done, start = 0, time.perf_counter()
+    while done < steps:
+        taken = turn()
+        done += 1 if taken is None else taken
+    return (time.perf_counter() - start) / done
+
+
 def measure(case: Case, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
     """Median milliseconds a step of each variant, and medians of ratios within rounds."""
     torch.manual_seed(0)
     turns = {name: make() for name, make in variants(case).items()}
     repeats = {}
     for name, turn in turns.items():
-        for _ in range(10):
-            turn()
-        start = time.perf_counter()
-        for _ in range(10):
-            turn()
-        # A whole number of Monte Carlo EM's cycles and of NumPyro's scans.
-        each = (time.perf_counter() - start) / 10
-        repeats[name] = 100 if name.startswith("NumPyro") else 5 * max(1, round(seconds / each / 5))
+        take(turn, 50)
+        # A whole number of Monte Carlo EM's cycles.
+        repeats[name] = 5 * max(1, round(seconds / take(turn, 20) / 5))
     times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, turn in turns.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                turn()
             share = 1 if "SVI" in name else max(1, case.replicas)  # per replica-step
-            times[name].append(1e3 * (time.perf_counter() - start) / repeats[name] / share)
+            times[name].append(1e3 * take(turn, repeats[name]) / share)
     report = {}
     for name, values in times.items():
         report[name] = {"ms": statistics.median(values)}

@@ -108,6 +108,7 @@ def keeping(
             raise interruption(caught[0], loop.steps_done, folder)
 
     loop.after_step = after_step
+    loop.pause_every = every if isinstance(every, int) else 0
     with noted_signals() as caught:
         yield
         if loop.steps_done > before or not before:

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 import torch._inductor
 from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyro_vae.lifting import Lifted, Refusal, close
 from pyro_vae.noise import seeded
 
 aten = torch.ops.aten
+APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)}
 
 
 def machine_code(
@@ -43,6 +45,11 @@ def machine_code(
         options["fallback_random"] = True
     if any(t.is_cuda for t in tensors):
         options["triton.cudagraphs"] = True
+    else:
+        # A product that adds its bias copies the bias into its result first, a pass over memory;
+        # apart from it, the sum becomes a part of what follows.  The compiler's pattern matcher
+        # would put the two together again, and has nothing else to find in these graphs.
+        options["pattern_matcher"] = False
 
     def copies() -> list[Tensor]:
         return [t.detach().clone() for t in tensors]
@@ -53,8 +60,9 @@ def machine_code(
             warnings.simplefilter("ignore")  # the compiler's own, of its own code
             # Not torch.compile: its guards ask at every call whether Python has changed, and a
             # graph has none; on small nets they take as long as the arithmetic.
+            apart = make_fx(graph, decomposition_table=APART)(*copies())
             code = torch._inductor.standalone_compile(
-                graph,
+                apart,
                 list(copies()),
                 dynamic_shapes="from_example_inputs",
                 options={"config_patches": options},

@@ -2,11 +2,13 @@ r"""A whole training step as one graph: gradients, their checks, and the update 
 
 .. code-block:: text
 
-    (params, x, weight, rows, shared, noise, numbers, count, optimizer's state) -> sums
+    (params, x, weight, rows, shared, noise, numbers, alive, count, optimizer's state) -> sums
 
 Parameters and the optimizer's state are written in place.  A step whose loss or gradient is not
-finite writes nothing, and its sums say so.  Python is left with drawing noise, choosing rows and
-reading a handful of numbers.
+finite writes nothing, and its sums say so; neither does any step after it, so several can be
+prepared and run before Python looks at the sums of the first.  Python is left with drawing noise,
+choosing rows and reading a handful of numbers, and does each for several steps in a row: between
+two large matrix products, which sweep the caches, it takes five times as long.
 
 Replicas are the same graph under ``vmap``: every tensor has a leading dimension of R, and the
 programs and optimizers of the R loops hold views of what is stacked.
@@ -34,6 +36,10 @@ from pyro_vae.updates import Rule, bind, numbers_of, rebind, unbind
 
 Flat = Callable[..., Sequence[Tensor]]
 
+AT_ONCE = 32  # updates that are prepared together, at most; and what their rows take
+BYTES_AT_ONCE = 4 << 20
+SECONDS_AT_ONCE = 0.1
+
 
 def _update_function(
     lifted: Lifted, num_params: int, rule: Rule, clip: float | None
@@ -43,12 +49,12 @@ def _update_function(
     width = len(rule.names)
 
     def update(num_inputs: int, *tensors: Tensor) -> list[Tensor]:
-        inputs, (given, count, *state) = tensors[:num_inputs], tensors[num_inputs:]
+        inputs, (given, alive, count, *state) = tensors[:num_inputs], tensors[num_inputs:]
         numbers = given.unbind()
         grads, sums = lifted.unflatten(lifted.graph(*inputs))
         names[:] = sums
         norm = sums["grad_norm"] / sums["weight"]
-        good = norm.isfinite() & sums["loss"].isfinite()
+        good = alive & norm.isfinite() & sums["loss"].isfinite()
         share = 1.0 if clip is None else (clip / norm).clamp_max(1.0)
         moved, memory = [], []
         for i, (p, grad) in enumerate(zip(inputs[:num_params], grads.values(), strict=True)):
@@ -56,7 +62,7 @@ def _update_function(
             new_p, new = rule(p, grad * share, old, numbers)
             moved.append(torch.where(good, new_p, p))
             memory += [torch.where(good, n, o) for n, o in zip(new, old, strict=True)]
-        return [*moved, torch.where(good, count + 1, count), *memory, stack(sums)[1]]
+        return [*moved, good, torch.where(good, count + 1, count), *memory, stack(sums)[1]]
 
     return update, names
 
@@ -108,8 +114,8 @@ def fuse(
     memory = [torch.ones_like(p) for p in params for _ in rule.names]
     numbers = params[0].new_full((rule.num_numbers,), 0.5)
     count = torch.zeros((), device=params[0].device)
-    tensors = [*inputs, *graph.grads.draw(ask.key), numbers, count, *memory]
-    num_inputs = len(tensors) - len(memory) - 2
+    tensors = [*inputs, *graph.grads.draw(ask.key), numbers, count == 0, count, *memory]
+    num_inputs = len(tensors) - len(memory) - 3
     update = partial(update, num_inputs)
     if replicas:
         tensors = [torch.stack([t] * replicas) for t in tensors]
@@ -182,7 +188,7 @@ class FusedStep(Step):
                     p.data = whole[r]
                 rebind(loop.optimizer, self.rule, [whole[r] for whole in self._memory])
         lead = (len(loops),) if self.stacked else ()
-        self._numbers = self._params[0].new_zeros(*lead, self.rule.num_numbers)
+        self._alive = torch.ones(lead, dtype=torch.bool, device=self._params[0].device)
 
     def release(self) -> None:
         for r, loop in enumerate(self._loops):
@@ -192,34 +198,54 @@ class FusedStep(Step):
                 for p in loop.parameters.values():
                     p.data = p.data.clone()
 
-    def answer(self, asks: Sequence[Ask]) -> list[Answer]:
-        inputs = [pytree.tree_leaves(ask[1:4]) for ask in asks]
-        return self._refreshed(asks, inputs) if asks[0].refresh else self._updated(asks, inputs)
-
-    def _updated(self, asks: Sequence[Ask], inputs: list[list[Tensor]]) -> list[Answer]:
-        self._taken = [taken + 1 for taken in self._taken]
-        numbers = [
-            numbers_of(loop.optimizer, self.rule, taken)
-            for loop, taken in zip(self._loops, self._taken, strict=True)
+    def answer(self, asks: Sequence[Sequence[Ask]]) -> list[list[Answer]]:
+        if asks[0][0].refresh:
+            return [[answer] for answer in self._refreshed([ask for (ask,) in asks])]
+        numbers = self._numbers(len(asks[0]))
+        prepared = [
+            [*self._params, *self._given(self.graph.grads, each), now, self._alive, *self._memory]
+            for each, now in zip(zip(*asks, strict=True), numbers, strict=True)
         ]
-        now = torch.tensor(numbers, dtype=self._numbers.dtype)
-        self._numbers.copy_(now if self.stacked else now[0])
-        lifted = self.graph.grads
-        given = self._together(
-            [[*i, *lifted.draw(a.key)] for i, a in zip(inputs, asks, strict=True)]
-        )
-        tensors = [*self._params, *given, self._numbers, *self._memory]
-        (sums,) = self._run(self._code, asks[0], *tensors)
-        return [(None, self.names, s) for s in (sums.unbind() if self.stacked else [sums])]
+        sums = [
+            self._run(self._code, ask, *tensors)[0]
+            for ask, tensors in zip(asks[0], prepared, strict=True)
+        ]
+        each = [s.unbind() for s in sums] if self.stacked else [[s] for s in sums]
+        return [[(None, self.names, s) for s in its] for its in zip(*each, strict=True)]
 
-    def _refreshed(self, asks: Sequence[Ask], inputs: list[list[Tensor]]) -> list[Answer]:
+    def most_at_once(self, asks: Sequence[Ask], seconds: float) -> int:
+        """So many that neither memory nor a user who wants to stop them would notice.
+
+        The number changes no result, so a clock may choose it.
+        """
+        size = sum(t.nbytes for t in pytree.tree_leaves(asks[0].x)) * len(self._loops)
+        return max(
+            1, min(AT_ONCE, BYTES_AT_ONCE // size, int(SECONDS_AT_ONCE * len(asks) / seconds))
+        )
+
+    def _numbers(self, updates: int) -> Sequence[Tensor]:
+        """What each of the next updates takes from the optimizers."""
+        found = []
+        for _ in range(updates):
+            self._taken = [taken + 1 for taken in self._taken]
+            each = [
+                numbers_of(loop.optimizer, self.rule, taken)
+                for loop, taken in zip(self._loops, self._taken, strict=True)
+            ]
+            found.append(each if self.stacked else each[0])
+        like = self._params[0]
+        return torch.tensor(found, dtype=like.dtype, device=like.device).unbind()
+
+    def _given(self, lifted: Lifted, asks: Sequence[Ask]) -> list[Tensor]:
+        """Batch, state and noise; one tensor each for all replicas."""
+        each = [[*pytree.tree_leaves(ask[1:4]), *lifted.draw(ask.key)] for ask in asks]
+        return [torch.stack(ts) for ts in zip(*each, strict=True)] if self.stacked else each[0]
+
+    def _refreshed(self, asks: Sequence[Ask]) -> list[Answer]:
         if self._unit is not None:
             return [self._by_units(self._unit, asks[0])]
         lifted: Any = self.graph.refresh
-        given = self._together(
-            [[*i, *lifted.draw(a.key)] for i, a in zip(inputs, asks, strict=True)]
-        )
-        results = self._run(self._refresh, asks[0], *self._params, *given)
+        results = self._run(self._refresh, asks[0], *self._params, *self._given(lifted, asks))
         each = zip(*[r.unbind() for r in results], strict=True) if self.stacked else [results]
         return [(rows, *stack(sums)) for rows, sums in map(lifted.unflatten, each)]
 
@@ -234,10 +260,6 @@ class FusedStep(Step):
             refresh: Any = self.objective.refresh  # of those that have a unit
             rows, stats = refresh(None, ask.x, ask.state, unit=unit, noise=keyed(*ask.key))
             return rows, *stack(sums_of(None, ask.weight, stats))
-
-    def _together(self, each: list[list[Tensor]]) -> list[Tensor]:
-        """One tensor each for all replicas."""
-        return [torch.stack(ts) for ts in zip(*each, strict=True)] if self.stacked else each[0]
 
     def _run(self, code: Flat, ask: Ask, *tensors: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():

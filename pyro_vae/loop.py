@@ -47,6 +47,7 @@ class Loop:
     patience: int | None = None
     listeners: Sequence[Callable[[Record], Any]] = ()
     after_step: Callable[[Loop], Any] = lambda loop: None  # saves, where a folder was named
+    pause_every: int = 0  # updates after which `after_step` must see the loop, whatever else
     history: History = field(default_factory=History)
     steps_done: int = 0
     samples_done: int = 0
@@ -77,31 +78,38 @@ class Loop:
             return f"early stopping: no rise in {self.waited} evaluations"
         return "budget" if self.steps_done >= num_steps else ""
 
-    def turns(self, num_steps: int) -> Generator[Ask, Any, str]:
-        """The loop as a conversation: it asks for a refresh or an update, and books the answer.
+    def turns(self, num_steps: int) -> Generator[list[Ask], Any, str]:
+        """The loop as a conversation: it asks for a refresh or some updates, and books the answers.
 
-        So one batched program can answer many loops at once.
+        So one batched program can answer many loops at once.  ``send`` it the answers, and how
+        many updates it may ask for at a time.
         """
         started = time.perf_counter() - self.seconds
         refresh_every = getattr(self.objective, "refresh_every", 0)
+        most = 1
         while not (reason := self.ended(num_steps)):
-            number = self.steps_done
-            key = (self.seed, 0, number)
-            fresh = not refresh_every or number % refresh_every == 0
-            drawn = self.batches_drawn + fresh
-            index, x, weight, count = self.batches(drawn - 1)
+            fresh = not refresh_every or self.steps_done % refresh_every == 0
             if fresh and refresh_every:
-                rows, *sums = yield Ask(True, x, weight, rows_of(self.state, index), (*key, 1))
+                index, x, weight, count = self.batches(self.batches_drawn)
+                ask = Ask(True, x, weight, rows_of(self.state, index), (*self._key(0), 1))
+                ((rows, *sums),), most = yield [ask]
                 self._keep(index[:count], rows)
                 self.history.add(self._advance(*sums), count)
-            _, *sums = yield Ask(False, x, weight, rows_of(self.state, index), key)
-            means = self._advance(*sums)
-            self._require_finite(means, x, {}, key)
-            self.history.add(means, count)
-            if self.scheduler is not None:
-                self.scheduler.step()
-            self.steps_done, self.samples_done = number + 1, self.samples_done + count
-            self.batches_drawn = drawn
+            asks, counts = [], []
+            for ahead in range(self._ahead(num_steps, most)):
+                drawn = self.batches_drawn + fresh + ahead
+                index, x, weight, count = self.batches(drawn - 1)
+                asks.append(Ask(False, x, weight, rows_of(self.state, index), self._key(ahead)))
+                counts.append(count)
+            answers, most = yield asks
+            for ask, (_, *sums), count in zip(asks, answers, counts, strict=True):
+                means = self._advance(*sums)
+                self._require_finite(means, ask.x, {}, ask.key)
+                self.history.add(means, count)
+                if self.scheduler is not None:
+                    self.scheduler.step()
+                self.steps_done, self.samples_done = self.steps_done + 1, self.samples_done + count
+                self.batches_drawn += fresh
             self.seconds = time.perf_counter() - started
             last = self.steps_done == num_steps
             evaluate = self.validation is not None and (
@@ -109,11 +117,25 @@ class Loop:
             )
             if last or evaluate or self.steps_done % self.record_every == 0:
                 record = self.record(evaluate)
-                answers = [listen(record) for listen in self.listeners]  # all of them are told
-                if True in answers:
+                told = [listen(record) for listen in self.listeners]  # all of them are
+                if True in told:
                     self.called_off = num_steps
             self.after_step(self)
         return reason
+
+    def _key(self, ahead: int) -> tuple[int, int, int]:
+        return (self.seed, 0, self.steps_done + ahead)
+
+    def _ahead(self, num_steps: int, most: int) -> int:
+        """How many updates may be asked for before anyone looks at the program or its state."""
+        refreshes = getattr(self.objective, "refresh_every", 0) > 0
+        if refreshes or self.state.rows or self.state.shared or self.scheduler is not None:
+            return 1
+        pauses = [self.record_every, self.pause_every]
+        if self.validation is not None:
+            pauses.append(self.evaluate_every)
+        until = [every - self.steps_done % every for every in pauses if every]
+        return min(most, num_steps - self.steps_done, *until)
 
     def apply(self, grads: Parameters, sums: Sums, ask: Ask) -> Answer:
         """One optimizer update with these gradients.
@@ -182,22 +204,44 @@ class Loop:
 
 def in_lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> str:
     """Run loops side by side, all of them answered by one step; why they ended."""
+    run = lockstep(loops, step, num_steps)
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            return end.value
+
+
+def lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> Generator[int, None, str]:
+    """The same bit by bit: it yields how many updates each of the loops has just taken."""
     step.bind(loops)
-    turns = [loop.turns(num_steps) for loop in loops]
-    answers: Sequence[Answer | None] = [None] * len(loops)
+    sends = [loop.turns(num_steps).send for loop in loops]
     try:
-        while True:
-            asks, ends = [], []
-            for turn, answer in zip(turns, answers, strict=True):
-                try:
-                    asks.append(turn.send(answer))
-                except StopIteration as end:
-                    ends.append(end.value)
-            if ends:  # a callback of one ends all of them, when all have booked this step
-                return ends[0]
+        asks = _next(sends, [None] * len(loops))
+        while not isinstance(asks, str):
+            started = time.perf_counter()
             answers = step.answer(asks)
+            most = step.most_at_once(asks[0], time.perf_counter() - started)
+            updates = sum(not ask.refresh for ask in asks[0])
+            asks = _next(sends, [(answer, most) for answer in answers])
+            yield updates
     finally:
         step.release()
+    return asks
+
+
+def _next(
+    sends: Sequence[Callable[[Any], list[Ask]]], what: Sequence[Any]
+) -> list[list[Ask]] | str:
+    """What all loops ask for next, or why one of them ended."""
+    asks, ends = [], []
+    for send, value in zip(sends, what, strict=True):
+        try:
+            asks.append(send(value))
+        except StopIteration as end:
+            ends.append(end.value)
+    # A callback of one ends all of them, when all have booked this step.
+    return ends[0] if ends else asks
 
 
 def rows_of(state: State, index: Tensor) -> State:

@@ -89,9 +89,16 @@ class Step:
     def release(self) -> None:
         """Leave the loops' parameters and optimizers as if they had been alone."""
 
-    def answer(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Do what the loops ask for, one after another."""
-        return [self._answer(loop, ask) for loop, ask in zip(self._loops, asks, strict=True)]
+    def answer(self, asks: Sequence[Sequence[Ask]]) -> list[list[Answer]]:
+        """Do what each loop asks for, one after another."""
+        return [
+            [self._answer(loop, ask) for ask in its]
+            for loop, its in zip(self._loops, asks, strict=True)
+        ]
+
+    def most_at_once(self, asks: Sequence[Ask], seconds: float) -> int:
+        """How many updates a loop may ask for at a time, after these asks took so long."""
+        return 1
 
     def _answer(self, loop: Loop, ask: Ask) -> Answer:
         if ask.refresh:

@@ -13,8 +13,9 @@ import torch._inductor
 from torch import nn, optim
 
 import pyro_vae as pv
-from pyro_vae import compiling, engine, engines, inputs, storage, training
+from pyro_vae import compiling, engine, engines, fused, inputs, storage, training
 from pyro_vae.compiling import machine_code, pays
+from pyro_vae.fused import FusedStep
 from pyro_vae.lifting import Refusal
 from pyro_vae.models import gaussian_vae
 from pyro_vae.objectives import AEVB, MonteCarloEM, WakeSleep
@@ -184,6 +185,66 @@ def test_a_step_that_is_not_finite_writes_nothing(once):
     assert torch.equal(weights(program), kept[0])
     assert_same(held[0].state_dict(), kept[1])
     assert kept[1]["param_groups"][0]["steps_taken"] == kept[1]["state"][0]["step"] == 2
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many updates were asked for at a time."""
+    numbers = []
+    answer = FusedStep.answer
+
+    def spy(self, asks):
+        numbers.append(len(asks[0]))
+        return answer(self, asks)
+
+    monkeypatch.setattr(FusedStep, "answer", spy)
+    monkeypatch.setattr(fused, "SECONDS_AT_ONCE", 60.0)
+    return numbers
+
+
+def test_updates_that_are_prepared_together_are_those_taken_one_by_one(once, asked, monkeypatch):
+    """Records, evaluations and saves see the program at their own step."""
+    seen = []
+    options = {
+        **PRIOR_AND_CLIP, "optimizer": WAITING, "steps": 1000, "evaluate_every": 13,
+        "validation": PADDED, "callbacks": [lambda r: seen.append(weights(r.program).sum())],
+    }  # fmt: skip
+    together = train(bernoulli(), PADDED, **options)
+    assert max(asked) == 5 and len(asked) < 300  # 5 to a record, fewer to an evaluation
+    monkeypatch.setattr(fused, "AT_ONCE", 1)
+    assert_alike(train(bernoulli(), PADDED, **options), together, tolerance=0)
+    assert set(asked[-1000:]) == {1} and seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+
+
+def test_updates_after_one_that_is_not_finite_write_nothing(once, asked, monkeypatch):
+    """The fourth of five that were prepared together fails, and the fifth would not have."""
+    held = []
+
+    class Spoilt(inputs.Batches):
+        def __call__(self, number):
+            index, x, weight, count = super().__call__(number)
+            return index, x * math.inf if number == 503 else x, weight, count
+
+    def optimizer(parameters):
+        held.append(WAITING(parameters))
+        return held[-1]
+
+    options = {**PRIOR_AND_CLIP, "optimizer": optimizer}
+    expected = bernoulli()
+    train(expected, PADDED, **{**options, "steps": 503})
+    monkeypatch.setattr(training, "Batches", Spoilt)
+    program = bernoulli()
+    with pytest.raises(ValueError, match="step 504: the loss is nan"):
+        train(program, PADDED, **{**options, "steps": 1000})
+    assert asked[-1] == 5 and torch.equal(weights(program), weights(expected))
+    assert_same(held[1].state_dict(), held[0].state_dict())
+
+
+def test_a_save_after_so_many_updates_is_not_late(tmp_path, once, asked):
+    options = {**PRIOR_AND_CLIP, "steps": 1000, "callbacks": [lambda r: r.step > 700]}
+    saved = {"out": tmp_path, "checkpoint_every": 7}
+    train(bernoulli(), PADDED, **options, **saved)
+    assert max(asked) == 5 and {1, 2, 4} <= set(asked)  # 5 to a record, fewer to a seventh
 
 
 def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, once):
