@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.lifting import Lifted, Refusal, close
 from pyro_vae.noise import seeded
+from pyro_vae.products import quicken
 
 aten = torch.ops.aten
 APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)}
@@ -61,6 +62,8 @@ def machine_code(
             # Not torch.compile: its guards ask at every call whether Python has changed, and a
             # graph has none; on small nets they take as long as the arithmetic.
             apart = make_fx(graph, decomposition_table=APART)(*copies())
+            if not options.get("triton.cudagraphs"):
+                quicken(apart)
             code = torch._inductor.standalone_compile(
                 apart,
                 list(copies()),
