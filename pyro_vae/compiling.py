@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.lifting import Lifted, Refusal, close
 from pyro_vae.noise import seeded
-from pyro_vae.products import quicken
+from pyro_vae.products import multiplications, quicken
 
 aten = torch.ops.aten
 APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)}
@@ -105,9 +105,10 @@ def _reason(error: Exception) -> str:
 # Rough times of a core of 2020, in seconds: right within a factor of two is right enough.
 
 PER_OPERATION = 4e-6  # what an operation costs besides its arithmetic, when called from Python
-PER_ENTRY = 4e-10  # writing and reading an entry of a tensor that fusion keeps in a register
-COMPILATION = 5.0  # of any graph
-COMPILATION_PER_OPERATION = 0.03
+PER_ENTRY = 6e-10  # writing and reading an entry of a tensor that fusion keeps in a register
+PER_MULTIPLICATION = 4e-12  # of a large product, which oneDNN takes less for
+COMPILATION = 2.0  # of any graph
+COMPILATION_PER_OPERATION = 0.02
 PRODUCTS = (
     aten.mm.default,
     aten.addmm.default,
@@ -123,6 +124,8 @@ def pays(graphs: Mapping[Lifted, int]) -> bool:
     for lifted, runs in graphs.items():
         fused = [node for node in lifted.graph.graph.nodes if _is_fused(node)]
         saving += runs * sum(PER_OPERATION + PER_ENTRY * _entries(node) for node in fused)
+        products = sum(map(multiplications, lifted.graph.graph.nodes))
+        saving += runs * PER_MULTIPLICATION * products
         cost += COMPILATION + COMPILATION_PER_OPERATION * len(fused)
     return saving > cost
 

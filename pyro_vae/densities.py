@@ -316,12 +316,13 @@ def _vmapped(
 
     leaves, form_of_args = pytree.tree_flatten((parameters, x))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    key = (id(program), str(form_of_args), shapes, reparameterize, detach_guide)
+    learning = torch.is_grad_enabled()
+    key = (id(program), str(form_of_args), shapes, reparameterize, detach_guide, learning)
     if key not in capture_cache():  # a capture runs the function three times
         with _no_modes():
             examples = pytree.tree_map(example, (parameters, x))
             probes = [(nudged(examples[0]), other) for other in others(examples[1])]
-        capture_cache()[key] = lift(one, *examples, probes=probes, differentiable=True)
+        capture_cache()[key] = lift(one, *examples, probes=probes, differentiable=learning)
     lifted = capture_cache()[key]
     if not isinstance(lifted, Lifted) or lifted.kept:
         return None

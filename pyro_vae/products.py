@@ -33,15 +33,20 @@ _library.impl("product", _product, "CPU")
 torch.library.register_fake("pyro_vae::product", _form, lib=_library)
 
 
+def multiplications(node: fx.Node) -> int:
+    """How many a product of a traced graph takes, where oneDNN is to take it; 0 elsewhere."""
+    if node.target not in (aten.mm.default, aten.addmm.default):
+        return 0
+    a, b = (factor.meta.get("tensor_meta") for factor in node.args[-2:])  # type: ignore[union-attr]
+    if a is None or a.dtype != torch.float32 or a.stride != (a.shape[1], 1):
+        return 0
+    size = a.shape[0] * a.shape[1] * b.shape[1]
+    return size if size >= LARGE and torch.backends.mkldnn.is_available() else 0
+
+
 def quicken(graph: fx.GraphModule) -> None:
-    """Let the large products of a traced graph be oneDNN's, in place."""
-    if not torch.backends.mkldnn.is_available():
-        return
+    """Let the large products of a traced graph on a CPU be oneDNN's, in place."""
     for node in graph.graph.nodes:
-        if node.target is aten.mm.default:
-            a, b = (factor.meta["tensor_meta"] for factor in node.args)
-            size = a.shape[0] * a.shape[1] * b.shape[1]
-            by_rows = a.stride == (a.shape[1], 1)
-            if a.dtype == torch.float32 and by_rows and size >= LARGE:
-                node.target = torch.ops.pyro_vae.product.default
+        if node.target is aten.mm.default and multiplications(node):
+            node.target = torch.ops.pyro_vae.product.default
     graph.recompile()

@@ -46,7 +46,7 @@ def log_evidence(
     leapfrog_steps: int = 10,
     seed: int = 0,
     batch_size: int | None = None,
-    max_elements: int = 2**23,
+    max_elements: int = 2**21,
 ) -> Evidence:
     r"""Estimate log p(x) of each datum.
 

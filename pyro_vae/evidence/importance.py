@@ -129,26 +129,25 @@ def importance(
     event = event_size(x)
     batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
     chunk = max(1, min(num_particles, max_elements // (event * batch_size)))
-    sizes = [chunk] * (num_particles // chunk)
-    if num_particles % chunk:
-        sizes.append(num_particles % chunk)
+    # Chunks of one size are one graph: the last draws a few particles that are not used.
+    chunks = -(-num_particles // chunk)
+    chunk = -(-num_particles // chunks)
     pieces = -(-num_rows(x) // batch_size)
-    functions = {
-        size: RowFunction(program, _log_w(size), calls=pieces * sizes.count(size))
-        for size in set(sizes)
-    }
+    function = RowFunction(program, _log_w(chunk), calls=pieces * chunks)
     parts: list[Evidence] = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-        tables = []
-        for part, size in enumerate(sizes):
-            log_w, is_global = functions[size](rows, seed, number, part)
+        table: Tensor | None = None
+        for part in range(chunks):
+            log_w, is_global = function(rows, seed, number, part)
             if is_global:
                 raise ValueError(
                     "the program has latents outside the data plate, which all data share, so "
                     "there is no log p(x) per datum: condition on them, or use the ELBO"
                 )
-            tables.append(log_w[:, :count])
-        parts.append(from_log_weights(torch.cat(tables)))
+            if table is None:  # in one piece: small ones between large chunks scatter the memory
+                table = log_w.new_empty(chunks * chunk, count)
+            table[part * chunk : (part + 1) * chunk] = log_w[:, :count]
+        parts.append(from_log_weights(table[:num_particles]))  # type: ignore[index]
     return concatenated(parts)
 
 
