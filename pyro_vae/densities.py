@@ -24,6 +24,7 @@ from pyro_vae.lifting import Lifted, capture_cache, lift, nudged, others, partic
 from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program import Rows, call_with, map_rows, num_rows, observed_rows
 from pyro_vae.traces import (
+    Detached,
     Site,
     closed_kl,
     data_frame,
@@ -35,7 +36,6 @@ from pyro_vae.traces import (
     sites_of,
     tell_scale,
     trace_of,
-    trace_program,
 )
 
 
@@ -54,6 +54,9 @@ class Densities(NamedTuple):
         latents: for each latent site its values, (K, B, ...); global ones (K, ...).
         global_log_p, global_log_q: densities of latents outside the plate, (K,); zero without.
         scale: N / B where the plate is subsampled, else 1.
+        path: where asked for, (K, B) of value zero, whose gradient is that of log_w along the
+            draws alone: sum of g . dz over a datum's latents z, with g = d log_w / dz at detached
+            z and guide.  The tables then hang on the draws in no other way.
     """
 
     log_prior: Tensor
@@ -66,6 +69,7 @@ class Densities(NamedTuple):
     global_log_p: Tensor
     global_log_q: Tensor
     scale: float
+    path: Tensor | None = None
 
     @property
     def log_p(self) -> Tensor:
@@ -81,6 +85,11 @@ class Densities(NamedTuple):
     def kl_terms(self) -> dict[str, Tensor]:
         """The KL term of each latent per datum (B,): closed where known, else sampled."""
         return self._kl_or_sampled(self.log_ratio)
+
+    @property
+    def sampled_kl_terms(self) -> dict[str, Tensor]:
+        """log q - log p of each latent per datum (B,), averaged over the particles."""
+        return {name: ratio.mean(0) for name, ratio in self.log_ratio.items()}
 
     @property
     def global_share(self) -> Tensor:
@@ -105,15 +114,26 @@ class Densities(NamedTuple):
         }
 
 
-def _single(program: Any, x: Rows, reparameterize: bool, detach_guide: bool) -> Densities:
+class Ways(NamedTuple):
+    """How gradients flow through densities; see :func:`densities`."""
+
+    reparameterize: bool = True
+    detach_guide: bool = False
+    pathwise: bool = False
+
+
+def _single(program: Any, x: Rows, ways: Ways) -> Densities:
     """One particle: tables (B,), global densities ()."""
-    guide_trace, model_trace = trace_program(program, x, reparameterize=reparameterize)
+    draws = [] if ways.reparameterize else [Detached()]
+    drawn = trace_of(program.guide, x, *draws)
+    guide_trace = _with_leaves(drawn) if ways.pathwise else drawn
+    model_trace = trace_of(poutine.replay(program.model, trace=guide_trace), x)
     guide, model = sites_of(guide_trace), sites_of(model_trace)
     require_rows(guide, model)
-    if reparameterize:
+    if ways.reparameterize:
         require_rsample(guide)
     scored = guide
-    if detach_guide:
+    if ways.detach_guide or ways.pathwise:
         scored = sites_of(_guide_with_detached_parameters(program, x, guide_trace))
     like = observed_rows(x)
     rows = torch.zeros(num_rows(x), device=like.device, dtype=_dtype(model, like))
@@ -140,10 +160,41 @@ def _single(program: Any, x: Rows, reparameterize: bool, detach_guide: bool) -> 
             log_q = log_q + value
             log_ratio[name] = log_ratio.get(name, 0.0) + value
     latents = {name: site["value"] for name, site in guide.items() if not site["is_observed"]}
+    path = None
+    if ways.pathwise:
+        path = _path(sites_of(drawn), latents, prior + likelihood - log_q)
     return Densities(
         prior, likelihood, log_q, closed_kl(guide, model), log_ratio, global_ratio, latents,
-        global_p, global_q, one_scale(guide, model),
+        global_p, global_q, one_scale(guide, model), path,
     )  # fmt: skip
+
+
+def _with_leaves(guide: poutine.Trace) -> poutine.Trace:
+    """The same draws, each a leaf of its own."""
+    leaves = guide.copy()
+    for name, site in sites_of(guide).items():
+        if not site["is_observed"]:
+            leaf = site["value"].detach()
+            leaf = leaf.requires_grad_() if leaf.is_floating_point() else leaf
+            leaves.nodes[name] = {**site, "value": leaf}  # type: ignore[typeddict-item]
+    return leaves
+
+
+def _path(drawn: dict[str, Site], leaves: dict[str, Tensor], log_w: Tensor) -> Tensor:
+    """What has the gradient of ``log_w`` (B,) along the draws of each datum, and the value 0."""
+    local = [name for name in leaves if data_frame(drawn[name]) is not None]
+    # With a graph of their own, because a capture takes an operation without one for a mistake.
+    slopes = torch.autograd.grad(
+        log_w.sum(), [leaves[name] for name in local], create_graph=True, allow_unused=True
+    )
+    path = torch.zeros_like(log_w)
+    for name, slope in zip(local, slopes, strict=True):
+        if slope is not None:
+            site = drawn[name]
+            moved = slope.detach() * (site["value"] - site["value"].detach())
+            events = moved.reshape(*site["fn"].batch_shape, -1).sum(-1)
+            path = path + per_datum(site, events)
+    return path
 
 
 def _dtype(model: dict[str, Site], like: Tensor) -> torch.dtype:
@@ -181,6 +232,7 @@ def densities(
     *,
     reparameterize: bool = True,
     detach_guide: bool = False,
+    pathwise: bool = False,
 ) -> Densities:
     """Draw K latents per datum from the guide and score them under model and guide.
 
@@ -192,6 +244,8 @@ def densities(
             latents, the program runs K times.  All ways ask for the same noise.
         reparameterize: let gradients flow through the draws.  With False they are detached.
         detach_guide: log q depends on the parameters through the draws alone.
+        pathwise: split the gradient: the tables are functions of the parameters at detached
+            draws, log q of none, and ``path`` carries the gradient along the draws.
 
     Returns:
         :class:`Densities`, unscaled, in nats.
@@ -202,25 +256,26 @@ def densities(
     """
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}, expected a whole number from 1 on")
+    ways = Ways(reparameterize, detach_guide, pathwise)
     if num_particles == 1:
-        one = _single(program, x, reparameterize, detach_guide)
+        one = _single(program, x, ways)
         return _with_particles(one, [one])
     if particles_by_vmap() and isinstance(program, nn.Module):
-        together = _vmapped(program, x, num_particles, reparameterize, detach_guide)
+        together = _vmapped(program, x, num_particles, ways)
         if together is not None:
             return together
     with NoiseMode(_one_half) as mode:  # which form it takes, without asking for noise
-        form = _single(program, x, reparameterize, detach_guide)
+        form = _single(program, x, ways)
     local = all(name in form.log_ratio for name in form.latents)
     drawn = [*form.latents.values(), *mode.asked]
     if local and all(draw.shape[:1] == (num_rows(x),) for draw in drawn):
-        wide = _repeated(program, x, num_particles, reparameterize, detach_guide, form.scale)
+        wide = _repeated(program, x, num_particles, ways, form.scale)
         if wide is not None:
             return wide
     runs = []
     for source in _sources(num_particles):
         with NoiseMode(source):
-            runs.append(_single(program, x, reparameterize, detach_guide))
+            runs.append(_single(program, x, ways))
     return _with_particles(runs[0], runs)
 
 
@@ -265,19 +320,18 @@ def _with_particles(form: Densities, runs: list[Densities]) -> Densities:
         global_log_p=stack([run.global_log_p for run in runs]),
         global_log_q=stack([run.global_log_q for run in runs]),
         scale=form.scale,
+        path=None if form.path is None else stack([run.path for run in runs]),  # type: ignore[misc]
     )
 
 
-def _repeated(
-    program: Any, x: Rows, particles: int, reparameterize: bool, detach_guide: bool, scale: float
-) -> Densities | None:
+def _repeated(program: Any, x: Rows, particles: int, ways: Ways, scale: float) -> Densities | None:
     """Rows are independent, so K particles of B rows are one particle of K x B rows.
 
     None where a latent has plates to the left of the data's, so that its rows are not in front.
     """
     rows = num_rows(x)
     many = map_rows(lambda t: t.repeat(particles, *[1] * (t.dim() - 1)), x)
-    wide = _single(program, many, reparameterize, detach_guide)
+    wide = _single(program, many, ways)
     if any(len(value) != particles * rows for value in wide.latents.values()):
         return None
 
@@ -295,17 +349,16 @@ def _repeated(
         global_log_p=wide.global_log_p.expand(particles),
         global_log_q=wide.global_log_q.expand(particles),
         scale=scale,
+        path=None if wide.path is None else fold(wide.path),
     )
 
 
-def _vmapped(
-    program: nn.Module, x: Rows, particles: int, reparameterize: bool, detach_guide: bool
-) -> Densities | None:
+def _vmapped(program: nn.Module, x: Rows, particles: int, ways: Ways) -> Densities | None:
     """One captured particle, ``vmap``-ed over its noise: what depends on x alone is done once."""
     parameters = dict(program.named_parameters())
 
     def one(parameters: dict[str, Tensor], x: Rows) -> Densities:
-        return call_with(program, parameters, _single, x, reparameterize, detach_guide)
+        return call_with(program, parameters, _single, x, ways)
 
     def example(tensor: Tensor) -> Tensor:  # values of its own: these may be tracers'
         real = torch.ones(tensor.shape, dtype=tensor.dtype, device=tensor.device)
@@ -317,7 +370,7 @@ def _vmapped(
     leaves, form_of_args = pytree.tree_flatten((parameters, x))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     learning = torch.is_grad_enabled()
-    key = (id(program), str(form_of_args), shapes, reparameterize, detach_guide, learning)
+    key = (id(program), str(form_of_args), shapes, ways, learning)
     if key not in capture_cache():  # a capture runs the function three times
         with _no_modes():
             examples = pytree.tree_map(example, (parameters, x))

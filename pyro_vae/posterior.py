@@ -14,7 +14,7 @@ from pyro_vae.dreams import dream
 from pyro_vae.inputs import as_rows
 from pyro_vae.noise import seeded
 from pyro_vae.program import VAE, Rows, evaluating, observed_rows
-from pyro_vae.traces import base_law, sites_of, trace_of
+from pyro_vae.traces import AtTheMean, base_law, mean_of, sites_of, trace_of
 
 
 def sample(
@@ -119,7 +119,7 @@ def _mean_of_x(program: Any, model: Callable[[Rows], Any], x: Rows) -> Tensor:
     """The mean of the likelihood where ``model`` runs, in the form of x."""
     name = getattr(program, "observed", "x")
     fn = sites_of(trace_of(model, x))[name]["fn"]
-    mean = _mean(fn)
+    mean = mean_of(fn)
     if mean is None:
         raise ValueError(
             f'the likelihood of "{name}", {type(base_law(fn)).__name__}, has no mean: ask for '
@@ -128,29 +128,6 @@ def _mean_of_x(program: Any, model: Callable[[Rows], Any], x: Rows) -> Tensor:
     return mean.reshape(observed_rows(x).shape)
 
 
-def _mean(fn: Any) -> Tensor | None:
-    try:
-        mean = fn.mean
-    except NotImplementedError:
-        return None
-    return None if mean.isnan().any() else mean  # a Categorical's is nan
-
-
-class _AtTheMean(poutine.messenger.Messenger):
-    """Sets each latent to its distribution's mean, so that later sites see it."""
-
-    def _pyro_sample(self, msg) -> None:
-        if poutine.util.site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
-            return
-        mean = _mean(msg["fn"])
-        if mean is None:
-            raise ValueError(
-                f'the guide of "{msg["name"]}", {type(base_law(msg["fn"])).__name__}, has no mean: '
-                "ask for draws, num_draws=100, and average what you need"
-            )
-        msg["value"], msg["done"] = mean, True
-
-
 def _means(program: Any, x: Rows) -> dict[str, Tensor]:
     with pyro.validation_enabled(False):
-        return _AtTheMean()(lambda: _latents(program, x))()
+        return AtTheMean()(lambda: _latents(program, x))()

@@ -38,7 +38,7 @@ def multiplications(node: fx.Node) -> int:
     if node.target not in (aten.mm.default, aten.addmm.default):
         return 0
     a, b = (factor.meta.get("tensor_meta") for factor in node.args[-2:])  # type: ignore[union-attr]
-    if a is None or a.dtype != torch.float32 or a.stride != (a.shape[1], 1):
+    if a is None or b is None or a.dtype != torch.float32 or a.stride != (a.shape[1], 1):
         return 0
     size = a.shape[0] * a.shape[1] * b.shape[1]
     return size if size >= LARGE and torch.backends.mkldnn.is_available() else 0

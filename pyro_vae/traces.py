@@ -53,6 +53,34 @@ class Detached(Messenger):
             msg["value"] = value.detach()
 
 
+def mean_of(fn: Any, *, look: bool = True) -> Tensor | None:
+    """A distribution's mean, None where it has none, or where a ``look`` at it shows a nan."""
+    try:
+        mean = fn.mean
+    except NotImplementedError:
+        return None
+    return None if look and mean.isnan().any() else mean  # a Categorical's is nan
+
+
+class AtTheMean(Messenger):
+    """Sets each latent to its distribution's mean, so that later sites see it."""
+
+    def __init__(self, *, look: bool = True) -> None:
+        super().__init__()
+        self.look = look
+
+    def _pyro_sample(self, msg) -> None:
+        if site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
+            return
+        mean = mean_of(msg["fn"], look=self.look)
+        if mean is None:
+            raise ValueError(
+                f'the guide of "{msg["name"]}", {type(base_law(msg["fn"])).__name__}, has no mean: '
+                "ask for draws, num_draws=100, and average what you need"
+            )
+        msg["value"], msg["done"] = mean, True
+
+
 class DataScale(Messenger):
     """Listens for the plate's scale N / B while a program runs."""
 
@@ -266,5 +294,6 @@ def require_rsample(guide: dict[str, Site]) -> None:
             raise ValueError(
                 f'latent site "{name}" has the guide {type(site["fn"]).__name__}, which is not '
                 "reparameterized, so its gradient would silently be zero: use a distribution "
-                "with rsample, or an objective that does not reparameterize, such as WakeSleep()"
+                "with rsample, or an objective that does not reparameterize: ScoreFunction() for "
+                "the same bound, ReweightedWakeSleep() or WakeSleep()"
             )

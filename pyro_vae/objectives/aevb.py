@@ -13,12 +13,14 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from pyro_vae.densities import Densities, densities
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.objectives.base import EMPTY, Objective, State, Stats, bound_stats
-from pyro_vae.program import Rows
+from pyro_vae.objectives.importance import whole_particles
+from pyro_vae.program import Rows, observed_rows
 
 
 class AEVB(Objective):
@@ -29,26 +31,51 @@ class AEVB(Objective):
             samples both, as Pyro's ``Trace_ELBO`` does.  B "typically has less variance"; that
             is no law: at the exact posterior the value of A has none, and B's has.
         num_particles: K draws per datum (the paper's L; 1 is enough at minibatches of 100).
+        kl_warmup: the KL term counts step / kl_warmup in the first so many updates, 1 afterwards
+            (0: at once), so that latents are found useful before they are charged for.
+        free_bits: nats of each latent's KL term per datum that are free: max(free_bits, KL) is
+            charged.  The paper that names it takes the mean over a minibatch there; here no number
+            mixes rows.
+
+    With ``kl_warmup`` or ``free_bits`` what is trained is *not the ELBO*, and no bound; columns
+    and scores (``bound``, held-out bounds, log p(x)) always are the ELBO, its KL term at full
+    weight.  The column ``loss`` is what is trained.
 
     Where no closed KL is registered for a site, B samples that site's term, which is A for it,
     and warns once a fit.
 
-    Source: Kingma & Welling (2014), arXiv:1312.6114, equations (6), (7) and (10).
+    Sources: Kingma & Welling (2014), arXiv:1312.6114, equations (6), (7) and (10); warm-up:
+    Bowman et al. (2016), arXiv:1511.06349; free bits: Kingma et al. (2016), arXiv:1606.04934.
     """
 
-    def __init__(self, estimator: Literal["A", "B"] = "B", num_particles: int = 1) -> None:
+    def __init__(
+        self,
+        estimator: Literal["A", "B"] = "B",
+        num_particles: int = 1,
+        *,
+        kl_warmup: int = 0,
+        free_bits: float = 0.0,
+    ) -> None:
         if estimator not in ("A", "B"):
             raise ValueError(f'estimator is {estimator!r}, expected "A" or "B"')
-        if int(num_particles) != num_particles or num_particles < 1:
-            raise ValueError(f"num_particles is {num_particles}, expected a whole number from 1 on")
-        super().__init__(num_particles=int(num_particles))
+        if int(kl_warmup) != kl_warmup or kl_warmup < 0:
+            raise ValueError(f"kl_warmup is {kl_warmup}, expected a number of updates, 0 for none")
+        if not 0 <= free_bits < float("inf"):
+            raise ValueError(f"free_bits is {free_bits}, expected a number of nats from 0 on")
+        super().__init__(num_particles=whole_particles(num_particles))
         self.estimator = estimator
+        self.kl_warmup, self.free_bits = int(kl_warmup), float(free_bits)
 
     _told = False  # of sampled KL terms, since the first step; no number depends on it
 
     def init(self, program: Any, x: Rows) -> State:
         self._told = False
-        return EMPTY
+        if not self.kl_warmup:
+            return EMPTY
+        return State({}, {"step": torch.zeros((), device=observed_rows(x).device)})
+
+    def advance(self, shared: dict[str, Tensor], means: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"step": shared["step"] + 1} if shared else shared
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
         d = densities(program, x, self.num_particles)
@@ -58,7 +85,18 @@ class AEVB(Objective):
         else:
             bound = self._with_closed_kl(d)
         stats["bound"] = bound.detach()
+        if self.kl_warmup or self.free_bits:
+            return -(bound + self._forgiven(d, state)), stats
         return -bound, stats
+
+    def _forgiven(self, d: Densities, state: State) -> Tensor:
+        """What is charged of the KL terms less than the bound has, (B,)."""
+        terms = d.kl_terms if self.estimator == "B" else d.sampled_kl_terms
+        full = torch.stack(list(terms.values()))  # (sites, B)
+        charged = full.clamp_min(self.free_bits) if self.free_bits else full
+        if self.kl_warmup:
+            charged = charged * ((state.shared["step"] + 1) / self.kl_warmup).clamp_max(1.0)
+        return (full - charged).sum(0)
 
     def _with_closed_kl(self, d: Densities) -> Tensor:  # (B,)
         sampled = [name for name, kl in d.kl.items() if kl is None]

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_vae.densities import densities
 from pyro_vae.dreams import dream, guide_log_density
 from pyro_vae.objectives.base import Objective, State, Stats, bound_stats
+from pyro_vae.objectives.importance import whole_particles
 from pyro_vae.program import Rows
 
 
@@ -38,9 +39,7 @@ class WakeSleep(Objective):
     """
 
     def __init__(self, num_particles: int = 1) -> None:
-        if int(num_particles) != num_particles or num_particles < 1:
-            raise ValueError(f"num_particles is {num_particles}, expected a whole number from 1 on")
-        super().__init__(num_particles=int(num_particles))
+        super().__init__(num_particles=whole_particles(num_particles))
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
         awake = densities(program, x, self.num_particles, reparameterize=False)

@@ -1,0 +1,63 @@
+r"""The standard auto-encoder: a code for each datum, and nothing probabilistic about the code.
+
+.. math:: \max_{\theta, \phi} \; \log p_\theta(x \mid z), \qquad z = E_{q_\phi}[z \mid x]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.objectives.base import EMPTY, Objective, State, Stats
+from pyro_vae.program import Rows, observed_rows
+from pyro_vae.traces import (
+    AtTheMean,
+    data_frame,
+    is_factor,
+    log_density,
+    per_datum,
+    require_rows,
+    sites_of,
+    trace_of,
+)
+
+
+class Autoencoder(Objective):
+    """Reconstruction alone: z at the guide's mean, no draws, no prior, no KL term.
+
+    What the slides set against the VAE.  It is no bound on log p(x): nothing keeps the codes where
+    the prior draws, so ``pv.sample`` of such a model decodes places it has never seen, and the
+    guide's spread is not trained at all.  Its model can still be scored by
+    ``pv.log_evidence(proposal="hmc")``.
+
+    Raises:
+        ValueError: a guide without a mean; global latents.
+    """
+
+    has_bound = False
+
+    def init(self, program: Any, x: Rows) -> State:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            trace_of(program.guide, x, AtTheMean())  # a graph cannot look whether a mean is nan
+        return EMPTY
+
+    def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
+        guide_trace = trace_of(program.guide, x, AtTheMean(look=False))
+        model_trace = trace_of(poutine.replay(program.model, trace=guide_trace), x)
+        guide, model = sites_of(guide_trace), sites_of(model_trace)
+        require_rows(guide, model)
+        total = torch.zeros((), device=observed_rows(x).device)
+        for name, site in model.items():
+            if data_frame(site) is None and not is_factor(site):
+                raise ValueError(
+                    f'latent site "{name}" is outside pyro.plate("data", ...), shared by all data: '
+                    "an auto-encoder has one code for each datum; use AEVB()"
+                )
+            if site["is_observed"]:
+                value = per_datum(site, log_density(site))
+                total = total + value
+        return -total, {"reconstruction": total.detach()}
