@@ -50,7 +50,8 @@ class Case:
     def make_objective(self) -> pv.objectives.Objective:
         if self.objective == "AEVB":
             return pv.objectives.AEVB("A" if self.K > 1 else "B", self.K)
-        return getattr(pv.objectives, self.objective)()
+        options = {"num_particles": self.K} if self.K > 1 else {}
+        return getattr(pv.objectives, self.objective)(**options)
 
     def build(self) -> torch.nn.Module:
         return bernoulli_vae.build(self.D, latent_dim=self.J, hidden_dim=self.H, init_std=None)
@@ -66,6 +67,9 @@ CASES = {
     "mnist, K 50": Case(K=50),
     "mnist, wake-sleep": Case(objective="WakeSleep"),
     "mnist, Monte Carlo EM": Case(objective="MonteCarloEM"),
+    "mnist, IWAE 10": Case(objective="IWAE", K=10),
+    "mnist, reweighted wake-sleep 10": Case(objective="ReweightedWakeSleep", K=10),
+    "mnist, DReG 10": Case(objective="DReG", K=10),
     "digits": Case(D=64, H=128, J=2),
     "digits, 8 replicas": Case(D=64, H=128, J=2, replicas=8),
 }
@@ -89,6 +93,9 @@ def products(case: Case) -> tuple[Products, float]:
         wake = [*encoder, *decoder, *weights(decoder), *activations(decoder[1:])]
         sleep = [*decoder, *encoder, *weights(encoder), *activations(encoder[1:])]
         return [*wake, *sleep], 1
+    if case.objective == "ReweightedWakeSleep":  # no gradient passes through the draws
+        wake = [*encoder, *decoder, *weights(decoder), *activations(decoder[1:])]
+        return [*wake, *weights(encoder), *activations(encoder[1:])], 1
     if case.objective == "MonteCarloEM":  # 11 gradients in z for every 5 updates
         update = [*decoder, *weights(decoder), *activations(decoder[1:])]
         return [*update * 5, *[*decoder, *activations(decoder)] * 11], 1 / 5

@@ -367,13 +367,21 @@ def _vmapped(program: nn.Module, x: Rows, particles: int, ways: Ways) -> Densiti
         ramp = torch.linspace(0.3, 0.7, max(2, real.numel()))[: real.numel()]
         return real * ramp.view(real.shape).to(real)
 
+    def example_of_weights(tensor: Tensor) -> Tensor:
+        # Sums over many inputs stay near 1: where units saturate, a comparison shows nothing.
+        inputs = tensor[0].numel() if tensor.dim() > 1 else 1
+        return example(tensor) / inputs if tensor.is_floating_point() else example(tensor)
+
     leaves, form_of_args = pytree.tree_flatten((parameters, x))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     learning = torch.is_grad_enabled()
     key = (id(program), str(form_of_args), shapes, ways, learning)
     if key not in capture_cache():  # a capture runs the function three times
         with _no_modes():
-            examples = pytree.tree_map(example, (parameters, x))
+            examples = (
+                pytree.tree_map(example_of_weights, parameters),
+                pytree.tree_map(example, x),
+            )
             probes = [(nudged(examples[0]), other) for other in others(examples[1])]
         capture_cache()[key] = lift(one, *examples, probes=probes, differentiable=learning)
     lifted = capture_cache()[key]

@@ -22,6 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_vae.lifting import particles_by_vmap
 from pyro_vae.program import Rows
 
 Site = dict[str, Any]
@@ -44,12 +45,15 @@ class Detached(Messenger):
     """Draws carry no gradient: what Pyro's ``sample`` without ``rsample`` would give.
 
     One that carries none stays the object it is: flows know their own last draw again, and some
-    have no other way to score it.
+    have no other way to score it.  In a graph that will be differentiated later nothing carries
+    any yet, and what is not recorded there would be missing.
     """
 
     def _pyro_post_sample(self, msg) -> None:
         value = msg["value"]
-        if not msg["is_observed"] and isinstance(value, Tensor) and value.requires_grad:
+        if msg["is_observed"] or not isinstance(value, Tensor):
+            return
+        if value.requires_grad or (torch.is_grad_enabled() and particles_by_vmap()):
             msg["value"] = value.detach()
 
 

@@ -4,6 +4,7 @@ A model file in ``models/`` and an objective exported by ``pyro_vae.objectives``
 before their author writes a test.  All comparisons are at the same noise, in float64.
 """
 
+import copy
 import functools
 import importlib
 import pkgutil
@@ -19,12 +20,23 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 from torch import nn
 
-from pyro_vae import engine, models, objectives
+from pyro_vae import engine, lifting, models, objectives
 from pyro_vae.densities import densities
 from pyro_vae.dreams import dream
 from pyro_vae.lifting import Refusal
+from pyro_vae.models import bernoulli_vae
 from pyro_vae.noise import NoiseMode, keyed
-from pyro_vae.objectives import AEVB, Objective, State, WakeSleep
+from pyro_vae.objectives import (
+    AEVB,
+    IWAE,
+    Autoencoder,
+    DReG,
+    Objective,
+    ReweightedWakeSleep,
+    ScoreFunction,
+    State,
+    WakeSleep,
+)
 from pyro_vae.program import Program, map_rows, num_rows
 
 from .oracles import assert_equal, fed
@@ -196,8 +208,16 @@ OBJECTIVES = {
         *(c() for c in EXPORTED if issubclass(c, Objective) and c is not Objective),
     )
 }
-# A global latent has no row of its own to dream.
-REFUSED = {("GlobalScale", str(WakeSleep())): 'site "scale" is outside pyro.plate("data", ...)'}
+# A global latent has no row of its own to dream, nor weights of a datum.
+GLOBAL = {
+    str(WakeSleep()): 'site "scale" is outside pyro.plate("data", ...)',
+    **{
+        str(o): f"{type(o).__name__} weights the draws of each datum, and 'scale' is outside"
+        for o in (IWAE(), DReG(), ReweightedWakeSleep(), ScoreFunction())
+    },
+    str(Autoencoder()): "an auto-encoder has one code for each datum",
+}
+REFUSED = {("GlobalScale", objective): reason for objective, reason in GLOBAL.items()}
 PAIRS = [(p, o) for p in PROGRAMS for o in OBJECTIVES if (p, o) not in REFUSED]
 
 
@@ -280,7 +300,8 @@ def test_pyros_svi_gives_the_same_loss_and_gradients(case):
     if case.objective.refresh_every:
         pytest.skip("inside SVI its state comes from noise of its own")
     program, optimizer = case.program, pyro.optim.SGD({"lr": 0.1})
-    svi = SVI(program.model, program.guide, optimizer, loss=case.objective)
+    objective = copy.deepcopy(case.objective)  # it remembers, from one program to the next
+    svi = SVI(program.model, program.guide, optimizer, loss=objective)
     program.zero_grad()
 
     with NoiseMode(keyed(*KEY)):
@@ -582,6 +603,24 @@ def test_draws_that_no_noise_can_serve_stay_in_the_graph_and_are_named():
 
     assert graph.grads.kept == ("aten._standard_gamma.default",)
     assert_equal(got, expected)
+
+
+@pytest.mark.parametrize("objective", [WakeSleep(2), ReweightedWakeSleep(2), ScoreFunction(2)])
+@pytest.mark.parametrize("width", [5, 100])
+def test_detached_draws_of_several_particles_stay_detached(objective, width, monkeypatch):
+    """Nothing carries a gradient while a particle is captured, and the detachment counts later."""
+    found = []
+
+    def lift(*args, made=lifting.lift, **options):
+        found.append(made(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr("pyro_vae.densities.lift", lift)
+    program = bernoulli_vae.build(COLUMNS, latent_dim=2, hidden_dim=width, init_std=None).double()
+    x = dream(program, torch.zeros(ROWS, COLUMNS, dtype=torch.float64))[0]
+    graph = engine.capture(program, objective, x)
+    assert isinstance(graph, engine.Graph), str(graph)
+    assert [type(f).__name__ for f in found] == ["Lifted"]  # side by side, not row after row
 
 
 def test_capture_and_its_graph_leave_the_global_generator_alone():
