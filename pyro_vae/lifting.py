@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor, fx
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -219,6 +220,9 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
         graph = make_fx(flat)(*flat_args)
         graph = make_fx(torch.func.functionalize(graph))(*flat_args)
     live = _clean(graph, len(leaves), keep_detach=differentiable)
+    if not first.kept:  # two equal draws are two draws; two equal products are one
+        graph.graph = fx_graph_cse(graph.graph)
+        graph.recompile()
     return Lifted(
         graph,
         tuple(first.asked[i] for i in live),
