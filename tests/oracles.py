@@ -204,10 +204,9 @@ def kl_by_hand(program, x, share):
 
 def per_row(parameter, x):
     """A parameter of each row, where x holds the rows K times over, one time a particle."""
-    times = len(x) // len(parameter)
-    return (
-        parameter.repeat(times, *[1] * (parameter.dim() - 1)) if len(parameter) > 1 else parameter
-    )
+    if len(parameter) == 1:
+        return parameter
+    return parameter.repeat(len(x) // len(parameter), *[1] * (parameter.dim() - 1))
 
 
 class LogisticRows(Program):

@@ -47,8 +47,9 @@ def require_local(d: Densities, name: str) -> None:
     """Raises ValueError for global latents: weights of a datum cannot hold what all data share."""
     shared = [site for site in d.latents if site not in d.log_ratio]
     if shared:
+        others = f" and {len(shared) - 1} more are " if len(shared) > 1 else " is "
         raise ValueError(
-            f"{name} weights the draws of each datum, and {', '.join(map(repr, shared))} is "
+            f"{name} weights the draws of each datum, and {shared[0]!r}{others}"
             'outside pyro.plate("data", ...), shared by all of them: use AEVB() or '
             "StickingTheLanding()"
         )
