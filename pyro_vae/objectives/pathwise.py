@@ -73,7 +73,9 @@ class DReG(Objective):
 
     Unbiased for the same gradient as IWAE's, by a second use of reparameterization that turns the
     score into a path: squared weights on the path alone.  The signal-to-noise ratio of the guide's
-    part rises with K where IWAE's falls.  It is zero at the exact posterior for every K.
+    part rises with K where the guide is wider than the posterior; for a narrower one, whose weights
+    have heavy tails, it falls, but stays above IWAE's.  The gradient is zero at the exact posterior
+    for every K.
 
     Raises:
         ValueError: a guide that is not reparameterized; global latents.
