@@ -33,6 +33,7 @@ from pyro_vae.traces import (
     per_datum,
     require_rows,
     require_rsample,
+    require_score,
     sites_of,
     tell_scale,
     trace_of,
@@ -132,6 +133,8 @@ def _single(program: Any, x: Rows, ways: Ways) -> Densities:
     require_rows(guide, model)
     if ways.reparameterize:
         require_rsample(guide)
+    elif torch.is_grad_enabled():
+        require_score(guide)
     scored = guide
     if ways.detach_guide or ways.pathwise:
         scored = sites_of(_guide_with_detached_parameters(program, x, guide_trace))
@@ -222,7 +225,18 @@ def _guide_with_detached_parameters(program: Any, x: Rows, guide: poutine.Trace)
     def replayed(program: Any) -> poutine.Trace:
         return trace_of(poutine.replay(program.guide, trace=views), x)
 
-    return call_with(program, parameters, replayed)
+    def refuse(index: int, noise: Noise) -> Tensor:
+        raise ValueError(
+            "the guide draws noise outside pyro.sample, such as dropout, so the density of its "
+            "draws cannot be computed a second time, with its parameters held: use AEVB(), or "
+            "leave that noise out of the guide"
+        )
+
+    with NoiseMode(refuse) as again:
+        trace = call_with(program, parameters, replayed)
+    if again.kept:
+        refuse(0, Noise("", (), torch.float32, torch.device("cpu")))
+    return trace
 
 
 def densities(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Independent, Unit
+from pyro.distributions import Delta, Independent, Uniform, Unit
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -290,6 +290,18 @@ def without_counterpart(guide: dict[str, Site], model: dict[str, Site]) -> list[
 def is_factor(site: Site) -> bool:
     """Whether a site is a ``pyro.factor`` or ``pyro.deterministic``, which observe nothing."""
     return isinstance(base_law(site["fn"]), (Unit, Delta)) and site["is_observed"]
+
+
+def require_score(guide: dict[str, Site]) -> None:
+    """What has no density, or one whose support moves, has no score that could train it."""
+    for name, site in guide.items():
+        law = base_law(site["fn"])
+        if not site["is_observed"] and isinstance(law, (Delta, Uniform)):
+            raise ValueError(
+                f'latent site "{name}" has the guide {type(law).__name__}, whose log density says '
+                "nothing about where it should move, so without reparameterization its gradient "
+                'would silently be zero: use AEVB("A"), or a guide with a density everywhere'
+            )
 
 
 def require_rsample(guide: dict[str, Site]) -> None:

@@ -547,3 +547,29 @@ def test_stl_mutants_are_biased(mutant):
 @pytest.mark.parametrize("mutant", DREG_MUTANTS)
 def test_dreg_mutants_are_biased(mutant):
     assert worst_score(mutant, two_sample_bound) > 4.5
+
+
+class Dropping(Program):
+    """A guide with noise of its own, outside of any site."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(3, 1)).double()
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.expand(-1, 3), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 0.1).to_event(1))
+
+
+@pytest.mark.parametrize("objective", [StickingTheLanding(), DReG(3)])
+def test_a_guide_with_dropout_is_refused(objective):
+    """Its second run would have another mask, and log q would be that of another guide."""
+    x = torch.ones(4, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"noise outside pyro\.sample, such as dropout.*AEVB"):
+        objective.terms(Dropping(), x, EMPTY)
+    assert objective.terms(Dropping().eval(), x, EMPTY)[0].isfinite().all()

@@ -14,7 +14,7 @@ from pyro_vae import engine
 from pyro_vae.densities import densities
 from pyro_vae.models import linear_gaussian
 from pyro_vae.noise import NoiseMode, keyed
-from pyro_vae.objectives import AEVB, Autoencoder, Objective, ScoreFunction
+from pyro_vae.objectives import AEVB, Autoencoder, Objective, ReweightedWakeSleep, ScoreFunction
 from pyro_vae.objectives.base import EMPTY, State
 from pyro_vae.program import Program
 from pyro_vae.training import fit
@@ -588,3 +588,55 @@ def test_warm_up_and_free_bits_are_unbiased_for_the_charged_bound(estimator):
     kl = -0.5 * (1 + 2 * log_scale - mean**2 - (2 * log_scale).exp())
     expected = parameter_gradients(-(logistic_bound(one, ROW) + 0.5 * kl), one)
     assert z_scores(LogisticRows(20_000), AEVB(estimator, kl_warmup=2), ROW, expected).max() < 4.5
+
+
+class Placed(Program):
+    """A latent whose guide is given, at a learnt place."""
+
+    def __init__(self, law):
+        super().__init__()
+        self.law, self.place = law, torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.law(self.place.expand(len(x), 1)).to_event(1))
+
+
+@pytest.mark.parametrize("objective", [ScoreFunction(), ScoreFunction(3), ReweightedWakeSleep(3)])
+@pytest.mark.parametrize("law", [dist.Delta, lambda place: dist.Uniform(place - 1, place + 1)])
+def test_a_guide_whose_score_says_nothing_is_refused(objective, law):
+    """Its gradient would be zero without a word."""
+    program, x = Placed(law), torch.ones(4, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="would silently be zero: use AEVB"):
+        objective.terms(program, x, objective.init(program, x))
+
+
+def test_evaluating_the_loss_in_svi_leaves_the_memory_alone():
+    program, x = Placed(lambda p: dist.Normal(p, 1.0)), torch.ones(4, 1, dtype=torch.float64)
+    objective = AEVB(kl_warmup=10)
+    svi = SVI(program.model, program.guide, pyro.optim.SGD({"lr": 0.1}), loss=objective)
+    svi.step(x)
+    for _ in range(3):
+        svi.evaluate_loss(x)
+    assert objective._memory.shared["step"] == 1
+
+
+def test_warm_up_and_free_bits_refuse_latents_that_all_data_share():
+    class Shared(Placed):
+        def model(self, x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(z.expand(len(x), 1), 1.0).to_event(1), obs=x)
+
+        def guide(self, x):
+            pyro.sample("z", dist.Normal(self.place, 1.0).to_event(1))
+
+    program, x = Shared(None), torch.ones(4, 1, dtype=torch.float64)
+    for objective in (AEVB(kl_warmup=10), AEVB("A", free_bits=0.5)):
+        with pytest.raises(ValueError, match="'z' is shared by all data"):
+            objective.terms(program, x, objective.init(program, x))

@@ -91,6 +91,14 @@ class AEVB(Objective):
 
     def _forgiven(self, d: Densities, state: State) -> Tensor:
         """What is charged of the KL terms less than the bound has, (B,)."""
+        shared = [name for name in d.latents if name not in d.log_ratio]
+        halves = sorted(d.log_ratio.keys() - d.kl.keys())  # sites of the guide alone
+        if shared or halves:
+            raise ValueError(
+                f"kl_warmup and free_bits weigh the KL term of each latent of a datum, and "
+                f"{(shared or halves)[0]!r} is {'shared by all data' if shared else 'auxiliary'}: "
+                "leave both options out for this program"
+            )
         terms = d.kl_terms if self.estimator == "B" else d.sampled_kl_terms
         full = torch.stack(list(terms.values()))  # (sites, B)
         charged = full.clamp_min(self.free_bits) if self.free_bits else full

@@ -136,9 +136,16 @@ class Objective(ELBO):
         return memory
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, without gradients."""
-        with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+        """The loss as a number, without gradients; the objective's memory stays as it was."""
+        kept = ("_memory", "_calls")
+        before: dict[str, Any] = {name: vars(self)[name] for name in kept if name in vars(self)}
+        try:
+            with torch.no_grad():
+                return self.differentiable_loss(model, guide, *args, **kwargs).item()
+        finally:
+            for name in kept:
+                vars(self).pop(name, None)
+            vars(self).update(before)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; gradients are added to the parameters' ``.grad``.

@@ -47,8 +47,8 @@ class StickingTheLanding(Objective):
     Args:
         num_particles: K draws per datum, averaged.
 
-    The gradient is unbiased, and exactly zero at the exact posterior, draw by draw: it sticks the
-    landing.  Away from it the variance may be larger or smaller than estimator A's.
+    The gradient is unbiased; the guide's part is exactly zero at the exact posterior, draw by draw:
+    it sticks the landing.  Away from it the variance may be larger or smaller than estimator A's.
 
     Raises:
         ValueError: a guide that is not reparameterized.

@@ -20,7 +20,7 @@ from pyro_vae.program import Rows, observed_rows
 
 
 class ScoreFunction(Objective):
-    """The ELBO with the score-function gradient: latents and guides of any kind, discrete ones too.
+    """The ELBO with the score-function gradient, for latents of any kind, discrete ones too.
 
     Args:
         num_particles: K draws per datum.  With two or more, the baseline of each is the mean of
@@ -32,7 +32,8 @@ class ScoreFunction(Objective):
     more where it is not.
 
     Raises:
-        ValueError: global latents.
+        ValueError: global latents; a guide that is a point (Delta) or Uniform, whose score does not
+            say where its support should move.
 
     Sources: Paisley, Blei & Jordan (2012), arXiv:1206.6430; Kingma & Welling (2014), section 2.2,
     which calls it impractical; leave-one-out baseline: Mnih & Rezende (2016), arXiv:1602.06725.
