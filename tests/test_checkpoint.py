@@ -733,7 +733,9 @@ def test_a_checkpoint_never_chooses_what_is_imported(tmp_path, monkeypatch, mode
     saved["build"]["model"] = model
     storage.write(tmp_path, saved)
     monkeypatch.setattr(checkpoint.importlib, "import_module", pytest.fail)
-    with pytest.raises(ValueError, match="known are bernoulli_vae, gaussian_vae, linear"):
+    with pytest.raises(
+        ValueError, match="known are bayesian_vae, bernoulli_vae, gaussian_vae, linear"
+    ):
         pv.load(tmp_path)
 
 
