@@ -17,7 +17,6 @@ from pyro_vae.updates import AdagradRule, AdamRule, bind, numbers_of, rebind, ru
 from .test_compiled import F64, assert_alike, train
 from .test_engine import FOLDER, program_and_rows
 
-
 ALL = [AEVB("A"), AEVB("B"), WakeSleep(), MonteCarloEM(2)]
 PAIRS = [(n, o) for n in FOLDER for o in (ALL[:2] if n == "bayesian_vae" else ALL)]
 
