@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pyro_vae.comparison import Comparison, compare
     from pyro_vae.errors import PyroVaeWarning
     from pyro_vae.evidence import Evidence, elbo, log_evidence
+    from pyro_vae.gradients import GradientReport, gradient_report
     from pyro_vae.inference_data import to_inference_data
     from pyro_vae.posterior import encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
@@ -44,6 +45,8 @@ _HOME = {
     "elbo": "evidence",
     "log_evidence": "evidence",
     "Evidence": "evidence",
+    "gradient_report": "gradients",
+    "GradientReport": "gradients",
     "sample": "posterior",
     "encode": "posterior",
     "reconstruct": "posterior",
@@ -56,6 +59,7 @@ __all__ = [
     "VAE",
     "Comparison",
     "Evidence",
+    "GradientReport",
     "Program",
     "PyroVaeWarning",
     "Run",
@@ -65,6 +69,7 @@ __all__ = [
     "elbo",
     "encode",
     "fit",
+    "gradient_report",
     "load",
     "log_evidence",
     "models",

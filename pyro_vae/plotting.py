@@ -166,6 +166,57 @@ def training_curve(history: Any, path: str | Path | None = None) -> Any:
     return saved(figure, path)
 
 
+def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
+    """A row a group of parameters: signal-to-noise, variance and bias of each gradient.
+
+    One colour a kind of objective, whose settings a line connects.  A hollow dot is a bias that may
+    be none: as large a distance would come about between equal means once in a thousand times.
+
+    Args:
+        dataset: that of a :class:`~pyro_vae.gradients.GradientReport`.
+        path: where to save the picture.
+    """
+    groups, names = dataset.group.values, [_short(o) for o in dataset.objective.values]
+    names = [name.replace("num_particles=", "").replace("estimator=", "") for name in names]
+    kinds = [name.split("(")[0] for name in names]
+    colours = dict(zip(dict.fromkeys(kinds), COLOURS * 3, strict=False))
+    height = 1.1 + 0.26 * len(names)
+    figure, axes = new_figure(columns=3, rows=len(groups), width=3.6, height=height)
+    places = np.arange(len(names))
+    reference = _short(dataset.attrs["reference"])
+    for row, group in zip(axes, groups, strict=True):
+        part = dataset.sel(group=group)
+        maybe_none = ~(part.bias_p.values < 1e-3)
+        for axis, column in zip(row, ("snr", "variance", "bias"), strict=True):
+            values = np.where(part[column].values > 0, part[column].values, np.nan)
+            for kind, colour in colours.items():
+                mine = np.array([k == kind for k in kinds])
+                axis.plot(values[mine], places[mine], color=colour, linewidth=1, alpha=0.5)
+            for place, value, kind in zip(places, values, kinds, strict=True):
+                hollow = column == "bias" and maybe_none[place]
+                axis.plot(
+                    value, place, "o", markersize=6, color=colours[kind],
+                    markerfacecolor="white" if hollow else colours[kind],
+                )  # fmt: skip
+                if column != "bias":
+                    error = float(part[f"{column}_standard_error"][place])
+                    axis.plot([value - error, value + error], [place] * 2, color=colours[kind])
+            if np.isfinite(values).any():
+                _log_axis(axis, values[np.isfinite(values)])
+            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.set_yticks(places, names if column == "snr" else [])
+        row[0].set_ylabel(f"{group} parameters")
+        for place, (bias, p) in enumerate(zip(part.bias.values, part.bias_p.values, strict=True)):
+            if not bias > 0:  # which a logarithmic axis does not show
+                text, beside = "reference" if np.isnan(p) else "0", row[2].get_yaxis_transform()
+                row[2].text(0.03, place, text, transform=beside, va="center", color="0.4")
+    titles = ("signal-to-noise of one draw", "variance of one draw", f"bias against {reference}")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=11, loc="left")
+    axes[-1, 2].set_xlabel("hollow: no more than chance", fontsize=9)
+    return saved(figure, path)
+
+
 # --- parts --------------------------------------------------------------------------------------
 
 
@@ -206,6 +257,19 @@ def _thousands(axis: Any) -> None:
         )
         axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _log_axis(axis: Any, values: np.ndarray) -> None:
+    """A logarithmic axis with a few plain numbers on it, wide enough for two of them at least."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = values.min() / 1.5, values.max() * 1.5
+    axis.set_xscale("log")
+    axis.set_xlim(low, high)
+    decades = np.log10(high / low)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _note(axis: Any, text: str) -> None:

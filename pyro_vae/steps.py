@@ -184,13 +184,18 @@ class PyroStep(Step):
         self._adapter = _WithState(objective) if isinstance(objective, Objective) else None
         self.program: Any = None
 
-    def _answer(self, loop: Loop, ask: Ask) -> Answer:
-        if loop.program is not self.program:
-            self.program = loop.program
+    def use(self, program: Any) -> None:
+        """Work on this program from now on."""
+        if program is not self.program:
+            self.program = program
             # The training loop owns the one optimizer; SVI's is never stepped.
             idle = pyro.optim.SGD({"lr": 0.0})  # type: ignore[attr-defined]
-            loss = self._adapter or self.objective
-            self._svi = SVI(self.program.model, self.program.guide, idle, loss=loss)
+            self._svi = SVI(
+                program.model, program.guide, idle, loss=self._adapter or self.objective
+            )
+
+    def _answer(self, loop: Loop, ask: Ask) -> Answer:
+        self.use(loop.program)
         return super()._answer(loop, ask)
 
     def grads(self, params, x, weight, state, key):
