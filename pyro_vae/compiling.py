@@ -134,6 +134,13 @@ def _is_fused(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target not in PRODUCTS
 
 
+def entries_of(lifted: Lifted) -> int:
+    """Entries of all tensors that a graph makes."""
+    return max(
+        1, sum(_entries(node) for node in lifted.graph.graph.nodes if node.op == "call_function")
+    )
+
+
 def _entries(node: fx.Node) -> int:
     value = node.meta.get("val")
     return value.numel() if isinstance(value, Tensor) else 0

@@ -9,10 +9,10 @@ the mean of another objective,
     \mathrm{SNR} = \frac{\|E g\|}{\sqrt{\operatorname{tr} \operatorname{Cov} g}}, \qquad
     \mathrm{bias} = \|E g - E g_{\mathrm{ref}}\|.
 
-The length of an averaged vector is too long by the noise left in it.  So draws are averaged in
-equal blocks, and products of *different* blocks estimate squared lengths without that excess:
-:math:`\|E g\|^2 = E\, \bar g_b^\top \bar g_c`, b ≠ c.  All that is needed of the blocks is the matrix
-of these products, one a group; leaving out one block at a time gives the standard errors.
+An averaged vector is too long by the noise left in it.  So draws are averaged in equal blocks, and
+products of *different* blocks estimate squared lengths without that excess:
+:math:`\|E g\|^2 = E\, \bar g_b^\top \bar g_c`, b ≠ c.  All that is needed of the blocks is the
+matrix of these products, one a group; leaving out a block at a time gives the standard errors.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ import numpy as np
 import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from pyro_vae.compiling import entries_of
 from pyro_vae.engine import NO_PRIOR, Parameters, trainable
 from pyro_vae.engines import make_step, translate
 from pyro_vae.inputs import as_rows
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 BLOCKS = 25
 ROUNDS = 7  # of timing
+MOST_ENTRIES = 1 << 22  # of all intermediate tensors, where draws are taken as one batch
 
 Groups = dict[str, list[str]]  # group -> names of its parameters
 
@@ -130,8 +133,8 @@ def gradient_report(
         num_draws: of each gradient, rounded down to a multiple of 25.
         warmup: draws by which an objective's memory (a running baseline, KL warm-up) is brought
             forward first; then it is held, so that draws are independent.
-        groups: parameter name -> name of its group.  By default "model" holds those that log p(x, z)
-            depends on at given latents, "guide" those of the guide, "both" what they share.
+        groups: parameter name -> name of its group.  By default "model" holds what log p(x, z)
+            depends on at given latents, "guide" what the guide does, "both" what they share.
         seed: of the noise.
         progress: None shows a line where stderr is a terminal.
 
@@ -198,7 +201,12 @@ def gradient_report(
         _dataset(
             {name: rows[name] for name in chosen},
             _costs({name: labs[name] for name in chosen}),
-            {"reference": name_of_reference, "num_draws": num_draws, "rows": num_rows(x)},
+            {
+                "reference": name_of_reference,
+                "num_draws": num_draws,
+                "rows": num_rows(x),
+                "groups": "; ".join(f"{g}: {', '.join(parts[g])}" for g in sorted(parts)),
+            },
         )
     )
 
@@ -324,39 +332,64 @@ class _Lab:
     def _step(self, *key: int) -> tuple[Parameters, dict[str, Tensor]]:
         kept = {name: p.grad for name, p in self.params.items()}  # Pyro's own ELBOs write there
         try:
-            return self.step.grads(
-                self.params, self.x, self.weight, self.state, (self.seed, *key)
-            )
+            return self.step.grads(self.params, self.x, self.weight, self.state, (self.seed, *key))
         finally:
             for name, parameter in self.params.items():
                 parameter.grad = kept[name]
 
+    def _batched(self, start: int, count: int) -> Parameters:
+        """Gradients of so many draws, (draws, ...), at the noise that each has by itself."""
+        if count > 1:
+            lifted = self.step.graph.grads  # type: ignore[attr-defined]
+            drawn = [lifted.draw((self.seed, 0, i)) for i in range(start, start + count)]
+            noise = [torch.stack(each) for each in zip(*drawn, strict=True)]
+            args = pytree.tree_leaves((self.params, self.x, self.weight, *self.state))
+            with torch.no_grad():
+                run = torch.vmap(lambda *noise: lifted.flat(*args, *noise))
+                return lifted.unflatten(run(*noise))[0]
+        return {name: g.detach()[None] for name, g in self._step(0, start)[0].items()}
+
+    def _at_once(self, size: int) -> int:
+        """How many draws of a block to take as one batch: small graphs are mostly overhead."""
+        graph = getattr(self.step, "graph", None)
+        if graph is None or graph.grads.kept or not graph.grads.noise:
+            return 1
+        return max(1, min(size, MOST_ENTRIES // entries_of(graph.grads)))
+
     def draw(self, num_draws: int, parts: Groups, tell: Callable[[], None]) -> _Draws:
         """So many gradients, a block at a time."""
         size = num_draws // BLOCKS
+        most = self._at_once(size)
         first: dict[str, Tensor] = {}
         sums: dict[str, list[Tensor]] = {group: [] for group in parts}
         squares: dict[str, list[Tensor]] = {group: [] for group in parts}
-        for i in range(num_draws):
-            found, _ = self._step(0, i)
-            for group, names in parts.items():
-                g = torch.cat([found[n].detach().double().flatten() for n in names]) / self.count
-                if i == 0:
-                    first[group] = g
-                deviation = g - first[group]
-                square = deviation.square().sum()
-                if not math.isfinite(float(square)):
-                    where = blame(self.program, self.x, found, (self.seed, 0, i))
-                    raise ValueError(f"draw {i} of the gradient is not finite: {where}")
-                if i % size == 0:
-                    sums[group].append(torch.zeros_like(g))
-                    squares[group].append(torch.zeros_like(square))
-                sums[group][-1] += deviation
-                squares[group][-1] += square
-            if (i + 1) % size == 0:
-                tell()
+        for block in range(BLOCKS):
+            for start in range(0, size, most):
+                found = self._batched(block * size + start, min(most, size - start))
+                for group, names in parts.items():
+                    flat = [found[name].double() for name in names]
+                    flat = [each.reshape(len(each), -1) for each in flat]
+                    g = torch.cat(flat, 1) / self.count  # (draws, parameters)
+                    first.setdefault(group, g[0].clone())
+                    deviation = g - first[group]
+                    square = deviation.square().sum()
+                    if not math.isfinite(float(square)):
+                        self._blame(block * size + start, deviation)
+                    if start == 0:
+                        sums[group].append(torch.zeros_like(g[0]))
+                        squares[group].append(torch.zeros_like(square))
+                    sums[group][-1] += deviation.sum(0)
+                    squares[group][-1] += square
+            tell()
         blocks = {group: torch.stack(each) / size + first[group] for group, each in sums.items()}
         return _Draws(blocks, first, {g: torch.stack(each) for g, each in squares.items()}, size)
+
+    def _blame(self, start: int, deviation: Tensor) -> None:
+        """Raises ValueError for the first of these draws that is not finite."""
+        draw = start + int((~deviation.isfinite()).any(1).nonzero()[0])
+        found, _ = self._step(0, draw)
+        where = blame(self.program, self.x, found, (self.seed, 0, draw))
+        raise ValueError(f"draw {draw} of the gradient is not finite: {where}")
 
     def seconds(self, i: int) -> float:
         """How long one gradient takes."""

@@ -192,7 +192,7 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
             for kind, colour in colours.items():
                 mine = np.array([k == kind for k in kinds])
                 axis.plot(values[mine], places[mine], color=colour, linewidth=1, alpha=0.5)
-            for place, value, kind in zip(places, values, kinds, strict=True):
+            for place, value, kind in zip(range(len(names)), values, kinds, strict=True):
                 hollow = column == "bias" and maybe_none[place]
                 axis.plot(
                     value, place, "o", markersize=6, color=colours[kind],
