@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from pyro_vae.dreams import is_x_itself
-from pyro_vae.traces import Site, base_law, data_frame, without_counterpart
+from pyro_vae.traces import Site, base_law, data_frame, is_deterministic, without_counterpart
 
 Role = Literal["guide", "model"]
 ROLES: tuple[Role, Role] = ("guide", "model")
@@ -74,10 +75,6 @@ def label(role: Role, name: str) -> str:
 
 def is_factor(site: Site) -> bool:
     return isinstance(site["fn"], dist.Unit)
-
-
-def is_deterministic(site: Site) -> bool:
-    return bool(site["infer"].get("_deterministic"))
 
 
 def is_observation(site: Site) -> bool:
@@ -209,6 +206,15 @@ def latents(met: Met, mistakes: Mistakes) -> None:
             mistakes.add(
                 label("guide", name), "observed in the guide", "latents alone", "drop obs=..."
             )
+    for name, site in met.guide.items():
+        if name in met.model and not _same_mask(site["mask"], met.model[name]["mask"]):
+            mistakes.add(
+                label("guide", name),
+                "masked otherwise than in the model",
+                "one mask, or none, in both",
+                "else log p(z) and log q(z | x) speak of different rows: put the same "
+                "poutine.mask around both",
+            )
     for name in without_counterpart(met.guide, met.model):
         mistakes.add(
             label("guide", name),
@@ -217,6 +223,15 @@ def latents(met: Met, mistakes: Mistakes) -> None:
             "add it to the model, or, where the guide's other latents are Delta at a function of "
             'it with the log_density of that change, mark it with infer={"is_auxiliary": True}',
         )
+
+
+def _same_mask(a: Any, b: Any) -> bool:
+    """Whether two masks are equal once broadcast; none is True."""
+    a, b = (torch.as_tensor(True if mask is None else mask).bool() for mask in (a, b))
+    try:
+        return bool((a == b).all())
+    except RuntimeError:  # of shapes that do not go together
+        return False
 
 
 def shapes(met: Met, mistakes: Mistakes) -> None:

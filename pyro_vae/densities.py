@@ -28,6 +28,7 @@ from pyro_vae.traces import (
     Site,
     closed_kl,
     data_frame,
+    is_deterministic,
     log_density,
     one_scale,
     per_datum,
@@ -51,7 +52,7 @@ class Densities(NamedTuple):
             else None; of a global latent ().  Where a prior depends on other latents it is the
             mean over particles.
         log_ratio: for each latent site log q - log p at the particles (K, B): the sampled KL.
-        global_ratio: the same for each global latent (K,).
+        global_ratio: the same for each global latent (K,); -log p of a factor outside the plate.
         latents: for each latent site its values, (K, B, ...); global ones (K, ...).
         global_log_p, global_log_q: densities of latents outside the plate, (K,); zero without.
         scale: N / B where the plate is subsampled, else 1.
@@ -145,6 +146,8 @@ def _single(program: Any, x: Rows, ways: Ways) -> Densities:
     log_ratio: dict[str, Tensor] = {}
     global_ratio: dict[str, Tensor] = {}
     for name, site in model.items():
+        if data_frame(site) is None and is_deterministic(site):
+            continue
         value = per_datum(site, log_density(site))
         if data_frame(site) is None:
             global_p = global_p + value

@@ -10,7 +10,14 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from pyro_vae.program import Rows, observed_rows
-from pyro_vae.traces import data_frame, log_density, per_datum, sites_of, trace_of
+from pyro_vae.traces import (
+    data_frame,
+    is_deterministic,
+    log_density,
+    per_datum,
+    sites_of,
+    trace_of,
+)
 
 
 def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
@@ -40,7 +47,7 @@ def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
             "missing values: use AEVB for masked data"
         )
     others = [n for n, s in sites.items() if s["infer"].get("was_observed") and n != name]
-    others = [n for n in others if not sites[n]["infer"].get("_deterministic")]
+    others = [n for n in others if not is_deterministic(sites[n])]
     if others:
         raise ValueError(
             f'the model observes "{others[0]}" beside "{name}", so a dream of "{name}" alone is no '
@@ -82,7 +89,7 @@ def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tens
         ValueError: where guide and latents name different sites.
     """
     trace = trace_of(poutine.condition(program.guide, data=latents), x)
-    sites = {n: s for n, s in sites_of(trace).items() if not s["infer"].get("_deterministic")}
+    sites = {n: s for n, s in sites_of(trace).items() if not is_deterministic(s)}
     if set(sites) != set(latents):
         raise ValueError(
             f"the guide has the sites {sorted(sites)} and the model draws {sorted(latents)}: "

@@ -103,9 +103,8 @@ class Loop:
                 counts.append(count)
             answers, most = yield asks
             for ask, (_, *sums), count in zip(asks, answers, counts, strict=True):
-                means = self._advance(*sums)
-                self._require_finite(means, ask.x, {}, ask.key)
-                self.history.add(means, count)
+                self._require_finite(_means(*sums), ask.x, {}, ask.key)
+                self.history.add(self._advance(*sums), count)
                 if self.scheduler is not None:
                     self.scheduler.step()
                 self.steps_done, self.samples_done = self.steps_done + 1, self.samples_done + count
@@ -144,8 +143,7 @@ class Loop:
             ValueError: before the update, where the loss or a gradient is not finite.
         """
         names, stacked = stack(sums)
-        values = dict(zip(names, stacked.tolist(), strict=True))
-        means = {name: value / values["weight"] for name, value in values.items()}
+        means = _means(names, stacked)
         self._require_finite(means, ask.x, grads, ask.key)
         norm = means["grad_norm"]
         scale = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
@@ -197,9 +195,14 @@ class Loop:
             means = {name: value / weight for name, value in tensors.items()}
             shared = self.objective.advance(self.state.shared, means)
             self.state = self.state._replace(shared=shared)
-        numbers = dict(zip(names, stacked.tolist(), strict=True))  # the one wait for the device
-        rows = numbers.pop("weight")
-        return {name: value / rows for name, value in numbers.items()}
+        return _means(names, stacked)
+
+
+def _means(names: tuple[str, ...], stacked: Tensor) -> dict[str, float]:
+    """Batch means as numbers, from sums."""
+    numbers = dict(zip(names, stacked.tolist(), strict=True))  # the one wait for a device
+    rows = numbers.pop("weight")
+    return {name: value / rows for name, value in numbers.items()}
 
 
 def in_lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> str:

@@ -16,8 +16,16 @@ from torch.distributions import constraints
 
 from pyro_vae.contract import ROLES, Met, Mistakes, by_row, family, first_line, label
 from pyro_vae.noise import seeded
-from pyro_vae.program import Rows, map_rows, observed_rows
-from pyro_vae.traces import Site, base_law, log_density, sites_of, trace_program
+from pyro_vae.program import Rows, map_rows, num_rows, observed_rows
+from pyro_vae.traces import (
+    Site,
+    base_law,
+    data_frame,
+    log_density,
+    one_scale,
+    sites_of,
+    trace_program,
+)
 
 MAX_NAMED = 10  # parameters named for one mistake, before "and 52 more"
 
@@ -119,6 +127,29 @@ def require_possible_data(program: Any, x: Rows) -> None:
         _support({**site, "value": value}, "data", mistakes)
     if mistakes:
         raise ValueError(mistakes[0])
+
+
+def require_all_data(program: Any, x: Rows, num_data: int) -> None:
+    """Refuse shared latents whose plate speaks of another number of data than there are.
+
+    Their terms would count too often or too seldom beside those of the data.
+
+    Raises:
+        ValueError: N as the plate has it, and as the data do.
+    """
+    with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
+        guide, model = map(sites_of, trace_program(program, x, reparameterize=False))
+    shared = [n for n, s in guide.items() if not s["is_observed"] and data_frame(s) is None]
+    if not shared:
+        return
+    declared = round(one_scale(guide, model) * num_rows(x))
+    if declared != num_data:
+        raise ValueError(
+            f'latent site "{shared[0]}" is shared by all data, of which pyro.plate("data", ...) '
+            f"counts {declared} where there are {num_data}: write "
+            f'pyro.plate("data", {num_data}, subsample_size=len(x)), or build the program with '
+            f"num_data={num_data}"
+        )
 
 
 def require_numbers(values: Tensor, what: str) -> None:

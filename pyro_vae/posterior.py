@@ -14,13 +14,16 @@ from pyro_vae.dreams import dream
 from pyro_vae.inputs import as_rows
 from pyro_vae.noise import seeded
 from pyro_vae.program import VAE, Rows, evaluating, observed_rows
-from pyro_vae.traces import AtTheMean, base_law, mean_of, sites_of, trace_of
+from pyro_vae.traces import AtTheMean, base_law, data_frame, mean_of, sites_of, trace_of
 
 
 def sample(
     program: Any, num_samples: int, *, like: Any = None, mean: bool = False, seed: int = 0
 ) -> Tensor:
     """Draw data from the generative model: z ~ p(z), then x ~ p(x | z).
+
+    Latents that all data share, such as uncertain weights, are what training was about: one draw
+    of them, from the guide, serves all n.
 
     Args:
         program: the program.
@@ -46,13 +49,21 @@ def sample(
             x = as_rows(like, program)
         index = torch.arange(num_samples) % len(observed_rows(x))
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
-        if not mean:
-            return observed_rows(dream(program, x)[0])
-        return _mean_of_x(program, poutine.uncondition(program.model), x)
+        with seeded(seed, 1):
+            learnt = poutine.condition(data=_latents(program, x, shared=True))
+        with learnt:
+            if not mean:
+                return observed_rows(dream(program, x)[0])
+            return _mean_of_x(program, poutine.uncondition(program.model), x)
 
 
 def encode(
-    program: Any, x: Any, *, num_draws: int | None = None, seed: int = 0
+    program: Any,
+    x: Any,
+    *,
+    num_draws: int | None = None,
+    shared: bool = False,
+    seed: int = 0,
 ) -> Tensor | dict[str, Tensor]:
     """The latents that the guide gives to data.
 
@@ -61,18 +72,27 @@ def encode(
         x: data (N, ...).
         num_draws: None returns posterior means (the guide's ``mean`` where it has one, else a draw
             is not a mean and an error says so); a number S returns draws (S, N, ...).
+        shared: the latents that all data share, such as uncertain weights, in place of those of
+            each datum.
         seed: of the draws.
 
     Returns:
-        (N, ...) or (S, N, ...); a dict by site where there is more than one latent.
+        (N, ...) or (S, N, ...), without N where shared; a dict by site where there is more than
+        one latent.
     """
     rows = as_rows(x, program)
     with torch.no_grad(), seeded(seed), evaluating(program):
         if num_draws is None:
-            latents = _means(program, rows)
+            latents = _means(program, rows, shared=shared)
         else:
-            runs = [_latents(program, rows) for _ in range(_whole(num_draws))]
+            draws = range(_whole(num_draws))
+            runs = [_latents(program, rows, shared=shared) for _ in draws]
             latents = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+    if not latents:
+        raise ValueError(
+            f'the guide has no latent {"outside" if shared else "inside"} pyro.plate("data", ...)'
+            f": pass shared={not shared} for the others"
+        )
     return next(iter(latents.values())) if len(latents) == 1 else latents
 
 
@@ -110,9 +130,14 @@ def _whole(num_draws: int) -> int:
     return int(num_draws)
 
 
-def _latents(program: Any, x: Rows) -> dict[str, Tensor]:
+def _latents(program: Any, x: Rows, *, shared: bool | None = None) -> dict[str, Tensor]:
+    """Latents by site: those that all data share, those of each datum, or, by None, all."""
     sites = sites_of(trace_of(program.guide, x))
-    return {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
+    return {
+        name: site["value"]
+        for name, site in sites.items()
+        if not site["is_observed"] and shared in (None, data_frame(site) is None)
+    }
 
 
 def _mean_of_x(program: Any, model: Callable[[Rows], Any], x: Rows) -> Tensor:
@@ -128,6 +153,6 @@ def _mean_of_x(program: Any, model: Callable[[Rows], Any], x: Rows) -> Tensor:
     return mean.reshape(observed_rows(x).shape)
 
 
-def _means(program: Any, x: Rows) -> dict[str, Tensor]:
+def _means(program: Any, x: Rows, *, shared: bool | None = None) -> dict[str, Tensor]:
     with pyro.validation_enabled(False):
-        return AtTheMean()(lambda: _latents(program, x))()
+        return AtTheMean()(lambda: _latents(program, x, shared=shared))()

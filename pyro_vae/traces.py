@@ -249,7 +249,7 @@ def require_rows(guide: dict[str, Site], model: dict[str, Site]) -> None:
                 "it under the plate in both, or in neither if all data share it"
             )
         has_rows = bool(site["fn"].batch_shape) or not latent
-        if not inside and has_rows and not is_factor(site):
+        if not inside and has_rows and not observes_nothing(site):
             raise ValueError(
                 f'site "{name}" is outside pyro.plate("data", ...), so it has no density per '
                 'datum: write `with pyro.plate("data", len(x)):` around the sites of a datum'
@@ -287,8 +287,13 @@ def without_counterpart(guide: dict[str, Site], model: dict[str, Site]) -> list[
     return found
 
 
-def is_factor(site: Site) -> bool:
-    """Whether a site is a ``pyro.factor`` or ``pyro.deterministic``, which observe nothing."""
+def is_deterministic(site: Site) -> bool:
+    """Whether a site is a ``pyro.deterministic``: a name for a number, without a density."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def observes_nothing(site: Site) -> bool:
+    """Whether a site is a ``pyro.factor`` or ``pyro.deterministic``."""
     return isinstance(base_law(site["fn"]), (Unit, Delta)) and site["is_observed"]
 
 

@@ -22,7 +22,7 @@ from pyro_vae.history import data_digest, form_of, manifest_of
 from pyro_vae.inputs import Batches, as_rows
 from pyro_vae.loop import Loop, in_lockstep, rows_of
 from pyro_vae.noise import NoiseMode, keyed, seeded
-from pyro_vae.numerics import require_possible_data
+from pyro_vae.numerics import require_all_data, require_possible_data
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective
 from pyro_vae.program import Rows, materialize, require_program
@@ -219,6 +219,7 @@ def _set_up(program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Sett
     num_steps, _ = settings.budget(batches)
     materialize(program, batches(0)[1])
     require_possible_data(program, rows)
+    require_all_data(program, batches(0)[1], batches.num_data)
     held_out = None
     if settings.validation is not None:
         held_out = as_rows(settings.validation, program)

@@ -273,6 +273,42 @@ def test_check_names_the_weights_as_global_latents(rows):
     assert report.scale == 20 / N
 
 
+def test_fit_refuses_a_plate_of_another_number_of_data(rows):
+    said = rf'"likelihood.network.0.bias" is shared by all data.* counts 20 where there are {N}'
+    with pytest.raises(ValueError, match=said):
+        pv.fit(small(num_data=20), rows, steps=1)
+
+    class Uncounted(Program):  # pyro.plate("data", len(x)): a minibatch would be all there is
+        def __init__(self):
+            super().__init__()
+            self.mean = nn.Parameter(torch.zeros((), dtype=F64))
+
+        def model(self, x):
+            m = pyro.sample("m", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(m, 1.0).expand(x.shape).to_event(1), obs=x)
+
+        def guide(self, x):
+            pyro.sample("m", dist.Normal(self.mean, 1.0))
+
+    pv.fit(Uncounted(), rows, steps=1, batch_size=N)
+    with pytest.raises(ValueError, match=rf'"m" is shared .* counts 3 .* there are {N}: write'):
+        pv.fit(Uncounted(), rows, steps=1, batch_size=3)
+
+
+def test_codes_are_those_of_the_data_and_draws_have_learnt_weights(rows):
+    program = small()
+    with torch.no_grad():
+        program.likelihood.network[2].bias.fill_(9.0)  # every pixel on; the prior knows nothing
+
+    assert pv.encode(program, rows).shape == (N, J)
+    assert pv.encode(program, rows, num_draws=2).shape == (2, N, J)
+    with pytest.raises(ValueError, match="no latent outside .* pass shared=False"):
+        pv.encode(bernoulli_vae.build(D).double(), rows, shared=True)
+    assert pv.sample(program, 5, like=rows).mean() > 0.95
+    assert pv.sample(program, 5, like=rows, mean=True).mean() > 0.95
+
+
 def test_weights_without_spread_are_those_of_the_plain_vae(rows):
     """theta = m: the local terms, and reconstructions, are the Bernoulli VAE's."""
     program = small()
@@ -358,9 +394,9 @@ def test_there_is_no_evidence_of_a_datum_where_weights_are_shared(rows, proposal
 def test_draws_of_the_weights_are_shared_by_the_rows(rows):
     """Equal rows get equal reconstructions at equal z, whatever theta was drawn."""
     program = small(weight_std=0.5)
-    drawn = pv.encode(program, rows, num_draws=3)
-    assert drawn["z"].shape == (3, N, J)
-    assert drawn["likelihood.network.2.weight"].shape == (3, D, H)
+    assert pv.encode(program, rows, num_draws=3).shape == (3, N, J)
+    weights = pv.encode(program, rows, num_draws=3, shared=True)
+    assert weights["likelihood.network.2.weight"].shape == (3, D, H)
     assert pv.reconstruct(program, rows, num_draws=3).shape == (3, N, D)
     assert pv.reconstruct(program, rows).shape == (N, D)
     assert pv.sample(program, 2 * N).shape == (2 * N, D)

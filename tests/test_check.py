@@ -165,6 +165,36 @@ class Masked(Linear):
                 pyro.sample("x", pixels.mask(known).to_event(1), obs=x)
 
 
+def test_a_latent_is_masked_in_both_alike_or_in_neither(real):
+    class MaskedLatent(Linear):
+        def __init__(self, in_model, in_guide):
+            super().__init__()
+            self.in_model, self.in_guide = in_model, in_guide
+
+        def model(self, x):
+            with poutine.mask(mask=self.in_model(x)):
+                super().model(x)
+
+        def guide(self, x):
+            with poutine.mask(mask=self.in_guide(x)):
+                super().guide(x)
+
+    def some(x):
+        return x[:, 0] > 0
+
+    def others(x):
+        return x[:, 1] > 0
+
+    def everything(x):
+        return torch.ones(len(x), dtype=torch.bool)
+
+    check(MaskedLatent(some, lambda x: some(x).clone()), real)
+    check(MaskedLatent(lambda x: True, everything), real)
+    for pair in ((some, everything), (everything, some), (some, others)):
+        (line,) = mistakes(MaskedLatent(*pair), real)
+        assert 'site "z" of the guide: masked otherwise than in the model' in line
+
+
 @pytest.mark.parametrize("rows", [True, False])
 def test_values_under_a_mask_may_be_missing_and_no_others(real, rows):
     """A mask takes them out of the density, so they need not be in the support."""

@@ -15,7 +15,16 @@ from torch import nn
 
 from pyro_vae.densities import densities
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.objectives import AEVB, IWAE, DReG, Objective, ReweightedWakeSleep, StickingTheLanding
+from pyro_vae.objectives import (
+    AEVB,
+    IWAE,
+    Autoencoder,
+    DReG,
+    Objective,
+    ReweightedWakeSleep,
+    ScoreFunction,
+    StickingTheLanding,
+)
 from pyro_vae.objectives.base import EMPTY
 from pyro_vae.objectives.importance import normalized, weighted_bound
 from pyro_vae.program import Program
@@ -466,6 +475,37 @@ class Shared(Program):
 def test_global_latents_are_refused_by_name(objective):
     with pytest.raises(ValueError, match=r"'common' is outside pyro\.plate.*use AEVB\(\)"):
         objective.terms(Shared(), torch.zeros(3), EMPTY)
+
+
+class Penalized(Program):
+    """A term outside the plate, and a name for a number there."""
+
+    def __init__(self, term):
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(0.2))
+        self.term = term
+
+    def model(self, x):
+        self.term("term", -0.5 * self.mean**2)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.mean, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.3 * x, 1.0))
+
+
+@pytest.mark.parametrize(
+    "objective", [IWAE(2), DReG(2), ReweightedWakeSleep(2), ScoreFunction(2), Autoencoder()]
+)
+def test_a_factor_outside_the_plate_is_neither_dropped_nor_counted_for_each_datum(objective):
+    x = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"'term'|\"term\" is outside pyro\.plate"):
+        objective.terms(Penalized(pyro.factor), x, objective.init(Penalized(pyro.factor), x))
+    named = Penalized(pyro.deterministic)
+    losses, _ = objective.terms(named, x, objective.init(named, x))
+    assert losses.shape == (3,)
 
 
 def test_wrong_options_name_what_is_expected():

@@ -35,7 +35,8 @@ class AEVB(Objective):
             (0: at once), so that latents are found useful before they are charged for.
         free_bits: nats of each latent's KL term per datum that are free: max(free_bits, KL) is
             charged.  The paper that names it takes the mean over a minibatch there; here no number
-            mixes rows.
+            mixes rows.  Where the KL is sampled the larger of the two is too large on average:
+            more particles mend it.
 
     With ``kl_warmup`` or ``free_bits`` what is trained is *not the ELBO*, and no bound; columns
     and scores (``bound``, held-out bounds, log p(x)) always are the ELBO, its KL term at full

@@ -17,7 +17,7 @@ from pyro_vae.program import Rows, observed_rows
 from pyro_vae.traces import (
     AtTheMean,
     data_frame,
-    is_factor,
+    is_deterministic,
     log_density,
     per_datum,
     require_rows,
@@ -52,10 +52,10 @@ class Autoencoder(Objective):
         require_rows(guide, model)
         total = torch.zeros((), device=observed_rows(x).device)
         for name, site in model.items():
-            if data_frame(site) is None and not is_factor(site):
+            if data_frame(site) is None and not is_deterministic(site):
                 raise ValueError(
-                    f'latent site "{name}" is outside pyro.plate("data", ...), shared by all data: '
-                    "an auto-encoder has one code for each datum; use AEVB()"
+                    f'site "{name}" is outside pyro.plate("data", ...), shared by all data: an '
+                    "auto-encoder has a code and a loss for each datum; use AEVB()"
                 )
             if site["is_observed"]:
                 value = per_datum(site, log_density(site))

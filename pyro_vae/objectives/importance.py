@@ -44,8 +44,8 @@ def warn_about_one_particle(name: str, same_as: str) -> None:
 
 
 def require_local(d: Densities, name: str) -> None:
-    """Raises ValueError for global latents: weights of a datum cannot hold what all data share."""
-    shared = [site for site in d.latents if site not in d.log_ratio]
+    """Raises ValueError for what all data share: the weights of a datum cannot hold it."""
+    shared = list(d.global_ratio)  # latents, and factors outside the plate
     if shared:
         others = f" and {len(shared) - 1} more are " if len(shared) > 1 else " is "
         raise ValueError(
