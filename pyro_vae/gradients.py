@@ -292,12 +292,14 @@ class _Draws:
         first: (parameters,): the first draw; deviations from it lose no digits to a large mean.
         squares: (BLOCKS,): squared deviations of a block's draws from it, summed.
         size: draws in a block.
+        precision: relative, of a gradient.
     """
 
     blocks: dict[str, Tensor]
     first: dict[str, Tensor]
     squares: dict[str, Tensor]
     size: int
+    precision: float
 
 
 class _Lab:
@@ -382,7 +384,8 @@ class _Lab:
                     squares[group][-1] += square
             tell()
         blocks = {group: torch.stack(each) / size + first[group] for group, each in sums.items()}
-        return _Draws(blocks, first, {g: torch.stack(each) for g, each in squares.items()}, size)
+        spread = {group: torch.stack(each) for group, each in squares.items()}
+        return _Draws(blocks, first, spread, size, torch.finfo(self.weight.dtype).eps)
 
     def _blame(self, start: int, deviation: Tensor) -> None:
         """Raises ValueError for the first of these draws that is not finite."""
@@ -446,14 +449,15 @@ def _statistics(draws: _Draws, reference: _Draws, group: str) -> dict[str, float
         return math.sqrt(signal / noise) if noise else math.inf if signal else math.nan
 
     everything = np.arange(BLOCKS)
+    norm = math.sqrt(max(_squared_length(of_means), 0.0))
     bias, p = _bias(_products(blocks - reference.blocks[group]), blocks.shape[1])
     return {
-        "norm": math.sqrt(max(_squared_length(of_means), 0.0)),
+        "norm": norm,
         "variance": variance(everything),
         "variance_standard_error": _jackknife(variance),
         "snr": snr(everything),
         "snr_standard_error": _jackknife(snr),
-        "bias": bias,
+        "bias": bias if bias > draws.precision * norm else 0.0,  # sums in another order
         "bias_p": math.nan if draws is reference else p,
     }
 

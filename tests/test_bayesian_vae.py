@@ -303,7 +303,7 @@ def test_codes_are_those_of_the_data_and_draws_have_learnt_weights(rows):
 
     assert pv.encode(program, rows).shape == (N, J)
     assert pv.encode(program, rows, num_draws=2).shape == (2, N, J)
-    with pytest.raises(ValueError, match="no latent outside .* pass shared=False"):
+    with pytest.raises(ValueError, match=r"no latent outside .* pass shared=False"):
         pv.encode(bernoulli_vae.build(D).double(), rows, shared=True)
     assert pv.sample(program, 5, like=rows).mean() > 0.95
     assert pv.sample(program, 5, like=rows, mean=True).mean() > 0.95

@@ -92,7 +92,8 @@ class Objective(ELBO):
         options = []
         for name, option in inspect.signature(type(self).__init__).parameters.items():
             value = getattr(self, name, option.default)
-            if name != "self" and value != option.default:
+            said = value != option.default or (name == "num_particles" and value > 1)
+            if name != "self" and said:
                 options.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(options)})"
 
