@@ -13,9 +13,10 @@ from scipy.stats import kstest
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import gradients
 from pyro_vae.densities import densities
-from pyro_vae.gradients import BLOCKS, _bias, _squared_length
+from pyro_vae.gradients import lab as laboratory
+from pyro_vae.gradients.lab import BLOCKS
+from pyro_vae.gradients.moments import distance, squared_length
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.objectives import (
     AEVB,
@@ -122,7 +123,7 @@ def test_draws_taken_together_are_those_taken_one_by_one(monkeypatch):
     kinds = [AEVB("A"), IWAE(3), WakeSleep()]
     x = torch.tensor([[0.3], [2.0]], dtype=F64)
     together = lab(Gaussian(mean=0.3), kinds, x, draws=75).dataset.drop_vars("seconds")
-    monkeypatch.setattr(gradients, "MOST_ENTRIES", 1)
+    monkeypatch.setattr(laboratory, "MOST_ENTRIES", 1)
     one_by_one = lab(Gaussian(mean=0.3), kinds, x, draws=75).dataset.drop_vars("seconds")
 
     for name, values in together.data_vars.items():
@@ -160,7 +161,7 @@ def test_p_values_of_equal_means_are_uniform(kind):
     p = []
     for _ in range(600):
         blocks = blocks_of(rng, root)
-        p.append(_bias(blocks @ blocks.T, len(root))[1])
+        p.append(distance(blocks @ blocks.T, len(root))[1])
     # The degrees of freedom are estimated from 25 blocks, so the match is close and not perfect.
     assert kstest(p, "uniform").statistic < 0.08
     assert np.mean(np.array(p) < 0.01) < 0.025
@@ -174,7 +175,7 @@ def test_a_difference_is_found_and_its_length_is_not_inflated_by_noise():
     for _ in range(200):
         blocks = blocks_of(rng, 0.05 * np.eye(400), mean)
         products = blocks @ blocks.T
-        lengths.append(_squared_length(products))
+        lengths.append(squared_length(products))
         naive.append(np.linalg.norm(blocks.mean(0)))
     error = np.std(lengths) / math.sqrt(200)
     assert abs(np.mean(lengths) - 0.05**2) < 4.5 * error

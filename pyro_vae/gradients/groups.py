@@ -1,0 +1,62 @@
+"""Groups of parameters: what is measured together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.engine import trainable
+from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.program import Rows
+from pyro_vae.traces import log_density, sites_of, trace_program
+
+Groups = dict[str, list[str]]  # group -> names of its parameters
+
+
+def parts_of(
+    program: nn.Module, x: Rows, groups: Mapping[str, str] | Callable[[str], str] | None
+) -> Groups:
+    """Group -> parameters, in the order of the program's."""
+    names = list(trainable(program))
+    if groups is None:
+        group_of: Callable[[str], str] = roles(program, x).__getitem__
+    elif callable(groups):
+        group_of = groups
+    else:
+        missing = [name for name in names if name not in groups]
+        if missing:
+            raise ValueError(
+                f'groups has no entry for parameter "{missing[0]}", expected one for each of '
+                f"{names}"
+            )
+        group_of = groups.__getitem__
+    parts: Groups = {}
+    for name in names:
+        parts.setdefault(str(group_of(name)), []).append(name)
+    return parts
+
+
+def roles(program: nn.Module, x: Rows) -> dict[str, str]:
+    """Parameter -> "model", "guide", "both" or "neither", by what depends on it."""
+    params = trainable(program)
+    with torch.enable_grad(), NoiseMode(keyed(0)), seeded(0):
+        guide, model = trace_program(program, x, reparameterize=False)
+        drawn, _ = trace_program(program, x)  # a point's place has no density, and is the guide's
+        values = [site["value"] for site in sites_of(drawn).values() if not site["is_observed"]]
+        by_model = [log_density(site) for site in sites_of(model).values()]
+        by_guide = [log_density(site) for site in sites_of(guide).values()] + values
+
+    def reached(terms: list[Tensor]) -> set[str]:
+        terms = [term.sum() for term in terms if term.requires_grad]
+        if not terms:
+            return set()
+        grads = torch.autograd.grad(
+            torch.stack(terms).sum(), list(params.values()), allow_unused=True, retain_graph=True
+        )
+        return {name for name, grad in zip(params, grads, strict=True) if grad is not None}
+
+    in_model, in_guide = reached(by_model), reached(by_guide)
+    words = {(True, False): "model", (False, True): "guide", (True, True): "both"}
+    return {n: words.get((n in in_model, n in in_guide), "neither") for n in params}

@@ -1,0 +1,166 @@
+"""Gradients of one objective, drawn over and over at parameters and a batch that stay."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pyro.infer.elbo import ELBO
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyro_vae.compiling import entries_of
+from pyro_vae.engine import NO_PRIOR, Parameters, trainable
+from pyro_vae.engines import make_step
+from pyro_vae.gradients.groups import Groups
+from pyro_vae.noise import seeded
+from pyro_vae.objectives.base import EMPTY, Objective, State
+from pyro_vae.program import Rows, num_rows
+from pyro_vae.steps import Ask, PyroStep, Step, blame
+from pyro_vae.traces import DataScale, trace_program
+
+BLOCKS = 25
+ROUNDS = 7  # of timing
+MOST_ENTRIES = 1 << 22  # of all intermediate tensors, where draws are taken as one batch
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is kept of the gradients of one objective, by group.
+
+    Attributes:
+        blocks: (BLOCKS, parameters): means of equal blocks of draws.
+        first: (parameters,): the first draw; deviations from it lose no digits to a large mean.
+        squares: (BLOCKS,): squared deviations of a block's draws from it, summed.
+        size: draws in a block.
+        precision: relative, of a gradient.
+    """
+
+    blocks: dict[str, Tensor]
+    first: dict[str, Tensor]
+    squares: dict[str, Tensor]
+    size: int
+    precision: float
+
+
+class Lab:
+    """One objective at work on a program and a batch that stay as they are."""
+
+    def __init__(
+        self, program: nn.Module, x: Rows, objective: Objective | ELBO, seed: int, warmup: int
+    ) -> None:
+        self.program, self.x, self.seed = program, x, seed
+        self.params: Parameters = trainable(program)
+        own = isinstance(objective, Objective)
+        self.state: State = objective.init(program, x) if own else EMPTY  # type: ignore[union-attr]
+        like = next(iter(self.params.values()))
+        self.weight = torch.ones(num_rows(x), dtype=like.dtype, device=like.device)
+        ask = Ask(False, x, self.weight, self.state, (seed, 0, 0))
+        idle = torch.optim.SGD(list(self.params.values()))  # gradients alone: it is never stepped
+        self.step: Step = make_step(
+            program, objective, "eager", ask, optimizer=idle, prior=NO_PRIOR
+        )
+        if isinstance(self.step, PyroStep):
+            self.step.use(program)
+        with torch.no_grad(), seeded(seed), DataScale() as scale:
+            trace_program(program, x)
+        self.count = num_rows(x) * scale.value
+        if own and self.state.shared:
+            for i in range(warmup):
+                _, sums = self._step(1, i)
+                means = {name: v / sums["weight"] for name, v in sums.items() if name != "weight"}
+                shared = objective.advance(self.state.shared, means)  # type: ignore[union-attr]
+                self.state = self.state._replace(shared=shared)
+
+    def _step(self, *key: int) -> tuple[Parameters, dict[str, Tensor]]:
+        kept = {name: p.grad for name, p in self.params.items()}  # Pyro's own ELBOs write there
+        try:
+            return self.step.grads(self.params, self.x, self.weight, self.state, (self.seed, *key))
+        finally:
+            for name, parameter in self.params.items():
+                parameter.grad = kept[name]
+
+    def _batched(self, start: int, count: int) -> Parameters:
+        """Gradients of so many draws, (draws, ...), at the noise that each has by itself."""
+        if count > 1:
+            lifted = self.step.graph.grads  # type: ignore[attr-defined]
+            drawn = [lifted.draw((self.seed, 0, i)) for i in range(start, start + count)]
+            noise = [torch.stack(each) for each in zip(*drawn, strict=True)]
+            args = pytree.tree_leaves((self.params, self.x, self.weight, *self.state))
+            with torch.no_grad():
+                run = torch.vmap(lambda *noise: lifted.flat(*args, *noise))
+                return lifted.unflatten(run(*noise))[0]
+        return {name: g.detach()[None] for name, g in self._step(0, start)[0].items()}
+
+    def _at_once(self, size: int) -> int:
+        """How many draws of a block to take as one batch: small graphs are mostly overhead."""
+        graph = getattr(self.step, "graph", None)
+        if graph is None or graph.grads.kept or not graph.grads.noise:
+            return 1
+        return max(1, min(size, MOST_ENTRIES // entries_of(graph.grads)))
+
+    def draw(self, num_draws: int, parts: Groups, tell: Callable[[], None]) -> Draws:
+        """So many gradients, a block at a time."""
+        size = num_draws // BLOCKS
+        most = self._at_once(size)
+        first: dict[str, Tensor] = {}
+        sums: dict[str, list[Tensor]] = {group: [] for group in parts}
+        squares: dict[str, list[Tensor]] = {group: [] for group in parts}
+        for block in range(BLOCKS):
+            for start in range(0, size, most):
+                found = self._batched(block * size + start, min(most, size - start))
+                for group, names in parts.items():
+                    flat = [found[name].double() for name in names]
+                    flat = [each.reshape(len(each), -1) for each in flat]
+                    g = torch.cat(flat, 1) / self.count  # (draws, parameters)
+                    first.setdefault(group, g[0].clone())
+                    deviation = g - first[group]
+                    square = deviation.square().sum()
+                    if not math.isfinite(float(square)):
+                        self._blame(block * size + start, deviation)
+                    if start == 0:
+                        sums[group].append(torch.zeros_like(g[0]))
+                        squares[group].append(torch.zeros_like(square))
+                    sums[group][-1] += deviation.sum(0)
+                    squares[group][-1] += square
+            tell()
+        blocks = {group: torch.stack(each) / size + first[group] for group, each in sums.items()}
+        spread = {group: torch.stack(each) for group, each in squares.items()}
+        return Draws(blocks, first, spread, size, torch.finfo(self.weight.dtype).eps)
+
+    def _blame(self, start: int, deviation: Tensor) -> None:
+        """Raises ValueError for the first of these draws that is not finite."""
+        draw = start + int((~deviation.isfinite()).any(1).nonzero()[0])
+        found, _ = self._step(0, draw)
+        where = blame(self.program, self.x, found, (self.seed, 0, draw))
+        raise ValueError(f"draw {draw} of the gradient is not finite: {where}")
+
+    def seconds(self, i: int) -> float:
+        """How long one gradient takes."""
+        started = time.perf_counter()
+        _, sums = self._step(2, i)
+        float(sums["weight"])  # waits for a device
+        return time.perf_counter() - started
+
+    def multiplications(self) -> int:
+        """How many one gradient takes in matrix products."""
+        with FlopCounterMode(display=False) as counter:
+            self._step(2, 0)
+        return counter.get_total_flops() // 2  # a multiplication and an addition
+
+
+def costs(labs: dict[str, Lab]) -> dict[str, dict[str, float]]:
+    """Of one gradient; objectives take turns, so that a noisy machine is noisy for all of them."""
+    seconds = [{name: lab.seconds(i) for name, lab in labs.items()} for i in range(ROUNDS)]
+    return {
+        name: {
+            "seconds": statistics.median(each[name] for each in seconds),
+            "multiplications": float(lab.multiplications()),
+        }
+        for name, lab in labs.items()
+    }
