@@ -25,6 +25,7 @@ SMALLER = {
     "epochs=10": "epochs=1",
     "log_evidence(vae, digits.test)": "log_evidence(vae, digits.test[:30], num_particles=50)",
     "num_draws=500": "num_draws=50",
+    "num_draws=200": "num_draws=50",
 }
 
 
