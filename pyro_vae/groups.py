@@ -143,13 +143,6 @@ def one_particle(program: nn.Module, x: Rows, predictive: bool) -> Densities:
                     f"no x can be drawn for the predictive groups: {error}; or leave them out, "
                     "predictive=False"
                 ) from error
-    shared = [name for name in d.latents if name not in d.log_ratio]
-    if shared:
-        raise ValueError(
-            f'latent site "{shared[0]}" is outside pyro.plate("data", ...), so all data share it '
-            "and have no weights of their own: fix it with pyro.poutine.condition, or learn it as "
-            "a parameter"
-        )
     return d
 
 

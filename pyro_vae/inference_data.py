@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pyro_vae.densities import Densities
 from pyro_vae.diagnostics import warn_about_tails
-from pyro_vae.evidence.importance import from_log_weights, refuse_point_guides
+from pyro_vae.evidence.importance import from_log_weights, require_weights
 from pyro_vae.groups import Groups, as_array, drawn, one_particle, posterior_groups, prior_groups
 from pyro_vae.inputs import as_rows
 from pyro_vae.numerics import require_numbers, require_possible_data
@@ -133,7 +133,7 @@ def to_inference_data(
     made: Groups = {}
     with evaluating(program):
         require_possible_data(program, rows)
-        refuse_point_guides(program, rows)
+        require_weights(program, rows)
         form = one_particle(program, rows, predictive)
         constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
         _refuse_names({*form.latents, observed, *constants})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -68,7 +69,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     values = list(parameters.values())
     make: Callable[..., Any] = optimizer
-    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+    kind, said = optimizer, {}
+    if isinstance(optimizer, functools.partial):
+        kind, said = optimizer.func, optimizer.keywords
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and "lr" not in said:
         try:
             return make(values, lr=lr, fused=True)
         except (TypeError, RuntimeError):  # this class, or this device, has no fused kernel

@@ -16,7 +16,7 @@ from pyro_vae.evidence.importance import (
     Evidence,
     from_log_weights,
     importance,
-    refuse_point_guides,
+    require_weights,
 )
 from pyro_vae.evidence.markov import (
     CHAINS,
@@ -127,7 +127,7 @@ def log_evidence(
     with torch.no_grad(), evaluating(program):
         require_possible_data(program, rows)
         if from_guide:
-            refuse_point_guides(program, rows)
+            require_weights(program, rows)
             evidence = importance(program, rows, num_particles=int(num_particles), **pieces)
         else:
             dim = Latents.of(program, map_rows(lambda t: t[:2], rows)).dim

@@ -20,7 +20,7 @@ from pyro_vae.diagnostics import pareto_khat
 from pyro_vae.engine import RowFunction, row_chunks
 from pyro_vae.noise import seeded
 from pyro_vae.program import Rows, map_rows, num_rows
-from pyro_vae.traces import base_law, sites_of, trace_program
+from pyro_vae.traces import base_law, data_frame, sites_of, trace_program
 
 MOST_RHAT = 1.1  # of chains that are taken to have met
 
@@ -92,15 +92,24 @@ def from_log_weights(log_w: Tensor, rhat: Tensor | None = None) -> Evidence:
     )
 
 
-def refuse_point_guides(program: nn.Module, rows: Rows) -> None:
-    """Weights under a guide that is a point are all equal, and say nothing.
+def require_weights(program: nn.Module, rows: Rows) -> None:
+    """Refuse guides whose draws have no weights of a datum that mean anything.
 
     Raises:
-        ValueError: naming the site.
+        ValueError: naming the site: a latent that all data share, or a point (Delta), whose
+            weights are all equal.
     """
     with seeded(0):
-        guide, _ = trace_program(program, map_rows(lambda t: t[:2], rows), reparameterize=False)
-    sites = sites_of(guide)
+        traces = trace_program(program, map_rows(lambda t: t[:2], rows), reparameterize=False)
+    sites, model = map(sites_of, traces)
+    for name in (n for n in sites if n in model):
+        both = (sites[name], model[name])
+        if all(data_frame(site) is None and not site["is_observed"] for site in both):
+            raise ValueError(
+                f'latent site "{name}" is outside pyro.plate("data", ...), so all data share it '
+                "and there is no log p(x) per datum: fix it with pyro.poutine.condition, or use "
+                "pv.elbo"
+            )
     if any(site["infer"].get("is_auxiliary") for site in sites.values()):
         return  # the points are functions of draws that have a density of their own
     for name, site in sites.items():
@@ -138,12 +147,7 @@ def importance(
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
         table: Tensor | None = None
         for part in range(chunks):
-            log_w, is_global = function(rows, seed, number, part)
-            if is_global:
-                raise ValueError(
-                    "the program has latents outside the data plate, which all data share, so "
-                    "there is no log p(x) per datum: condition on them, or use the ELBO"
-                )
+            log_w = function(rows, seed, number, part)
             if table is None:  # in one piece: small ones between large chunks scatter the memory
                 table = log_w.new_empty(chunks * chunk, count)
             table[part * chunk : (part + 1) * chunk] = log_w[:, :count]
@@ -162,8 +166,7 @@ def event_size(x: Rows) -> int:
 
 
 def _log_w(size: int) -> Any:
-    def log_w(program: nn.Module, rows: Rows) -> tuple[Tensor, bool]:
-        d = densities(program, rows, size, reparameterize=False)
-        return d.log_w, any(name not in d.log_ratio for name in d.latents)
+    def log_w(program: nn.Module, rows: Rows) -> Tensor:
+        return densities(program, rows, size, reparameterize=False).log_w
 
     return log_w
