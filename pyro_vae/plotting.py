@@ -267,7 +267,8 @@ def _log_axis(axis: Any, values: np.ndarray) -> None:
     axis.set_xscale("log")
     axis.set_xlim(low, high)
     decades = np.log10(high / low)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+    few = (1, 2, 5) if decades < 2 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=few, numticks=6 if decades < 4 else 4))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
