@@ -77,6 +77,26 @@ def _fit_generalized_pareto(excess: Tensor) -> Tensor:
     return (n * shape + 10 * 0.5) / (n + 10)  # ten observations' worth of k = 1/2
 
 
+def warn_about_divergence(history: Any, name: str = "") -> None:
+    """Warn where a run of finite numbers ended far below where it began.
+
+    Args:
+        history: the data frame of a run.
+        name: which of several runs it is, for the message.
+    """
+    if "bound" not in history or len(history) < 2:
+        return
+    first, last = (float(history["bound"].iloc[i]) for i in (0, -1))
+    if last < first - max(100.0, abs(first)):
+        warnings.warn(
+            f"{name}the bound ended at {last:,.0f} nats per datum, where it began at {first:,.0f}: "
+            "training diverged, though every number is finite; lower lr, set clip, or let the "
+            "first steps only accumulate, optimizer=pv.optimizers.Adagrad",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+
+
 def warn_about_tails(khat: Tensor, consequence: str) -> None:
     """Say once where weights are not to be trusted: khat above 0.7, or none at all."""
     if khat.isnan().any():

@@ -15,7 +15,7 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_vae.checkpoint import engine_of, folder_for, go_on, keeping
-from pyro_vae.diagnostics import warn_at_floor
+from pyro_vae.diagnostics import warn_about_divergence, warn_at_floor
 from pyro_vae.engine import WeightPrior, trainable
 from pyro_vae.engines import make_step, require_alike, translate
 from pyro_vae.history import data_digest, form_of, manifest_of
@@ -168,8 +168,9 @@ def fit(
     runs = []
     for loop, manifest in zip(loops, manifests, strict=True):
         warn_at_floor(loop.program, example)
+        warn_about_divergence(history := loop.history.frame(), loop.name)
         manifest |= {**loop.progress(), "stopped": stopped}
-        runs.append(Run(loop.program, loop.history.frame(), manifest, loop.state))
+        runs.append(Run(loop.program, history, manifest, loop.state))
     return runs if many else runs[0]
 
 

@@ -177,7 +177,7 @@ def test_a_global_latent_has_no_evidence_per_datum():
 
     program = pv.Program(model, guide)
     pv.fit(program, torch.zeros(4, 3), steps=1)
-    with pytest.raises(ValueError, match='"m" is outside .* all data share it'):
+    with pytest.raises(ValueError, match=r'"m" is outside .* all data share it'):
         pv.log_evidence(program, torch.zeros(4, 3), num_particles=10)
 
 

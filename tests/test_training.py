@@ -248,6 +248,14 @@ def test_a_partial_optimizer_is_given_the_step_size_unless_it_has_one():
         assert run.manifest["optimizer_options"]["betas"] == (0.5, 0.9)
 
 
+def test_a_run_that_ends_far_below_its_start_is_said_to_have_diverged():
+    """A step so long that the guide's spread explodes, and every number stays finite."""
+    options = {"steps": 60, "lr": 30.0, "optimizer": torch.optim.SGD}
+    vae = gaussian_vae.build(6, latent_dim=2, hidden_dim=4)
+    with pytest.warns(pv.PyroVaeWarning, match="nats per datum, where it began at .* diverged"):
+        pv.fit(vae, binary_rows(), clip=1.0, **options)
+
+
 def test_a_schedule_is_stepped_at_every_update():
     seen = []
 
