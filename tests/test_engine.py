@@ -37,6 +37,7 @@ from pyro_vae.objectives import (
     ReweightedWakeSleep,
     ScoreFunction,
     State,
+    StickingTheLanding,
     WakeSleep,
 )
 from pyro_vae.program import Program, map_rows, num_rows
@@ -224,11 +225,15 @@ GLOBAL = {
         str(o): f"{type(o).__name__} weights the draws of each datum, and 'scale' is outside"
         for o in (IWAE(), DReG(), ReweightedWakeSleep(), ScoreFunction())
     },
-    str(Autoencoder()): "an auto-encoder has one code for each datum",
+    str(Autoencoder()): "an auto-encoder has a code and a loss for each datum",
 }
 REFUSED = {("GlobalScale", objective): reason for objective, reason in GLOBAL.items()}
 REFUSED |= {("bayesian_vae", objective): 'outside pyro.plate("data"' for objective in GLOBAL}
-NO_CHAINS = {(p, str(MonteCarloEM())) for p in ("GlobalScale", "bayesian_vae")}  # of a datum
+REFUSED |= {  # the density of a draw is computed a second time
+    ("Dropped", str(o)): "the guide draws noise outside pyro.sample"
+    for o in (StickingTheLanding(), DReG())
+}
+NO_CHAINS = {(p, str(MonteCarloEM())) for p in ("GlobalScale", "bayesian_vae", "Dropped")}
 PAIRS = [(p, o) for p in PROGRAMS for o in OBJECTIVES if (p, o) not in {*REFUSED, *NO_CHAINS}]
 
 

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.base import EMPTY, Objective, State, Stats
 from pyro_vae.program import Rows, observed_rows
 from pyro_vae.traces import (
@@ -41,8 +42,9 @@ class Autoencoder(Objective):
     has_bound = False
 
     def init(self, program: Any, x: Rows) -> State:
-        with torch.no_grad(), pyro.validation_enabled(False):
-            trace_of(program.guide, x, AtTheMean())  # a graph cannot look whether a mean is nan
+        # A graph cannot look whether a mean is nan.  Dropout draws here none of the step's noise.
+        with torch.no_grad(), NoiseMode(keyed(0)), seeded(0), pyro.validation_enabled(False):
+            trace_of(program.guide, x, AtTheMean())
         return EMPTY
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
