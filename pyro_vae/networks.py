@@ -18,6 +18,7 @@ class MLP(nn.Sequential):
 
     The paper says that parameters start from N(0, 0.01) and not whether 0.01 is the variance;
     a standard deviation of 0.01 gives its published curves, a variance of 0.01 does not.
+
     Raises:
         ValueError: for events of another size, or images that are not flattened.
 
