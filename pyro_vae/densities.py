@@ -32,6 +32,7 @@ from pyro_vae.traces import (
     log_density,
     one_scale,
     per_datum,
+    require_fixed_support,
     require_rows,
     require_rsample,
     require_score,
@@ -138,6 +139,7 @@ def _single(program: Any, x: Rows, ways: Ways) -> Densities:
         require_score(guide)
     scored = guide
     if ways.detach_guide or ways.pathwise:
+        require_fixed_support(guide)
         scored = sites_of(_guide_with_detached_parameters(program, x, guide_trace))
     like = observed_rows(x)
     rows = torch.zeros(num_rows(x), device=like.device, dtype=_dtype(model, like))

@@ -249,8 +249,9 @@ def _part(site: Site, rows: int) -> _Part:
         )
     if fn.support.is_discrete:
         raise ValueError(
-            f"{name} is discrete ({type(fn).__name__}), expected a density with a gradient: sum "
-            "it out inside the likelihood, or train with WakeSleep(), which needs none"
+            f"{name} is discrete ({type(fn).__name__}), and Hamiltonian Monte Carlo moves along "
+            'gradients: score by draws of the guide, proposal="guide"; train by WakeSleep(), '
+            "ReweightedWakeSleep() or ScoreFunction(); or sum it out inside the likelihood"
         )
     if _is_angle(fn):
         raise ValueError(

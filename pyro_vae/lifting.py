@@ -244,6 +244,9 @@ def _clean(graph: fx.GraphModule, num_args: int, keep_detach: bool) -> list[int]
                 node.replace_all_uses_with(node.args[1])
         elif node.target is aten.fill.Scalar:  # the same, and vmap knows it
             node.target = aten.full_like.default
+        elif node.target is aten.index_put.default and _is_masked_fill(node):  # so does this one
+            into, (mask,), value = node.args[:3]
+            node.target, node.args = aten.where.self, (mask, value, into)
         elif node.target is aten.detach.default and not keep_detach:
             node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
@@ -257,6 +260,15 @@ def _clean(graph: fx.GraphModule, num_args: int, keep_detach: bool) -> list[int]
     graph.graph.set_codegen(fx.graph.CodeGen())  # flat arguments in, a flat list out
     graph.recompile()
     return live
+
+
+def _is_masked_fill(node: fx.Node) -> bool:
+    """Whether it is ``t[mask] = value``, the mask of t's shape and one value: a choice by entry."""
+    into, indices, value, *accumulate = node.args
+    if len(indices) != 1 or any(accumulate) or node.kwargs:  # type: ignore[arg-type]
+        return False
+    t, mask, v = (n.meta["tensor_meta"] for n in (into, indices[0], value))  # type: ignore[index, union-attr]
+    return mask.dtype == torch.bool and mask.shape == t.shape and v.shape in ((), (1,))
 
 
 def _differs(

@@ -137,6 +137,8 @@ def training_curve(history: Any, path: str | Path | None = None) -> Any:
     figure, axes = new_figure()
     axis, curves = axes[0, 0], []
     columns = {"bound": "training", "log_joint": "log p(x, z)", "validation_bound": "held out"}
+    if not any(column in history for column in columns):  # an auto-encoder's
+        columns = {"reconstruction": "log p(x | z)"}
     shown = [column for column in columns if column in history]
     for colour, column in zip(COLOURS, shown, strict=False):
         records = history.dropna(subset=column)
@@ -169,47 +171,47 @@ def training_curve(history: Any, path: str | Path | None = None) -> Any:
 def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
     """A row a group of parameters: signal-to-noise, variance and bias of each gradient.
 
-    One colour a kind of objective, whose settings a line connects.  A hollow dot is a bias that may
-    be none: as large a distance would come about between equal means once in a thousand times.
+    A line connects the settings of one kind of objective.  A hollow dot is a bias that may be none:
+    as large a distance would come about between equal means once in a thousand times.  What a
+    logarithmic axis cannot show is written at its left: "< e" for a length of 0, of which e would
+    have gone unnoticed.
 
     Args:
         dataset: that of a :class:`~pyro_vae.gradients.GradientReport`.
         path: where to save the picture.
     """
-    groups, names = dataset.group.values, [_short(o) for o in dataset.objective.values]
-    names = [name.replace("num_particles=", "").replace("estimator=", "") for name in names]
+    groups, names = dataset.group.values, [_with_options(o) for o in dataset.objective.values]
     kinds = [name.split("(")[0] for name in names]
-    colours = dict(zip(dict.fromkeys(kinds), COLOURS * 3, strict=False))
+    every = list(dict.fromkeys(kinds))
     height = 1.1 + 0.26 * len(names)
     figure, axes = new_figure(columns=3, rows=len(groups), width=3.6, height=height)
-    places = np.arange(len(names))
-    reference = _short(dataset.attrs["reference"])
     for row, group in zip(axes, groups, strict=True):
         part = dataset.sel(group=group)
-        maybe_none = ~(part.bias_p.values < 1e-3)
         for axis, column in zip(row, ("snr", "variance", "bias"), strict=True):
-            values = np.where(part[column].values > 0, part[column].values, np.nan)
-            for kind, colour in colours.items():
-                mine = np.array([k == kind for k in kinds])
-                axis.plot(values[mine], places[mine], color=colour, linewidth=1, alpha=0.5)
-            for place, value, kind in zip(range(len(names)), values, kinds, strict=True):
-                hollow = column == "bias" and maybe_none[place]
-                axis.plot(
-                    value, place, "o", markersize=6, color=colours[kind],
-                    markerfacecolor="white" if hollow else colours[kind],
-                )  # fmt: skip
-                if column != "bias":
-                    error = float(part[f"{column}_standard_error"][place])
-                    axis.plot([value - error, value + error], [place] * 2, color=colours[kind])
-            if np.isfinite(values).any():
-                _log_axis(axis, values[np.isfinite(values)])
+            values, errors = part[column].values, part[f"{column}_standard_error"].values
+            drawn = (values > 0) & np.isfinite(values)
+            hollow = ~(part.bias_p.values < 1e-3) & (column == "bias")
+            for number, kind in enumerate(every):
+                look = {"color": COLOURS[number % 7], "marker": "os^"[number // 7 % 3]}
+                mine = np.flatnonzero(np.array([k == kind for k in kinds]) & drawn)
+                axis.plot(values[mine], mine, color=look["color"], linewidth=1, alpha=0.5)
+                for place in mine:
+                    x, e = values[place], errors[place]
+                    axis.plot([max(x - e, x / 1e3), x + e], [place] * 2, color=look["color"])
+                    fill = "white" if hollow[place] else look["color"]
+                    axis.plot(x, place, markersize=6, markerfacecolor=fill, **look)
+            for place in np.flatnonzero(~drawn):
+                value, error = values[place], errors[place]
+                text = "no noise" if value == np.inf else "0" if not error > 0 else f"< {error:.1g}"
+                if column == "bias" and np.isnan(part.bias_p.values[place]):
+                    text = "reference"
+                beside = axis.get_yaxis_transform()
+                axis.text(0.03, place, text, transform=beside, va="center", color="0.4")
+            _log_axis(axis, values[drawn])
             axis.set_ylim(len(names) - 0.5, -0.5)
-            axis.set_yticks(places, names if column == "snr" else [])
+            axis.set_yticks(range(len(names)), names if column == "snr" else [])
         row[0].set_ylabel(f"{group} parameters")
-        for place, (bias, p) in enumerate(zip(part.bias.values, part.bias_p.values, strict=True)):
-            if not bias > 0:  # which a logarithmic axis does not show
-                text, beside = "reference" if np.isnan(p) else "0", row[2].get_yaxis_transform()
-                row[2].text(0.03, place, text, transform=beside, va="center", color="0.4")
+    reference = _with_options(dataset.attrs["reference"])
     titles = ("signal-to-noise of one draw", "variance of one draw", f"bias against {reference}")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11, loc="left")
@@ -222,6 +224,11 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
 
 def _short(objective: Any) -> str:
     return str(objective).removesuffix("()")
+
+
+def _with_options(objective: Any) -> str:
+    """IWAE(10) for IWAE(num_particles=10)."""
+    return _short(objective).replace("num_particles=", "").replace("estimator=", "")
 
 
 def _apart(x: np.ndarray) -> np.ndarray:
@@ -260,15 +267,18 @@ def _thousands(axis: Any) -> None:
 
 
 def _log_axis(axis: Any, values: np.ndarray) -> None:
-    """A logarithmic axis with a few plain numbers on it, wide enough for two of them at least."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    """A logarithmic axis with a few plain numbers on it; none where there is nothing to show."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+    if not len(values):
+        axis.set_xticks([])
+        return
     low, high = values.min() / 1.5, values.max() * 1.5
     axis.set_xscale("log")
     axis.set_xlim(low, high)
     decades = np.log10(high / low)
-    few = (1, 2, 5) if decades < 2 else (1,)
-    axis.xaxis.set_major_locator(LogLocator(subs=few, numticks=6 if decades < 4 else 4))
+    few = LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=6 if decades < 4 else 4)
+    axis.xaxis.set_major_locator(MaxNLocator(3) if decades < 0.7 else few)
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
 

@@ -110,6 +110,19 @@ def warn_if_nothing_moves(optimizer: torch.optim.Optimizer, num_steps: int) -> N
         )
 
 
+def warn_if_warmup_never_ends(objective: Any, num_steps: int) -> None:
+    """Warn where the KL term never comes to count in full."""
+    warmup = getattr(objective, "kl_warmup", 0)
+    if warmup > num_steps:
+        warnings.warn(
+            f"the budget is {num_steps} steps and kl_warmup is {warmup}, so the KL term counts at "
+            f"most {num_steps / warmup:.1%} and what is trained is never the ELBO: raise the "
+            "budget, or lower kl_warmup",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 

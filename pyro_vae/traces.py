@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Independent, Uniform, Unit
+from pyro.distributions import Delta, Independent, Pareto, Uniform, Unit
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -80,7 +80,8 @@ class AtTheMean(Messenger):
         if mean is None:
             raise ValueError(
                 f'the guide of "{msg["name"]}", {type(base_law(msg["fn"])).__name__}, has no mean: '
-                "ask for draws, num_draws=100, and average what you need"
+                "ask for draws, num_draws=100, and average what you need, or train such a guide "
+                "by another objective than Autoencoder()"
             )
         msg["value"], msg["done"] = mean, True
 
@@ -306,6 +307,18 @@ def require_score(guide: dict[str, Site]) -> None:
                 f'latent site "{name}" has the guide {type(law).__name__}, whose log density says '
                 "nothing about where it should move, so without reparameterization its gradient "
                 'would silently be zero: use AEVB("A"), or a guide with a density everywhere'
+            )
+
+
+def require_fixed_support(guide: dict[str, Site]) -> None:
+    """Where the edges of a density move with parameters, its score is not zero on average."""
+    for name, site in guide.items():
+        law = base_law(site["fn"])
+        if not site["is_observed"] and isinstance(law, (Uniform, Pareto)):
+            raise ValueError(
+                f'latent site "{name}" has the guide {type(law).__name__}, whose support moves '
+                "with its parameters, so leaving the score of q out would leave out its entropy "
+                "too: use AEVB() or IWAE()"
             )
 
 

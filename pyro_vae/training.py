@@ -28,7 +28,13 @@ from pyro_vae.objectives.base import EMPTY, Objective
 from pyro_vae.program import Rows, materialize, require_program
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs import Run
-from pyro_vae.settings import Settings, make_optimizer, options_of, warn_if_nothing_moves
+from pyro_vae.settings import (
+    Settings,
+    make_optimizer,
+    options_of,
+    warn_if_nothing_moves,
+    warn_if_warmup_never_ends,
+)
 from pyro_vae.steps import Ask, Step
 
 logger = logging.getLogger("pyro_vae")
@@ -134,6 +140,7 @@ def fit(
             loop.name = f"replica {r} (seed {loop.seed}, lr {settings[r].lr}), "
     num_steps, num_samples = settings[0].budget(first.batches)
     warn_if_nothing_moves(first.optimizer, num_steps)
+    warn_if_warmup_never_ends(chosen, num_steps)
     index, example, weight, _ = first.batches(0)
     ask = Ask(False, example, weight, rows_of(first.state, index), (first.seed, 0, 0))
     if folder is not None and resume and engine == "auto":
@@ -232,8 +239,8 @@ def _set_up(program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Sett
         require_possible_data(program, held_out)
     if settings.early_stopping and not getattr(chosen, "has_bound", True):
         raise ValueError(
-            f"early_stopping watches the held-out bound, and {type(chosen).__name__} trains no "
-            "guide, so it has none: leave it out"
+            f"early_stopping watches the held-out bound, and {type(chosen).__name__} has none: "
+            "leave it out"
         )
     state = EMPTY
     if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:

@@ -222,7 +222,7 @@ OBJECTIVES = {
 GLOBAL = {
     str(WakeSleep()): 'site "scale" is outside pyro.plate("data", ...)',
     **{
-        str(o): f"{type(o).__name__} weights the draws of each datum, and 'scale' is outside"
+        str(o): f"{type(o).__name__} judges each draw by its own datum, and 'scale' is outside"
         for o in (IWAE(), DReG(), ReweightedWakeSleep(), ScoreFunction())
     },
     str(Autoencoder()): "an auto-encoder has a code and a loss for each datum",

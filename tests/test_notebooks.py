@@ -15,7 +15,9 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 def test_there_are_notebooks():
     """The tests below say nothing about an empty folder."""
-    assert {"first_posterior", "three_algorithms"} <= {path.stem for path in NOTEBOOKS}
+    assert {"first_posterior", "three_algorithms", "which_objective"} <= {
+        path.stem for path in NOTEBOOKS
+    }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

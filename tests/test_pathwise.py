@@ -503,7 +503,7 @@ def test_stl_takes_global_latents():
 
 
 def test_dreg_refuses_global_latents_by_name():
-    with pytest.raises(ValueError, match=r"DReG weights .*'common' is outside.*StickingTheLanding"):
+    with pytest.raises(ValueError, match=r"DReG judges .*'common' is outside.*StickingTheLanding"):
         DReG(2).terms(Shared(), torch.zeros(4, dtype=torch.float64), EMPTY)
 
 
@@ -573,3 +573,29 @@ def test_a_guide_with_dropout_is_refused(objective):
     with pytest.raises(ValueError, match=r"noise outside pyro\.sample, such as dropout.*AEVB"):
         objective.terms(Dropping(), x, EMPTY)
     assert objective.terms(Dropping().eval(), x, EMPTY)[0].isfinite().all()
+
+
+class MovingEdges(Program):
+    """A guide whose support moves: its score has the mean 1 / width at the edges, not zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Parameter(torch.tensor(0.2))
+        self.width = nn.Parameter(torch.tensor(1.0))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(self.place * x - self.width, self.place * x + self.width))
+
+
+@pytest.mark.parametrize("objective", [StickingTheLanding(), StickingTheLanding(3), dreg(3)])
+def test_a_guide_whose_support_moves_is_refused(objective):
+    x = torch.randn(4)
+    with pytest.raises(ValueError, match=r'"z" has the guide Uniform, whose support moves'):
+        objective.terms(MovingEdges(), x, EMPTY)
+    AEVB("A").terms(MovingEdges(), x, EMPTY)

@@ -33,6 +33,13 @@ def comparison(curves, evidence=None):
     )
 
 
+def test_a_run_without_a_bound_shows_its_reconstruction():
+    frame = history([-30.0, -20.0, -19.0]).rename(columns={"bound": "reconstruction"})
+    (axis,) = training_curve(frame).axes
+    assert "log p(x | z)" in words(axis)
+    assert len(axis.lines[0].get_ydata()) >= 2
+
+
 def words(axis):
     return [text.get_text() for text in axis.texts]
 

@@ -6,6 +6,7 @@ import io
 import math
 
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn, optim
 import pyro_vae as pv
 from pyro_vae import engines, training
 from pyro_vae.fused import FusedStep
-from pyro_vae.objectives import AEVB, MonteCarloEM, WakeSleep
+from pyro_vae.objectives import AEVB, MonteCarloEM, ScoreFunction, WakeSleep
 
 from .test_checkpoint import assert_same
 from .test_compiled import Branching, Positive
@@ -260,3 +261,32 @@ def test_programs_that_differ_in_more_than_parameters_are_refused():
         fit(shifted)
     singles = [fit(copy.deepcopy(p), seed=r, engine="pyro") for r, p in enumerate(shifted)]
     assert_alike(fit(shifted, engine="pyro"), singles, tolerance=0)
+
+
+class Clusters(pv.Program):
+    """A discrete latent, whose closed KL in torch writes through a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(6, 3).to(F64), nn.Linear(3, 6).to(F64)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=torch.zeros(3, dtype=F64)))
+            logits = self.decoder(torch.eye(3, dtype=F64)[c])
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(logits=self.encoder(x)))
+
+
+@pytest.mark.parametrize("objective", [ScoreFunction(3), ScoreFunction(), WakeSleep()], ids=repr)
+def test_replicas_of_a_discrete_latent_are_their_single_runs(objective):
+    torch.manual_seed(0)
+    program = Clusters()
+    alone = [fit(copy.deepcopy(program), objective=objective, seed=seed) for seed in (0, 1)]
+    together = fit(program, objective=objective, replicas=2)
+
+    assert not together[0].manifest["engine_reason"]
+    assert_alike(together, alone)

@@ -494,6 +494,7 @@ def test_free_bits_are_free_for_each_latent_and_the_columns_keep_the_full_elbo()
     loss, stats = found["plain"]
     torch.testing.assert_close(found["free"][0] - loss, (kl.clamp_min(1.5) - kl).sum(0))
     torch.testing.assert_close(found["warm"][0] - loss, -0.7 * kl.sum(0))
+    assert found["warm"][1].pop("kl_weight").tolist() == pytest.approx([0.3] * 3)
     for name in ("free", "warm"):
         assert_equal(found[name][1], stats, tolerance=1e-12)
     torch.testing.assert_close(stats["bound"], -loss.detach())

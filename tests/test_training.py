@@ -256,6 +256,14 @@ def test_a_run_that_ends_far_below_its_start_is_said_to_have_diverged():
         pv.fit(vae, binary_rows(), clip=1.0, **options)
 
 
+def test_a_warm_up_that_outlasts_the_budget_is_said():
+    with pytest.warns(pv.PyroVaeWarning, match=r"kl_warmup is 10, .* counts at most 20\.0%"):
+        run = pv.fit(small_vae(), binary_rows(), AEVB(kl_warmup=10), steps=2)
+    assert list(run.history["kl_weight"]) == pytest.approx([0.1, 0.2])
+    run = pv.fit(small_vae(), binary_rows(), AEVB(kl_warmup=2), steps=3)
+    assert list(run.history["kl_weight"]) == [0.5, 1.0, 1.0]
+
+
 def test_a_schedule_is_stepped_at_every_update():
     seen = []
 

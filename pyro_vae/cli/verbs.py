@@ -148,7 +148,7 @@ def run_fit(
             error = _error_of_mean(bound)
             print(f"test bound {float(bound.mean()):.2f} ± {error:.2f} nats, {len(bound):,} rows")
         else:
-            print(f"{objective} trains no guide: see pyro-vae evidence DIR --proposal hmc")
+            print(f"{objective} has no bound: see pyro-vae evidence DIR --proposal hmc")
         if out is None:
             print("nothing is saved: pass --out DIR")
             return 0

@@ -42,7 +42,7 @@ class GradientReport:
 
     Attributes:
         dataset: an xarray data set; over (group, objective) ``norm``, ``variance``, ``snr`` and
-            ``bias``, standard errors of variance and snr, and ``bias_p``; over (objective)
+            ``bias``, their standard errors, and ``bias_p``; over (objective)
             ``seconds`` and ``multiplications``.  Attributes name the reference and the draws.
     """
 
@@ -52,15 +52,17 @@ class GradientReport:
         """One row a group and objective; gradients are of the loss in nats per datum.
 
         ``norm`` is the length of the mean gradient, ``variance`` that of one draw summed over the
-        group's parameters, ``snr`` their ratio; ``±`` are standard errors.  ``bias`` is the
-        distance to the reference's mean gradient; ``bias p`` is how probable a distance as large
-        would be between equal means.  ``seconds`` and ``multiplications`` (those in matrix
-        products) are of one gradient of the whole batch, all groups together.
+        group's parameters, ``snr`` the ratio of lengths.  ``bias`` is the distance to the
+        reference's mean gradient; ``bias p`` is how probable a distance as large would be between
+        equal means.  ``±`` is how far one standard error reaches upwards: where a length is 0,
+        it is what these draws leave unnoticed.  ``seconds`` and ``multiplications`` (those in
+        matrix products) are of one gradient of the whole batch, all groups together.
         """
         columns = {
             "norm": "norm", "variance": "variance", "variance_standard_error": "variance ±",
-            "snr": "snr", "snr_standard_error": "snr ±", "bias": "bias", "bias_p": "bias p",
-            "seconds": "seconds", "multiplications": "multiplications",
+            "snr": "snr", "snr_standard_error": "snr ±", "bias": "bias",
+            "bias_standard_error": "bias ±", "bias_p": "bias p", "seconds": "seconds",
+            "multiplications": "multiplications",
         }  # fmt: skip
         frame = self.dataset.to_dataframe(dim_order=["group", "objective"])
         return frame[list(columns)].rename(columns=columns)
@@ -110,7 +112,8 @@ def gradient_report(
         reference: what bias is measured against (default: the first of ``objectives``).  Two
             objectives with different targets, such as ``AEVB()`` and ``IWAE(10)``, differ by
             more than bias: take one of the same target, such as ``IWAE(10)`` for ``DReG(10)``.
-            Under discrete latents ``TraceEnum_ELBO()`` is an exact one.
+            Under discrete latents ``TraceEnum_ELBO()`` is an exact one, for a guide under
+            ``pyro.infer.config_enumerate``.
         num_draws: of each gradient, rounded down to a multiple of 25.
         warmup: draws by which an objective's memory (a running baseline, KL warm-up) is brought
             forward first; then it is held, so that draws are independent.
@@ -154,15 +157,19 @@ def gradient_report(
     (name_of_reference, against), *_ = (
         chosen if reference is None else _named([reference])
     ).items()
-    if num_draws < 2 * BLOCKS:
+    if int(warmup) != warmup or warmup < 0:
+        raise ValueError(f"warmup is {warmup}, expected a number of draws, 0 for none")
+    if int(num_draws) != num_draws or num_draws < 2 * BLOCKS:
         raise ValueError(
             f"num_draws is {num_draws}, expected at least {2 * BLOCKS}: they are averaged in "
             f"{BLOCKS} blocks"
         )
-    num_draws -= num_draws % BLOCKS
+    num_draws = int(num_draws) // BLOCKS * BLOCKS
     parts = parts_of(program, x, groups)
     order = {name_of_reference: against, **chosen}
-    labs = {name: Lab(program, x, objective, seed, warmup) for name, objective in order.items()}
+    labs = {
+        name: Lab(program, x, objective, seed, int(warmup)) for name, objective in order.items()
+    }
     rows: dict[str, dict[str, dict[str, float]]] = {}
     with reporter(progress, len(labs) * num_draws * num_rows(x), label="gradients") as report:
         told, started = 0, time.perf_counter()
@@ -199,9 +206,12 @@ def _named(objectives: Sequence[Any]) -> dict[str, Objective | ELBO]:
             "[pv.objectives.AEVB(), pv.objectives.IWAE(10)]"
         )
     translated = [translate(objective) for objective in objectives]
-    names = [repr(o) if isinstance(o, Objective) else f"{type(o).__name__}()" for o in translated]
+    names = [_name(objective) for objective in translated]
     if len(set(names)) < len(names):
-        raise ValueError(f"objectives are {names}, expected different ones")
+        raise ValueError(
+            f"objectives are {names}, expected different ones (Pyro's Trace_ELBO and "
+            'TraceMeanField_ELBO are taken as AEVB("A") and AEVB("B"))'
+        )
     for name, objective in zip(names, translated, strict=True):
         if getattr(objective, "refresh_every", 0):
             raise ValueError(
@@ -209,6 +219,14 @@ def _named(objectives: Sequence[Any]) -> dict[str, Objective | ELBO]:
                 "and say nothing about variance: leave it out"
             )
     return dict(zip(names, translated, strict=True))
+
+
+def _name(objective: Objective | ELBO) -> str:
+    if isinstance(objective, Objective):
+        return repr(objective)
+    particles = objective.num_particles
+    options = f"num_particles={particles}" if particles > 1 else ""
+    return f"{type(objective).__name__}({options})"
 
 
 def _dataset(

@@ -25,6 +25,11 @@ def parts_of(
     elif callable(groups):
         group_of = groups
     else:
+        if not isinstance(groups, Mapping):
+            raise TypeError(
+                f"groups is {groups!r}, expected a mapping from parameter names to group names, or "
+                "a function of a name"
+            )
         missing = [name for name in names if name not in groups]
         if missing:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -23,6 +24,8 @@ from pyro_vae.objectives.base import EMPTY, Objective, State
 from pyro_vae.program import Rows, num_rows
 from pyro_vae.steps import Ask, PyroStep, Step, blame
 from pyro_vae.traces import DataScale, trace_program
+
+logger = logging.getLogger("pyro_vae")
 
 BLOCKS = 25
 ROUNDS = 7  # of timing
@@ -50,6 +53,8 @@ class Draws:
 
 class Lab:
     """One objective at work on a program and a batch that stay as they are."""
+
+    _alone = False  # whether draws cannot be taken together
 
     def __init__(
         self, program: nn.Module, x: Rows, objective: Objective | ELBO, seed: int, warmup: int
@@ -92,26 +97,32 @@ class Lab:
             drawn = [lifted.draw((self.seed, 0, i)) for i in range(start, start + count)]
             noise = [torch.stack(each) for each in zip(*drawn, strict=True)]
             args = pytree.tree_leaves((self.params, self.x, self.weight, *self.state))
-            with torch.no_grad():
-                run = torch.vmap(lambda *noise: lifted.flat(*args, *noise))
-                return lifted.unflatten(run(*noise))[0]
+            run = torch.vmap(lambda *noise: lifted.flat(*args, *noise))
+            try:
+                with torch.no_grad():
+                    return lifted.unflatten(run(*noise))[0]
+            except RuntimeError as error:  # an operation that has no rule for batches
+                logger.info("draws are taken one by one: %s", str(error).splitlines()[0])
+                self._alone = True
+                singles = [self._batched(start + i, 1) for i in range(count)]
+                return {n: torch.cat([one[n] for one in singles]) for n in singles[0]}
         return {name: g.detach()[None] for name, g in self._step(0, start)[0].items()}
 
     def _at_once(self, size: int) -> int:
         """How many draws of a block to take as one batch: small graphs are mostly overhead."""
         graph = getattr(self.step, "graph", None)
-        if graph is None or graph.grads.kept or not graph.grads.noise:
+        if self._alone or graph is None or graph.grads.kept or not graph.grads.noise:
             return 1
         return max(1, min(size, MOST_ENTRIES // entries_of(graph.grads)))
 
     def draw(self, num_draws: int, parts: Groups, tell: Callable[[], None]) -> Draws:
         """So many gradients, a block at a time."""
         size = num_draws // BLOCKS
-        most = self._at_once(size)
         first: dict[str, Tensor] = {}
         sums: dict[str, list[Tensor]] = {group: [] for group in parts}
         squares: dict[str, list[Tensor]] = {group: [] for group in parts}
         for block in range(BLOCKS):
+            most = self._at_once(size)
             for start in range(0, size, most):
                 found = self._batched(block * size + start, min(most, size - start))
                 for group, names in parts.items():

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pyro_vae.gradients.lab import BLOCKS, Draws
 
+EVERYTHING = np.arange(BLOCKS)
+
 
 def products_of(blocks: Tensor) -> np.ndarray:
     return (blocks @ blocks.T).cpu().numpy()
@@ -37,23 +39,37 @@ def moments(draws: Draws, reference: Draws, group: str) -> dict[str, float]:
         mean = of_deviations[np.ix_(keep, keep)].mean()  # the squared length of its average
         return float(max(squares[keep].sum() - n * mean, 0.0) / (n - 1))
 
-    def snr(keep: np.ndarray) -> float:
-        signal = max(squared_length(of_means[np.ix_(keep, keep)]), 0.0)
-        noise = variance(keep)
-        return math.sqrt(signal / noise) if noise else math.inf if signal else math.nan
+    def squared_snr(keep: np.ndarray) -> float:  # may fall below 0 by chance
+        signal, noise = squared_length(of_means[np.ix_(keep, keep)]), variance(keep)
+        return signal / noise if noise else math.inf if signal > 0 else math.nan
 
-    everything = np.arange(BLOCKS)
-    norm = math.sqrt(max(squared_length(of_means), 0.0))
-    bias, p = distance(products_of(blocks - reference.blocks[group]), blocks.shape[1])
+    apart = products_of(blocks - reference.blocks[group])
+    norm, _ = root(squared_length(of_means))
+    snr, snr_error = root(squared_snr(EVERYTHING), jackknife(squared_snr))
+    bias, bias_error = root(
+        squared_length(apart), jackknife(lambda keep: squared_length(apart[np.ix_(keep, keep)]))
+    )
+    if bias + bias_error <= draws.precision * norm:  # sums in another order
+        bias = bias_error = 0.0
     return {
         "norm": norm,
-        "variance": variance(everything),
+        "variance": variance(EVERYTHING),
         "variance_standard_error": jackknife(variance),
-        "snr": snr(everything),
-        "snr_standard_error": jackknife(snr),
-        "bias": bias if bias > draws.precision * norm else 0.0,  # sums in another order
-        "bias_p": math.nan if draws is reference else p,
+        "snr": snr,
+        "snr_standard_error": snr_error,
+        "bias": bias,
+        "bias_standard_error": bias_error,
+        "bias_p": math.nan if draws is reference else chance(apart, blocks.shape[1]),
     }
+
+
+def root(square: float, error: float = 0.0) -> tuple[float, float]:
+    """The square root of an estimate, and how far one standard error above it lies.
+
+    Where the estimate is below 0, which is chance, that is how long a vector would go unnoticed.
+    """
+    length = math.sqrt(max(square, 0.0)) if not math.isnan(square) else math.nan
+    return length, math.sqrt(length**2 + error) - length if math.isfinite(length) else math.nan
 
 
 def jackknife(statistic: Callable[[np.ndarray], float]) -> float:
@@ -64,8 +80,8 @@ def jackknife(statistic: Callable[[np.ndarray], float]) -> float:
     return math.sqrt((BLOCKS - 1) / BLOCKS * float(((values - values.mean()) ** 2).sum()))
 
 
-def distance(products: np.ndarray, num_parameters: int) -> tuple[float, float]:
-    r"""Length of the mean difference, and how probable one as long is where there is none.
+def chance(products: np.ndarray, num_parameters: int) -> float:
+    r"""How probable a mean difference of this length is where there is none.
 
     With S the covariance of a block's difference, the squared length of the average over B blocks
     has the mean tr S / B without bias, and about the law of tr(S) / B times F(f, f (B - 1)) with
@@ -76,9 +92,8 @@ def distance(products: np.ndarray, num_parameters: int) -> tuple[float, float]:
     b = len(products)
     squared = products.mean()
     trace = (products.trace() - b * squared) / (b - 1)  # of S
-    length = math.sqrt(max(squared_length(products), 0.0))
     if trace <= 0.0:
-        return length, 1.0 if squared == 0.0 else 0.0
+        return 1.0 if squared == 0.0 else 0.0
     pairs = products[np.triu_indices(b, 1)]
     freedom = min(max(trace**2 / float(pairs.var(ddof=1)), 1.0), float(num_parameters))
-    return length, float(F.sf(squared / (trace / b), freedom, freedom * (b - 1)))
+    return float(F.sf(squared / (trace / b), freedom, freedom * (b - 1)))

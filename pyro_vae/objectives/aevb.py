@@ -40,7 +40,7 @@ class AEVB(Objective):
 
     With ``kl_warmup`` or ``free_bits`` what is trained is *not the ELBO*, and no bound; columns
     and scores (``bound``, held-out bounds, log p(x)) always are the ELBO, its KL term at full
-    weight.  The column ``loss`` is what is trained.
+    weight.  The column ``loss`` is what is trained, ``kl_weight`` how far a warm-up is.
 
     Where no closed KL is registered for a site, B samples that site's term, which is A for it,
     and warns once a fit.
@@ -59,7 +59,7 @@ class AEVB(Objective):
     ) -> None:
         if estimator not in ("A", "B"):
             raise ValueError(f'estimator is {estimator!r}, expected "A" or "B"')
-        if int(kl_warmup) != kl_warmup or kl_warmup < 0:
+        if not 0 <= kl_warmup < float("inf") or int(kl_warmup) != kl_warmup:
             raise ValueError(f"kl_warmup is {kl_warmup}, expected a number of updates, 0 for none")
         if not 0 <= free_bits < float("inf"):
             raise ValueError(f"free_bits is {free_bits}, expected a number of nats from 0 on")
@@ -86,6 +86,8 @@ class AEVB(Objective):
         else:
             bound = self._with_closed_kl(d)
         stats["bound"] = bound.detach()
+        if self.kl_warmup:
+            stats["kl_weight"] = self._kl_weight(state).expand_as(bound)
         if self.kl_warmup or self.free_bits:
             return -(bound + self._forgiven(d, state)), stats
         return -bound, stats
@@ -104,8 +106,11 @@ class AEVB(Objective):
         full = torch.stack(list(terms.values()))  # (sites, B)
         charged = full.clamp_min(self.free_bits) if self.free_bits else full
         if self.kl_warmup:
-            charged = charged * ((state.shared["step"] + 1) / self.kl_warmup).clamp_max(1.0)
+            charged = charged * self._kl_weight(state)
         return (full - charged).sum(0)
+
+    def _kl_weight(self, state: State) -> Tensor:
+        return ((state.shared["step"] + 1) / self.kl_warmup).clamp_max(1.0)
 
     def _with_closed_kl(self, d: Densities) -> Tensor:  # (B,)
         sampled = [name for name, kl in d.kl.items() if kl is None]

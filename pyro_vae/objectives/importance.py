@@ -28,7 +28,7 @@ def whole_particles(num_particles: int, least: int = 1, why: str = "") -> int:
     """
     if int(num_particles) != num_particles or num_particles < least:
         raise ValueError(
-            f"num_particles is {num_particles}, expected a whole number from {least} on"
+            f"num_particles is {num_particles!r}, expected a whole number from {least} on"
             + (f": {why}" if why else "")
         )
     return int(num_particles)
@@ -49,7 +49,7 @@ def require_local(d: Densities, name: str) -> None:
     if shared:
         others = f" and {len(shared) - 1} more are " if len(shared) > 1 else " is "
         raise ValueError(
-            f"{name} weights the draws of each datum, and {shared[0]!r}{others}"
+            f"{name} judges each draw by its own datum, and {shared[0]!r}{others}"
             'outside pyro.plate("data", ...), shared by all of them: use AEVB() or '
             "StickingTheLanding()"
         )

@@ -51,7 +51,7 @@ class StickingTheLanding(Objective):
     it sticks the landing.  Away from it the variance may be larger or smaller than estimator A's.
 
     Raises:
-        ValueError: a guide that is not reparameterized.
+        ValueError: a guide that is not reparameterized, or whose support moves (Uniform, Pareto).
 
     Source: Roeder, Wu & Duvenaud (2017), arXiv:1703.09194.
     """
@@ -78,7 +78,8 @@ class DReG(Objective):
     for every K.
 
     Raises:
-        ValueError: a guide that is not reparameterized; global latents.
+        ValueError: a guide that is not reparameterized, or whose support moves (Uniform, Pareto);
+            global latents.
 
     Source: Tucker, Lawson, Gu & Maddison (2019), arXiv:1810.04152, equation (8).
     """
