@@ -84,7 +84,7 @@ def warn_about_divergence(history: Any, name: str = "") -> None:
         history: the data frame of a run.
         name: which of several runs it is, for the message.
     """
-    if "bound" not in history or len(history) < 2:
+    if "bound" not in history or len(history) < 20:  # a few steps are no training
         return
     first, last = (float(history["bound"].iloc[i]) for i in (0, -1))
     if last < first - max(100.0, abs(first)):
