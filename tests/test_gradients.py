@@ -322,6 +322,26 @@ def test_groups_are_by_what_depends_on_a_parameter():
     assert groups == "both: mean; guide: log_scale, point; model: noise"
 
 
+def test_a_flow_that_knows_its_own_draws_alone_has_its_groups():
+    class Planar(Gaussian):
+        def __init__(self):
+            super().__init__()
+            self.flow = dist.transforms.Planar(1).double()
+
+        def guide(self, x):
+            base = dist.Normal(self.mean, self.log_scale.exp()).expand([len(x), 1]).to_event(1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=F64), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    groups = lab(Planar(), [AEVB("A")], draws=50).dataset.attrs["groups"]
+    assert groups.startswith("guide: mean, log_scale, flow.")
+
+
 def test_groups_may_be_a_mapping_or_a_function():
     names = {"mean": "place", "log_scale": "width"}
     by_mapping = lab(Gaussian(), [AEVB()], draws=50, groups=names)

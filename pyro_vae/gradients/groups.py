@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.engine import trainable
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.program import Rows
-from pyro_vae.traces import log_density, sites_of, trace_program
+from pyro_vae.traces import log_density, sites_of, trace_of, trace_program
 
 Groups = dict[str, list[str]]  # group -> names of its parameters
 
@@ -47,11 +47,11 @@ def roles(program: nn.Module, x: Rows) -> dict[str, str]:
     """Parameter -> "model", "guide", "both" or "neither", by what depends on it."""
     params = trainable(program)
     with torch.enable_grad(), NoiseMode(keyed(0)), seeded(0):
-        guide, model = trace_program(program, x, reparameterize=False)
-        drawn, _ = trace_program(program, x)  # a point's place has no density, and is the guide's
-        values = [site["value"] for site in sites_of(drawn).values() if not site["is_observed"]]
+        _, model = trace_program(program, x, reparameterize=False)
+        guide = sites_of(trace_of(program.guide, x)).values()  # a flow knows its own draws alone
         by_model = [log_density(site) for site in sites_of(model).values()]
-        by_guide = [log_density(site) for site in sites_of(guide).values()] + values
+        by_guide = [log_density(site) for site in guide]
+        by_guide += [site["value"] for site in guide if not site["is_observed"]]  # a point's place
 
     def reached(terms: list[Tensor]) -> set[str]:
         terms = [term.sum() for term in terms if term.requires_grad]

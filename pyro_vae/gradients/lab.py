@@ -19,7 +19,7 @@ from pyro_vae.compiling import entries_of
 from pyro_vae.engine import NO_PRIOR, Parameters, trainable
 from pyro_vae.engines import make_step
 from pyro_vae.gradients.groups import Groups
-from pyro_vae.noise import seeded
+from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.base import EMPTY, Objective, State
 from pyro_vae.program import Rows, num_rows
 from pyro_vae.steps import Ask, PyroStep, Step, blame
@@ -62,7 +62,10 @@ class Lab:
         self.program, self.x, self.seed = program, x, seed
         self.params: Parameters = trainable(program)
         own = isinstance(objective, Objective)
-        self.state: State = objective.init(program, x) if own else EMPTY  # type: ignore[union-attr]
+        self.state: State = EMPTY
+        if own:
+            with NoiseMode(keyed(seed, -1)), seeded(seed, -1):
+                self.state = objective.init(program, x)  # type: ignore[union-attr]
         like = next(iter(self.params.values()))
         self.weight = torch.ones(num_rows(x), dtype=like.dtype, device=like.device)
         ask = Ask(False, x, self.weight, self.state, (seed, 0, 0))
