@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from pyro.infer import SVI, Trace_ELBO
 
 import pyro_vae as pv
-from pyro_vae.engine import WeightPrior
-from pyro_vae.engines import make_step
-from pyro_vae.inputs import Batches
-from pyro_vae.loop import Loop, lockstep, rows_of
+from pyro_vae.engine.choosing import make_step
+from pyro_vae.engine.gradients import WeightPrior
+from pyro_vae.engine.learner import Ask
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.noise import seeded
-from pyro_vae.steps import Ask
+from pyro_vae.training.batches import Batches
+from pyro_vae.training.lockstep import lockstep
+from pyro_vae.training.loop import Loop, rows_of
 
 Turn = Callable[[], int | None]  # takes a step, or returns how many it took
 Products = list[tuple[int, int, int]]  # rows, in, out

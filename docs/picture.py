@@ -20,7 +20,8 @@ from PIL import Image
 
 import pyro_vae as pv
 from pyro_vae.models import bernoulli_vae
-from pyro_vae.plotting import bound_axis, evidence_axis, new_figure, saved
+from pyro_vae.plotting.comparison import bound_axis, evidence_axis
+from pyro_vae.plotting.figures import new_figure, saved
 
 OBJECTIVES = {
     "AEVB": pv.objectives.AEVB(),

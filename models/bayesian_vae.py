@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_vae import likelihoods, posteriors, priors
-from pyro_vae.networks import positive
-from pyro_vae.program import VAE, Rows, built_by_name, num_rows, observed_rows
+from pyro_vae.networks.mlp import positive
+from pyro_vae.program.rows import Rows, num_rows, observed_rows
+from pyro_vae.program.vae import VAE, built_by_name
 
 
 class BayesianVAE(VAE):

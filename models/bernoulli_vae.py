@@ -14,7 +14,7 @@ import pyro
 from torch import Tensor, nn
 
 from pyro_vae import likelihoods, posteriors, priors
-from pyro_vae.program import VAE, built_by_name
+from pyro_vae.program.vae import VAE, built_by_name
 
 
 class BernoulliVAE(VAE):

@@ -33,8 +33,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks import positive
-from pyro_vae.program import Program, built_by_name
+from pyro_vae.networks.mlp import positive
+from pyro_vae.program.base import Program
+from pyro_vae.program.vae import built_by_name
 
 Form = Literal["isotropic", "diagonal", "full"]
 

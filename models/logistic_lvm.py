@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from pyro_vae import posteriors, priors
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.program import Program, built_by_name
+from pyro_vae.program.base import Program
+from pyro_vae.program.vae import built_by_name
 
 MAX_NODES = 256  # numpy's nodes overflow soon after
 

@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_vae import datasets, models, objectives, optimizers
     from pyro_vae.checking import check
-    from pyro_vae.checkpoint import load
     from pyro_vae.comparison import Comparison, compare
     from pyro_vae.errors import PyroVaeWarning
     from pyro_vae.evidence import Evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
     from pyro_vae.inference_data import to_inference_data
-    from pyro_vae.posterior import encode, reconstruct, sample
+    from pyro_vae.predictive import encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
-    from pyro_vae.runs import Run
+    from pyro_vae.runs import Run, load
     from pyro_vae.training import fit
 
 __version__ = "0.1.0"
@@ -40,16 +39,16 @@ _HOME = {
     "compare": "comparison",
     "Comparison": "comparison",
     "fit": "training",
-    "load": "checkpoint",
+    "load": "runs",
     "Run": "runs",
     "elbo": "evidence",
     "log_evidence": "evidence",
     "Evidence": "evidence",
     "gradient_report": "gradients",
     "GradientReport": "gradients",
-    "sample": "posterior",
-    "encode": "posterior",
-    "reconstruct": "posterior",
+    "sample": "predictive",
+    "encode": "predictive",
+    "reconstruct": "predictive",
     "to_inference_data": "inference_data",
     "PyroVaeWarning": "errors",
 }

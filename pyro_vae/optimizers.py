@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from pyro_vae.program.calling import Parameters
 
 
 class Adagrad(torch.optim.Adagrad):
@@ -50,3 +54,51 @@ class Adagrad(torch.optim.Adagrad):
         """The step size of the update that comes, which is thereby counted: 0 while s grows."""
         group["steps_taken"] += 1
         return group["lr"] * (group["steps_taken"] > group["accumulate_steps"])
+
+
+def make_optimizer(
+    optimizer: Callable[..., torch.optim.Optimizer], parameters: Parameters, lr: float
+) -> torch.optim.Optimizer:
+    values = list(parameters.values())
+    make: Callable[..., Any] = optimizer
+    kind, said = optimizer, {}
+    if isinstance(optimizer, functools.partial):
+        kind, said = optimizer.func, optimizer.keywords
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and "lr" not in said:
+        try:
+            return make(values, lr=lr, fused=True)
+        except (TypeError, RuntimeError):  # this class, or this device, has no fused kernel
+            return make(values, lr=lr)
+    made = make(values)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer returned {type(made).__name__}, expected a torch.optim.Optimizer: pass a "
+            "class such as torch.optim.Adam, or a callable on parameters"
+        )
+    return made
+
+
+def options_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What the optimizer was made with, by name: plain values."""
+    options: dict[str, Any] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            if name not in ("params", *SWITCHES):
+                plain = value.tolist() if isinstance(value, torch.Tensor) else value
+                options[f"{name} of group {number}" if number else name] = plain
+    return options
+
+
+SWITCHES = ("fused", "foreach", "capturable")  # how an optimizer computes, not what
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        group |= {name: own[name] for name in SWITCHES if name in own}  # of this device
+    optimizer.load_state_dict(saved)
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for slot, parameter in enumerate(parameters):
+        for name, value in saved["state"].get(slot, {}).items():
+            if isinstance(value, Tensor):  # torch gives some the parameter's dtype
+                own = optimizer.state[parameter]
+                own[name] = value.to(own[name].device)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from pyro_vae.noise import NoiseMode
-from pyro_vae.program import Program
+from pyro_vae.program.base import Program
 
 # --- running an objective at given noise ----------------------------------------------------------
 

@@ -10,14 +10,14 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.nn.functional import softplus
 
-from pyro_vae.densities import densities
+from pyro_vae.densities.particles import densities
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.models import linear_gaussian, logistic_lvm
 from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB, Objective
 from pyro_vae.objectives.base import EMPTY
-from pyro_vae.program import Program
-from pyro_vae.training import fit
+from pyro_vae.program.base import Program
+from pyro_vae.training.fitting import fit
 
 from .oracles import (
     CORNERS,

@@ -14,11 +14,11 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import engine, likelihoods
-from pyro_vae.densities import densities
+from pyro_vae.densities.particles import densities
 from pyro_vae.models import bayesian_vae, bernoulli_vae
 from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB
-from pyro_vae.program import Program
+from pyro_vae.program.base import Program
 
 from .oracles import assert_equal, fed, parameter_gradients
 

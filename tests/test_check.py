@@ -13,10 +13,11 @@ from torch import nn
 
 import pyro_vae.models
 from pyro_vae import datasets, likelihoods, posteriors, priors
-from pyro_vae.checking import check
+from pyro_vae.checking.report import check
 from pyro_vae.models import bernoulli_vae, gaussian_vae
 from pyro_vae.objectives import AEVB, WakeSleep
-from pyro_vae.program import VAE, Program
+from pyro_vae.program.base import Program
+from pyro_vae.program.vae import VAE
 
 MODELS = [module.name for module in pkgutil.iter_modules(pyro_vae.models.__path__)]
 

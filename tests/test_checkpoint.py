@@ -22,12 +22,13 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import checkpoint, storage, training
-from pyro_vae.interrupts import Terminated
-from pyro_vae.loop import Loop
 from pyro_vae.models import bernoulli_vae, gaussian_vae, linear_gaussian, logistic_lvm
 from pyro_vae.objectives import AEVB, Objective, WakeSleep
 from pyro_vae.objectives.base import State
+from pyro_vae.runs import run, storage
+from pyro_vae.training import checkpoint, fitting
+from pyro_vae.training.interrupts import Terminated
+from pyro_vae.training.loop import Loop
 
 optim = torch.optim
 
@@ -117,12 +118,12 @@ def stop(monkeypatch):
         return look(self, means, x, grads, key)
 
     monkeypatch.setattr(Loop, "_require_finite", looking)
-    monkeypatch.setattr(training, "Loop", lambda **o: Loop(**{**o, "record_every": 4}))
+    monkeypatch.setattr(fitting, "Loop", lambda **o: Loop(**{**o, "record_every": 4}))
     return at
 
 
 def captured_once():
-    made, make_step = [], training.make_step
+    made, make_step = [], fitting.make_step
 
     def make(*args, **options):
         made[:] = made or [make_step(*args, **options)]
@@ -168,7 +169,7 @@ def test_a_run_that_was_interrupted_thrice_ends_with_the_same_bits(
     """
     options = {**CASES[name], "engine": engine}
     if engine == "eager":  # a graph holds no parameters, so one capture serves all five fits
-        monkeypatch.setattr(training, "make_step", captured_once())
+        monkeypatch.setattr(fitting, "make_step", captured_once())
     whole = fit(out=tmp_path / "whole", **options)
     for number, step in enumerate((3, 4, 9)):
         stop[step] = signal.SIGINT
@@ -346,7 +347,7 @@ def test_resume_warns_where_the_surroundings_differ(tmp_path, change, message):
 
 def test_data_have_a_digest_in_every_form():
     """Equal values of one dtype are equal data, whatever holds them; order of names aside."""
-    from pyro_vae.history import data_digest
+    from pyro_vae.runs.manifest import data_digest
 
     whole = data_digest(X)
     assert whole == data_digest(X.numpy()) == data_digest({"x": X}) and len(whole) == 64
@@ -733,7 +734,7 @@ def test_a_checkpoint_never_chooses_what_is_imported(tmp_path, monkeypatch, mode
     saved["build"]["model"] = model
     storage.write(tmp_path, saved)
     load = pv.load  # which is itself imported at first sight
-    monkeypatch.setattr(checkpoint.importlib, "import_module", pytest.fail)
+    monkeypatch.setattr(run.importlib, "import_module", pytest.fail)
     known = "known are bayesian_vae, bernoulli_vae, gaussian_vae, linear"
     with pytest.raises(ValueError, match=known):
         load(tmp_path)

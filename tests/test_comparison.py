@@ -10,7 +10,7 @@ import xarray as xr
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.comparison import Comparison
+from pyro_vae.comparison.table import Comparison
 from pyro_vae.models import bernoulli_vae, gaussian_vae
 from pyro_vae.objectives import AEVB, WakeSleep
 
@@ -35,7 +35,7 @@ def comparison(digits):
 
 
 def test_every_objective_of_a_seed_starts_from_the_same_net(digits):
-    from pyro_vae.comparison import _built
+    from pyro_vae.comparison.comparing import _built
 
     one, two = (_built(lambda: build(digits), 5) for _ in range(2))
     other = _built(lambda: build(digits), 6)

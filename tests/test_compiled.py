@@ -13,12 +13,17 @@ import torch._inductor
 from torch import nn, optim
 
 import pyro_vae as pv
-from pyro_vae import compiling, engine, engines, fused, inputs, storage, training
-from pyro_vae.compiling import machine_code, pays
-from pyro_vae.fused import FusedStep
-from pyro_vae.lifting import Refusal
+from pyro_vae import engine
+from pyro_vae.engine import choosing, fused
+from pyro_vae.engine.fused import FusedStep
+from pyro_vae.graphs import compiling
+from pyro_vae.graphs.compiling import machine_code, pays
+from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.models import gaussian_vae
 from pyro_vae.objectives import AEVB, MonteCarloEM, WakeSleep
+from pyro_vae.runs import storage
+from pyro_vae.training import fitting
+from pyro_vae.training.batches import Batches
 
 from .test_checkpoint import assert_same, one_cycle
 from .test_engine import Parts, normal
@@ -123,13 +128,13 @@ def step():
     """One compiled step, for all fits of ``bernoulli()`` on 40 rows by ``PRIOR_AND_CLIP``."""
     made = []
     with pytest.MonkeyPatch.context() as patch:
-        make_step = engines.make_step
+        make_step = choosing.make_step
 
         def make(*args, **options):
             made.append(make_step(*args, **options))
             return made[0]
 
-        patch.setattr(training, "make_step", make)
+        patch.setattr(fitting, "make_step", make)
         train(bernoulli(), PADDED, **PRIOR_AND_CLIP)
     assert made[0].engine == "compiled"
     return made[0]
@@ -137,7 +142,7 @@ def step():
 
 @pytest.fixture
 def once(step, monkeypatch):
-    monkeypatch.setattr(training, "make_step", lambda *args, **options: step)
+    monkeypatch.setattr(fitting, "make_step", lambda *args, **options: step)
 
 
 @pytest.mark.parametrize("optimizer", [ADAGRAD, WAITING])
@@ -146,7 +151,7 @@ def test_padding_prior_clip_and_accumulating_steps_are_those_of_the_eager_engine
     got = train(bernoulli(), PADDED, optimizer=optimizer, steps=9, **PRIOR_AND_CLIP)
     assert (got[0].history.grad_norm > 5.0).any()  # the clip bites
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_step", engines.make_step)
+        patch.setattr(fitting, "make_step", choosing.make_step)
         eager = {**PRIOR_AND_CLIP, "engine": "eager"}
         expected = train(bernoulli(), PADDED, optimizer=optimizer, steps=9, **eager)
     assert_alike(got, expected)
@@ -156,13 +161,13 @@ def test_what_pads_a_batch_does_not_matter(once, monkeypatch):
     """Other rows in its place, and not a bit changes."""
     expected = train(bernoulli(), PADDED, **PRIOR_AND_CLIP)
 
-    class Otherwise(inputs.Batches):
+    class Otherwise(Batches):
         def __call__(self, number):
             index, x, weight, count = super().__call__(number)
             x[count:] = 1 - x[count:]
             return index, x, weight, count
 
-    monkeypatch.setattr(training, "Batches", Otherwise)
+    monkeypatch.setattr(fitting, "Batches", Otherwise)
     assert_alike(train(bernoulli(), PADDED, **PRIOR_AND_CLIP), expected, tolerance=0)
 
 
@@ -220,7 +225,7 @@ def test_updates_after_one_that_is_not_finite_write_nothing(once, asked, monkeyp
     """The fourth of five that were prepared together fails, and the fifth would not have."""
     held = []
 
-    class Spoilt(inputs.Batches):
+    class Spoilt(Batches):
         def __call__(self, number):
             index, x, weight, count = super().__call__(number)
             return index, x * math.inf if number == 503 else x, weight, count
@@ -232,7 +237,7 @@ def test_updates_after_one_that_is_not_finite_write_nothing(once, asked, monkeyp
     options = {**PRIOR_AND_CLIP, "optimizer": optimizer}
     expected = bernoulli()
     train(expected, PADDED, **{**options, "steps": 503})
-    monkeypatch.setattr(training, "Batches", Spoilt)
+    monkeypatch.setattr(fitting, "Batches", Spoilt)
     program = bernoulli()
     with pytest.raises(ValueError, match="step 504: the loss is nan"):
         train(program, PADDED, **{**options, "steps": 1000})

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pyro_vae import datasets
 from pyro_vae.datasets import Data, DataSet, from_array, from_file, load, names, split
-from pyro_vae.datasets import noise as noise_module
-from pyro_vae.datasets.files import folder, read
+from pyro_vae.datasets.data import noise as noise_module
+from pyro_vae.datasets.fetching.files import folder, read
+from pyro_vae.datasets.fetching.idx import read_idx
 from pyro_vae.datasets.frey_face import read_mat
-from pyro_vae.datasets.idx import read_idx
 
 BINARIZED = ("threshold", "static", "dynamic")
 

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.functional import softplus
 
 import pyro_vae as pv
-from pyro_vae.inputs import Batches
 from pyro_vae.noise import Noise, keyed
 from pyro_vae.objectives import AEVB, ReweightedWakeSleep, ScoreFunction
-from pyro_vae.program import Program
+from pyro_vae.program.base import Program
+from pyro_vae.training.batches import Batches
 
 from .oracles import assert_equal, fed, parameter_gradients
 

@@ -19,8 +19,9 @@ from urllib.error import URLError
 import pytest
 
 from pyro_vae import datasets
-from pyro_vae.datasets import Transfer, catalog, download, frey_face, https, locking, mnist
-from pyro_vae.datasets.files import Published
+from pyro_vae.datasets import Transfer, catalog, frey_face, mnist
+from pyro_vae.datasets.fetching import download, https, locking
+from pyro_vae.datasets.fetching.files import Published
 
 CONTENT = bytes(range(256)) * 1024  # 256 KiB: four chunks
 NAME = "mnist/train-images-idx3-ubyte.gz"

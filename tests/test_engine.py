@@ -21,10 +21,13 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 from torch import nn
 
-from pyro_vae import engine, lifting, models, objectives
-from pyro_vae.densities import densities
-from pyro_vae.dreams import dream
-from pyro_vae.lifting import Refusal
+from pyro_vae import engine, models, objectives
+from pyro_vae.densities.dreams import dream
+from pyro_vae.densities.particles import densities
+from pyro_vae.engine.gradients import gradient_function
+from pyro_vae.evaluation import RowFunction, row_chunks
+from pyro_vae.graphs import lifting
+from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import (
@@ -40,7 +43,9 @@ from pyro_vae.objectives import (
     StickingTheLanding,
     WakeSleep,
 )
-from pyro_vae.program import Program, map_rows, num_rows
+from pyro_vae.program import materialize, trainable
+from pyro_vae.program.base import Program
+from pyro_vae.program.rows import map_rows, num_rows
 
 from .oracles import assert_equal, fed
 
@@ -251,7 +256,7 @@ def program_and_rows(name):
     x = torch.zeros(shape, dtype=torch.float64)
     if name == "Regression":
         x = {"x": x, "age": torch.linspace(-1, 1, ROWS, dtype=torch.float64)}
-    engine.materialize(program, x)
+    materialize(program, x)
     with torch.no_grad():
         for parameter in program.parameters():
             inputs = parameter[0].numel() if parameter.dim() else 1
@@ -305,7 +310,7 @@ def test_graph_gives_the_gradients_and_sums_of_the_program(case):
     got, got_sums = case.graph.grads(*args, noise=case.graph.grads.draw(KEY))
 
     with NoiseMode(keyed(*KEY)):
-        expected, sums = engine.gradient_function(case.program, case.objective)(*args)
+        expected, sums = gradient_function(case.program, case.objective)(*args)
     assert_equal(got, expected)
     assert_equal(got_sums, sums)
     assert sum(g.abs().sum() for g in got.values()) > 0
@@ -344,7 +349,7 @@ def test_rows_of_weight_zero_leave_the_gradient_of_the_short_batch(case):
 
     rows = {name: value[:4] for name, value in case.state.rows.items()}
     with fed(*part):
-        expected, short_sums = engine.gradient_function(case.program, case.objective)(
+        expected, short_sums = gradient_function(case.program, case.objective)(
             *case.inputs(short), rows, case.state.shared
         )
     assert_equal(got, expected, tolerance=1e-10)
@@ -429,7 +434,7 @@ def test_particles_of_a_latent_without_a_closed_kl_can_be_captured():
     assert isinstance(graph, engine.Graph), str(graph)
     got, _ = graph.grads(*args, noise=graph.grads.draw(KEY))
     with NoiseMode(keyed(*KEY)):
-        expected, _ = engine.gradient_function(program, AEVB("A", 3))(*args)
+        expected, _ = gradient_function(program, AEVB("A", 3))(*args)
     assert_equal(got, expected)
     assert [noise.shape for noise in graph.grads.noise] == [(3, ROWS, 2)]  # by vmap over noise
 
@@ -561,8 +566,8 @@ def test_evaluation_in_chunks_freezes_nothing_either(what):
     program, x = Fickle(factor), torch.randn(60, COLUMNS)
     program.double()
 
-    found = engine.RowFunction(program, lambda p, rows: densities(p, rows, 2).log_w)
-    for number, (_, rows) in enumerate(engine.row_chunks(x.double(), 10)):
+    found = RowFunction(program, lambda p, rows: densities(p, rows, 2).log_w)
+    for number, (_, rows) in enumerate(row_chunks(x.double(), 10)):
         with NoiseMode(keyed(0, number)), torch.no_grad():
             expected = densities(program, rows, 2).log_w
         torch.testing.assert_close(found(rows, 0, number), expected)
@@ -615,7 +620,7 @@ def test_draws_that_no_noise_can_serve_stay_in_the_graph_and_are_named():
     torch.manual_seed(1)
     got, _ = graph.grads(*args, noise=graph.grads.draw(KEY))
     torch.manual_seed(1)
-    expected, _ = engine.gradient_function(program, AEVB("A"))(*args)
+    expected, _ = gradient_function(program, AEVB("A"))(*args)
 
     assert graph.grads.kept == ("aten._standard_gamma.default",)
     assert_equal(got, expected)
@@ -631,7 +636,7 @@ def test_detached_draws_of_several_particles_stay_detached(objective, width, mon
         found.append(made(*args, **options))
         return found[-1]
 
-    monkeypatch.setattr("pyro_vae.densities.lift", lift)
+    monkeypatch.setattr("pyro_vae.densities.particles.lift", lift)
     program = bernoulli_vae.build(COLUMNS, latent_dim=2, hidden_dim=width, init_std=None).double()
     x = dream(program, torch.zeros(ROWS, COLUMNS, dtype=torch.float64))[0]
     graph = engine.capture(program, objective, x)
@@ -665,7 +670,7 @@ def test_frozen_parameters_get_no_gradient():
 
     graph = engine.capture(program, AEVB(), x)
 
-    params = {name: p.detach() for name, p in engine.trainable(program).items()}
+    params = {name: p.detach() for name, p in trainable(program).items()}
     args = params, x, torch.ones(ROWS, dtype=torch.float64), {}, {}
     found, _ = graph.grads(*args, noise=graph.grads.draw(KEY))
     assert found.keys() == {n for n, _ in program.named_parameters()} - {"weight"}

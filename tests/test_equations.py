@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae.models import bernoulli_vae, gaussian_vae
 from pyro_vae.objectives import AEVB
 from pyro_vae.objectives.base import EMPTY
-from pyro_vae.program import Program
+from pyro_vae.program.base import Program
 
 from .oracles import LogisticRows, fed, gradients
 

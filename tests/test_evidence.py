@@ -11,9 +11,8 @@ import torch
 from scipy import stats
 
 import pyro_vae as pv
-from pyro_vae.diagnostics import pareto_khat
-from pyro_vae.evidence import from_log_weights
 from pyro_vae.evidence.bound import elbo
+from pyro_vae.evidence.weights import from_log_weights, pareto_khat
 from pyro_vae.models import bernoulli_vae, linear_gaussian, logistic_lvm
 
 
@@ -53,7 +52,7 @@ def test_the_estimate_agrees_with_the_truth_within_its_standard_error():
 
 def test_a_mutant_without_the_proposals_density_is_rejected():
     """The same check on weights p(x, z) that forget 1 / q(z | x)."""
-    from pyro_vae.densities import densities
+    from pyro_vae.densities.particles import densities
 
     program = oracle("diagonal")
     program.guide_is_best()
@@ -197,19 +196,19 @@ def test_impossible_options_are_refused_by_name(options, message):
 
 def test_compiled_evaluation_gives_the_same_numbers(monkeypatch):
     """Whether it pays is one question, what it says another: here it is made to pay."""
-    from pyro_vae import engine
+    from pyro_vae import evaluation
 
     program = linear_gaussian.build(3, latent_dim=2).double()
     x = torch.randn(50, 3, dtype=torch.float64)
     plain = pv.log_evidence(program, x, num_particles=30, batch_size=10)
     compilations = []
 
-    def compiled(lifted, *args, make=engine.compiled):
+    def compiled(lifted, *args, make=evaluation.compiled):
         compilations.append(make(lifted, *args))
         return compilations[-1]
 
-    monkeypatch.setattr(engine, "pays", lambda graphs: True)
-    monkeypatch.setattr(engine, "compiled", compiled)
+    monkeypatch.setattr(evaluation, "pays", lambda graphs: True)
+    monkeypatch.setattr(evaluation, "compiled", compiled)
     found = pv.log_evidence(program, x, num_particles=30, batch_size=10)
     assert [type(c).__name__ for c in compilations] == ["Lifted"]
     torch.testing.assert_close(found.value, plain.value, rtol=1e-12, atol=1e-12)

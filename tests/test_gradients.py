@@ -13,7 +13,7 @@ from scipy.stats import kstest
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.densities import densities
+from pyro_vae.densities.particles import densities
 from pyro_vae.gradients import lab as laboratory
 from pyro_vae.gradients.lab import BLOCKS
 from pyro_vae.gradients.moments import chance, squared_length
@@ -30,7 +30,7 @@ from pyro_vae.objectives import (
     StickingTheLanding,
     WakeSleep,
 )
-from pyro_vae.program import Program
+from pyro_vae.program.base import Program
 
 from .oracles import LogisticRows, SubsampledRows
 

@@ -9,13 +9,15 @@ import torch
 from scipy import stats
 
 import pyro_vae as pv
-from pyro_vae import hmc, models
-from pyro_vae.hmc import Phase, adapt, leapfrog, move, value_and_gradient
-from pyro_vae.latents import Latents
-from pyro_vae.lifting import Lifted, Refusal, lift
+from pyro_vae import models
+from pyro_vae.chains import hmc
+from pyro_vae.chains.hmc import Phase, adapt, leapfrog, move, value_and_gradient
+from pyro_vae.chains.latents import Latents
+from pyro_vae.graphs.lifted import Lifted, Refusal
+from pyro_vae.graphs.lifting import lift
 from pyro_vae.models import linear_gaussian, logistic_lvm
 from pyro_vae.noise import NoiseMode, keyed
-from pyro_vae.program import call_with
+from pyro_vae.program.calling import call_with
 
 from .test_latents import COUNTS, Counts, latents_and_target
 

@@ -13,7 +13,7 @@ from pyro.infer import ReweightedWakeSleep as PyrosReweightedWakeSleep
 from scipy.special import logsumexp, softmax
 from torch import nn
 
-from pyro_vae.densities import densities
+from pyro_vae.densities.particles import densities
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.objectives import (
     AEVB,
@@ -26,8 +26,8 @@ from pyro_vae.objectives import (
     StickingTheLanding,
 )
 from pyro_vae.objectives.base import EMPTY
-from pyro_vae.objectives.importance import normalized, weighted_bound
-from pyro_vae.program import Program
+from pyro_vae.objectives.weighting import normalized, weighted_bound
+from pyro_vae.program.base import Program
 
 from .oracles import (
     CORNERS,

@@ -12,9 +12,9 @@ import xarray as xr
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import inference_data
-from pyro_vae.groups import drawn, posterior_groups
-from pyro_vae.inference_data import to_inference_data
+from pyro_vae.inference_data import from_guide
+from pyro_vae.inference_data.draws import drawn, posterior_groups
+from pyro_vae.inference_data.from_guide import to_inference_data
 from pyro_vae.models import bernoulli_vae
 
 # Most guides here are drawn at random, and their khat says so.
@@ -320,7 +320,7 @@ def test_it_survives_netcdf(digits, tmp_path):
 def test_from_arviz_1_on_it_is_a_data_tree(oracle, x, monkeypatch, tmp_path):
     """Of xarray alone, as ArviZ 1 returns, with the same values as below 1."""
     old = to_inference_data(oracle, x, num_draws=10)
-    monkeypatch.setattr(inference_data, "version", lambda name: "1.3.0")
+    monkeypatch.setattr(from_guide, "version", lambda name: "1.3.0")
     tree = to_inference_data(oracle, x, num_draws=10)
 
     assert isinstance(tree, xr.DataTree) and set(tree.children) == GROUPS
@@ -338,7 +338,7 @@ def test_too_large_a_result_is_refused_before_anything_is_drawn(oracle, x, monke
     def never(*args):
         pytest.fail("drew")
 
-    monkeypatch.setattr(inference_data, "drawn", never)
+    monkeypatch.setattr(from_guide, "drawn", never)
     with pytest.raises(ValueError, match=r"lower num_draws .* or raise max_bytes"):
         to_inference_data(oracle, x, num_draws=500, max_bytes=2**20)
 

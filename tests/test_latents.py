@@ -11,7 +11,7 @@ from scipy import stats
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.latents import Latents
+from pyro_vae.chains.latents import Latents
 
 
 class Counts(pv.Program):

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.diagnostics import integrated_time, split_rhat
-from pyro_vae.evidence import from_reciprocal_weights
-from pyro_vae.evidence.markov import _kernel_log_density, _moments, _student_log_density
+from pyro_vae.chains.convergence import integrated_time, split_rhat
+from pyro_vae.evidence.markov import (
+    _kernel_log_density,
+    _moments,
+    _student_log_density,
+    from_reciprocal_weights,
+)
 from pyro_vae.models import bernoulli_vae, linear_gaussian, logistic_lvm
 
 

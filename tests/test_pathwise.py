@@ -9,16 +9,16 @@ import torch
 from scipy.special import softmax
 from torch import nn
 
-from pyro_vae import densities as densities_module
 from pyro_vae import engine
-from pyro_vae.densities import densities
+from pyro_vae.densities import particles
+from pyro_vae.densities.particles import densities
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB, IWAE, DReG, Objective, StickingTheLanding
 from pyro_vae.objectives.base import EMPTY, Pair
-from pyro_vae.objectives.importance import normalized
 from pyro_vae.objectives.pathwise import surrogate
-from pyro_vae.program import Program
+from pyro_vae.objectives.weighting import normalized
+from pyro_vae.program.base import Program
 
 from .oracles import (
     CORNERS,
@@ -401,7 +401,7 @@ def test_looped_runs_and_repeated_rows_are_the_same(program, way, monkeypatch):
     """All tables, and the gradients of both parts."""
     x = torch.randn(6, dtype=torch.float64) if isinstance(program, Chain) else CORNERS
     repeated = at(program, x, 3, way)
-    monkeypatch.setattr(densities_module, "_repeated", lambda *_: None)
+    monkeypatch.setattr(particles, "_repeated", lambda *_: None)
     looped = at(program, x, 3, way)
     assert_equal(looped, repeated, tolerance=1e-10)
 

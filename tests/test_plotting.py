@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from pyro_vae.plotting import learning_curves, training_curve
+from pyro_vae.plotting.comparison import learning_curves
+from pyro_vae.plotting.training import training_curve
 
 
 def history(bounds, held_out=None):

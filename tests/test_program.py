@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.models import bernoulli_vae
-from pyro_vae.program import materialize
+from pyro_vae.program.calling import materialize
 
 
 def prior():

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.densities import densities
-from pyro_vae.latents import Latents
+from pyro_vae.chains.latents import Latents
+from pyro_vae.densities.particles import densities
 from pyro_vae.models import bernoulli_vae, linear_gaussian
 from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB
@@ -346,7 +346,7 @@ def test_arrays_that_run_backwards_train():
 
 def test_khat_of_rounding_ties_and_empty_weights():
     """Rounding of float32 is no tail; ties and zero weights leave the fit to what is there."""
-    from pyro_vae.diagnostics import pareto_khat
+    from pyro_vae.evidence.weights import pareto_khat
 
     exact = torch.full((1000, 4), -300.0) + 1e-5 * torch.randn(1000, 4)
     assert (pareto_khat(exact.float()) == 0).all()

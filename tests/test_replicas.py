@@ -13,9 +13,10 @@ import torch
 from torch import nn, optim
 
 import pyro_vae as pv
-from pyro_vae import engines, training
-from pyro_vae.fused import FusedStep
+from pyro_vae.engine import choosing
+from pyro_vae.engine.fused import FusedStep
 from pyro_vae.objectives import AEVB, MonteCarloEM, ScoreFunction, WakeSleep
+from pyro_vae.training import fitting
 
 from .test_checkpoint import assert_same
 from .test_compiled import Branching, Positive
@@ -60,11 +61,11 @@ def made(monkeypatch):
     def make(program, objective, engine, ask, **options):
         key = id(objective), engine, options["replicas"]
         if key not in shared or options["replicas"]:
-            shared[key] = engines.make_step(program, objective, engine, ask, **options)
+            shared[key] = choosing.make_step(program, objective, engine, ask, **options)
         steps.append(shared[key])
         return steps[-1]
 
-    monkeypatch.setattr(training, "make_step", make)
+    monkeypatch.setattr(fitting, "make_step", make)
     return steps
 
 

@@ -11,13 +11,13 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_vae import engine
-from pyro_vae.densities import densities
+from pyro_vae.densities.particles import densities
 from pyro_vae.models import linear_gaussian
 from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB, Autoencoder, Objective, ReweightedWakeSleep, ScoreFunction
 from pyro_vae.objectives.base import EMPTY, State
-from pyro_vae.program import Program
-from pyro_vae.training import fit
+from pyro_vae.program.base import Program
+from pyro_vae.training.fitting import fit
 
 from .oracles import (
     CORNERS,

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.inputs import Batches
 from pyro_vae.models import bernoulli_vae, gaussian_vae
 from pyro_vae.objectives import AEVB, Objective, WakeSleep
 from pyro_vae.objectives.base import State
+from pyro_vae.training.batches import Batches
 
 
 def small_vae(seed=0, dtype=torch.float32, **options):
@@ -77,7 +77,7 @@ def test_a_foreign_elbo_runs_under_pyro_and_says_so():
 
 def test_one_sgd_step_is_the_gradient_of_the_batch_sum_and_the_weight_prior():
     """w - lr (grad of the sum over the batch + precision (rows / N) w), on matrices alone."""
-    from pyro_vae.engine import gradient_function
+    from pyro_vae.engine.gradients import gradient_function
     from pyro_vae.noise import NoiseMode, keyed
 
     x = binary_rows(dtype=torch.float64)

@@ -8,11 +8,12 @@ import torch
 from torch import nn, optim
 
 import pyro_vae as pv
-from pyro_vae import engine, training
-from pyro_vae.fused import fuse
+from pyro_vae import engine
+from pyro_vae.engine.fused import fuse
+from pyro_vae.engine.steps import GraphStep
+from pyro_vae.engine.updates import AdagradRule, AdamRule, bind, numbers_of, rebind, rule_of
 from pyro_vae.objectives import AEVB, MonteCarloEM, WakeSleep
-from pyro_vae.steps import GraphStep
-from pyro_vae.updates import AdagradRule, AdamRule, bind, numbers_of, rebind, rule_of
+from pyro_vae.training import fitting
 
 from .test_compiled import F64, assert_alike, train
 from .test_engine import FOLDER, program_and_rows
@@ -35,7 +36,7 @@ def test_the_update_inside_the_graph_is_that_of_torchs_optimizer(name, objective
             return GraphStep(graphs[0])
         return fuse(graphs[0], program, objective, rule_of(optimizer), clip, ask, machine=False)
 
-    monkeypatch.setattr(training, "make_step", make)
+    monkeypatch.setattr(fitting, "make_step", make)
     options = {"steps": 3, "batch_size": 4, "clip": 3.0, "weight_prior": 1.0}
     expected, got = (train(copy.deepcopy(program), x, objective, **options) for _ in range(2))
     assert_alike(got, expected)

@@ -8,13 +8,14 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_vae import engine
-from pyro_vae.densities import densities
-from pyro_vae.dreams import dream, guide_log_density
+from pyro_vae.densities.dreams import dream, guide_log_density
+from pyro_vae.densities.particles import densities
 from pyro_vae.models import bernoulli_vae, linear_gaussian
 from pyro_vae.objectives import AEVB, Objective, WakeSleep
 from pyro_vae.objectives.base import EMPTY
-from pyro_vae.program import Program
-from pyro_vae.training import fit
+from pyro_vae.program import trainable
+from pyro_vae.program.base import Program
+from pyro_vae.training.fitting import fit
 
 from .oracles import (
     CORNERS,
@@ -239,7 +240,7 @@ def trained_variances(objective, updates=400, rows=400):
         parameter.requires_grad_(name.startswith("guide"))
     x = dream(program, torch.zeros(rows, 5))[0]
     graph = engine.capture(program, objective, x)
-    names = list(engine.trainable(program))
+    names = list(trainable(program))
     optimizer = torch.optim.Adam([program.get_parameter(name) for name in names], lr=0.1)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates, eta_min=1e-4)
     weight = torch.full((rows,), 1 / rows)

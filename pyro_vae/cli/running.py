@@ -9,21 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.cli.comparing import run_compare
-from pyro_vae.cli.data import run_data
-from pyro_vae.cli.flags import (
-    Flag,
-    Given,
-    flags_of,
-    nearest,
-    parser_of,
-    split,
-    typed,
-    with_config,
-)
+from pyro_vae.cli.flags import Flag, Given, flags_of, nearest, parser_of, split, typed, with_config
 from pyro_vae.cli.sources import Model, find_model, find_objective, located
 from pyro_vae.cli.stopping import Stop
-from pyro_vae.cli.verbs import run_check, run_evidence, run_fit
+from pyro_vae.cli.verbs.check import run_check
+from pyro_vae.cli.verbs.compare import run_compare
+from pyro_vae.cli.verbs.data import run_data
+from pyro_vae.cli.verbs.evidence import run_evidence
+from pyro_vae.cli.verbs.fit import run_fit
 from pyro_vae.errors import PyroVaeWarning
 
 VERBS: dict[str, Callable[..., int]] = {

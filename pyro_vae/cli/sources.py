@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyro_vae
 from pyro_vae.cli.flags import Flag, flags_of, nearest
 
 Binarization = Literal["default", "none", "threshold", "static", "dynamic"]
-MODELS = Path(pyro_vae.__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 FILES = (".npy", ".npz", ".csv")
 
 
@@ -67,7 +66,7 @@ class Model:
         """
         from torch import nn
 
-        from pyro_vae.lifting import seeded
+        from pyro_vae.noise import seeded
 
         filled = self._takes_dim
         positional, named = [], dict(options)

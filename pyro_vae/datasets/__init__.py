@@ -8,21 +8,12 @@ that read the files are imported when they are needed. `load` never downloads: `
 import os
 from typing import Literal
 
-from pyro_vae.datasets.arrays import from_array, split
-from pyro_vae.datasets.base import Data, DataSet
-from pyro_vae.datasets.catalog import (
-    Entry,
-    Fetched,
-    Verified,
-    available,
-    find,
-    get,
-    names,
-    verify,
-)
-from pyro_vae.datasets.checks import Binarize
-from pyro_vae.datasets.download import Transfer
-from pyro_vae.datasets.readers import from_file
+from pyro_vae.datasets.catalog import Entry, Fetched, Verified, available, find, get, names, verify
+from pyro_vae.datasets.data.arrays import from_array, split
+from pyro_vae.datasets.data.base import Data, DataSet
+from pyro_vae.datasets.data.checks import Binarize
+from pyro_vae.datasets.data.readers import from_file
+from pyro_vae.datasets.fetching.download import Transfer
 from pyro_vae.datasets.synthetic import synthetic
 
 __all__ = [

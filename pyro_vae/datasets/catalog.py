@@ -16,12 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
-from pyro_vae.datasets import files, https
-from pyro_vae.datasets.download import Transfer, fetch
-from pyro_vae.datasets.files import Published
-from pyro_vae.datasets.locking import alone
+from pyro_vae.datasets.fetching import files, https
+from pyro_vae.datasets.fetching.download import Transfer, fetch
+from pyro_vae.datasets.fetching.files import Published
+from pyro_vae.datasets.fetching.locking import alone
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import os
 
 import torch
 
-from pyro_vae.datasets.arrays import split
-from pyro_vae.datasets.base import Data, DataSet
-from pyro_vae.datasets.checks import Binarize, check_options
+from pyro_vae.datasets.data.arrays import split
+from pyro_vae.datasets.data.base import Data, DataSet
+from pyro_vae.datasets.data.checks import Binarize, check_options
 
 SPLIT_SEED = 0
 VALIDATION, TEST = 200, 300

@@ -7,9 +7,9 @@ because a Bernoulli likelihood of grey values is not a density.
 
 import os
 
-from pyro_vae.datasets.base import DataSet
-from pyro_vae.datasets.checks import Binarize
-from pyro_vae.datasets.idx import load_image_set, published
+from pyro_vae.datasets.data.base import DataSet
+from pyro_vae.datasets.data.checks import Binarize
+from pyro_vae.datasets.fetching.idx import load_image_set, published
 
 MIRRORS = (
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",

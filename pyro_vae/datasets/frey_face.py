@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_vae.datasets import files
-from pyro_vae.datasets.arrays import split
-from pyro_vae.datasets.base import Data, DataSet
-from pyro_vae.datasets.checks import Binarize, check_options
-from pyro_vae.datasets.files import Published
+from pyro_vae.datasets.data.arrays import split
+from pyro_vae.datasets.data.base import Data, DataSet
+from pyro_vae.datasets.data.checks import Binarize, check_options
+from pyro_vae.datasets.fetching import files
+from pyro_vae.datasets.fetching.files import Published
 
 FILE = "frey_rawface.mat"
 SHAPE, RANGE = (560, 1965), (8, 238)

@@ -8,9 +8,9 @@ likelihood scores without being a density of them; the default is therefore a th
 
 import os
 
-from pyro_vae.datasets.base import DataSet
-from pyro_vae.datasets.checks import Binarize
-from pyro_vae.datasets.idx import load_image_set, published
+from pyro_vae.datasets.data.base import DataSet
+from pyro_vae.datasets.data.checks import Binarize
+from pyro_vae.datasets.fetching.idx import load_image_set, published
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_vae.datasets.arrays import from_array
-from pyro_vae.datasets.base import Data
+from pyro_vae.datasets.data.arrays import from_array
+from pyro_vae.datasets.data.base import Data
 
 
 def synthetic(program: Any, num_data: int, *, like: Any = None, seed: int = 0) -> Data:
@@ -20,6 +20,6 @@ def synthetic(program: Any, num_data: int, *, like: Any = None, seed: int = 0) -
     Returns:
         :class:`Data` with x of shape (N, ...), neither scaled nor binarized.
     """
-    from pyro_vae.posterior import sample
+    from pyro_vae.predictive import sample
 
     return from_array(sample(program, num_data, like=like, seed=seed).cpu())

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.densities import densities
-from pyro_vae.engine import RowFunction, row_chunks
-from pyro_vae.inputs import as_rows
-from pyro_vae.numerics import require_numbers, require_possible_data
-from pyro_vae.program import Rows, evaluating, num_rows
+from pyro_vae.checking.guards import require_numbers, require_possible_data
+from pyro_vae.densities.particles import densities
+from pyro_vae.evaluation import RowFunction, row_chunks
+from pyro_vae.program.calling import evaluating
+from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.rows import Rows, num_rows
 
 
 def elbo(

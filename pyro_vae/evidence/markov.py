@@ -31,13 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from pyro_vae.chains import sample_posterior
-from pyro_vae.diagnostics import integrated_time, pareto_khat, split_rhat
-from pyro_vae.engine import RowFunction, row_chunks
-from pyro_vae.evidence.importance import Evidence, concatenated, event_size, from_log_weights
-from pyro_vae.latents import Latents
+from pyro_vae.chains.convergence import integrated_time, split_rhat
+from pyro_vae.chains.latents import Latents
+from pyro_vae.chains.sampling import sample_posterior
+from pyro_vae.evaluation import RowFunction, event_size, row_chunks
+from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights, pareto_khat
 from pyro_vae.noise import seed_of, seeded
-from pyro_vae.program import Rows, map_rows, num_rows
+from pyro_vae.program.rows import Rows, map_rows, num_rows
 
 CHAINS = 4  # of each datum
 NARROW = 0.9  # standard deviation of the kernel density over that of its draws

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.engine import trainable
+from pyro_vae.densities.sites import log_density
+from pyro_vae.densities.traces import sites_of, trace_of, trace_program
 from pyro_vae.noise import NoiseMode, keyed, seeded
-from pyro_vae.program import Rows
-from pyro_vae.traces import log_density, sites_of, trace_of, trace_program
+from pyro_vae.program.calling import trainable
+from pyro_vae.program.rows import Rows
 
 Groups = dict[str, list[str]]  # group -> names of its parameters
 
@@ -43,7 +45,7 @@ def parts_of(
     return parts
 
 
-def roles(program: nn.Module, x: Rows) -> dict[str, str]:
+def roles(program: Any, x: Rows) -> dict[str, str]:
     """Parameter -> "model", "guide", "both" or "neither", by what depends on it."""
     params = trainable(program)
     with torch.enable_grad(), NoiseMode(keyed(0)), seeded(0):

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_vae.compiling import entries_of
-from pyro_vae.engine import NO_PRIOR, Parameters, trainable
-from pyro_vae.engines import make_step
+from pyro_vae.densities.traces import DataScale, trace_program
+from pyro_vae.engine.choosing import make_step
+from pyro_vae.engine.gradients import NO_PRIOR
+from pyro_vae.engine.learner import Ask, blame
+from pyro_vae.engine.steps import Step
+from pyro_vae.engine.svi import PyroStep
 from pyro_vae.gradients.groups import Groups
+from pyro_vae.graphs.compiling import entries_of
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.base import EMPTY, Objective, State
-from pyro_vae.program import Rows, num_rows
-from pyro_vae.steps import Ask, PyroStep, Step, blame
-from pyro_vae.traces import DataScale, trace_program
+from pyro_vae.program.calling import Parameters, trainable
+from pyro_vae.program.rows import Rows, num_rows
 
 logger = logging.getLogger("pyro_vae")
 

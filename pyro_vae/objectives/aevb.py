@@ -16,11 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_vae.densities import Densities, densities
+from pyro_vae.densities.particles import densities
+from pyro_vae.densities.tables import Densities
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.objectives.base import EMPTY, Objective, State, Stats, bound_stats
-from pyro_vae.objectives.importance import whole_particles
-from pyro_vae.program import Rows, observed_rows
+from pyro_vae.objectives.weighting import whole_particles
+from pyro_vae.program.rows import Rows, observed_rows
 
 
 class AEVB(Objective):

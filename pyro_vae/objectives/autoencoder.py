@@ -12,19 +12,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.densities.rules import require_rows
+from pyro_vae.densities.sites import data_frame, is_deterministic, log_density, per_datum
+from pyro_vae.densities.traces import AtTheMean, sites_of, trace_of
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.base import EMPTY, Objective, State, Stats
-from pyro_vae.program import Rows, observed_rows
-from pyro_vae.traces import (
-    AtTheMean,
-    data_frame,
-    is_deterministic,
-    log_density,
-    per_datum,
-    require_rows,
-    sites_of,
-    trace_of,
-)
+from pyro_vae.program.rows import Rows, observed_rows
 
 
 class Autoencoder(Objective):

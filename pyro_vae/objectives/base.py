@@ -20,9 +20,9 @@ from pyro import poutine
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from pyro_vae.densities import Densities
-from pyro_vae.program import Rows, num_rows
-from pyro_vae.traces import DataScale, trace_program
+from pyro_vae.densities.tables import Densities
+from pyro_vae.densities.traces import DataScale, trace_program
+from pyro_vae.program.rows import Rows, num_rows
 
 Stats = dict[str, Tensor]  # name -> (B,), detached: the columns of the history
 
@@ -46,7 +46,7 @@ class Objective(ELBO):
     """Base class of all objectives.  A stateless one writes ``loss_per_datum`` and nothing else.
 
     Example:
-        >>> from pyro_vae.densities import densities
+        >>> from pyro_vae.densities.particles import densities
         >>> class Mine(Objective):
         ...     def loss_per_datum(self, program, x):
         ...         return -densities(program, x).log_w.mean(0)  # (B,) nats

@@ -11,16 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.densities import densities
+from pyro_vae.densities.particles import densities
 from pyro_vae.objectives.base import Objective, State, Stats
-from pyro_vae.objectives.importance import (
+from pyro_vae.objectives.weighting import (
     require_local,
     warn_about_one_particle,
     weighted_bound,
     weighted_stats,
     whole_particles,
 )
-from pyro_vae.program import Rows
+from pyro_vae.program.rows import Rows
 
 
 class IWAE(Objective):

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.hmc import NoiseSource, adapt, transition, value_and_gradient
-from pyro_vae.latents import Latents
+from pyro_vae.chains.hmc import NoiseSource, adapt, transition, value_and_gradient
+from pyro_vae.chains.latents import Latents
 from pyro_vae.objectives.base import Objective, State, Stats
-from pyro_vae.program import Rows
+from pyro_vae.program.rows import Rows
 
 
 class MonteCarloEM(Objective):

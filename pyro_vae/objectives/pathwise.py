@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.densities import Densities, densities
+from pyro_vae.densities.particles import densities
+from pyro_vae.densities.tables import Densities
 from pyro_vae.objectives.base import Objective, State, Stats, bound_stats
-from pyro_vae.objectives.importance import (
+from pyro_vae.objectives.weighting import (
     normalized,
     require_local,
     warn_about_one_particle,
@@ -26,7 +27,7 @@ from pyro_vae.objectives.importance import (
     weighted_stats,
     whole_particles,
 )
-from pyro_vae.program import Rows
+from pyro_vae.program.rows import Rows
 
 
 def surrogate(d: Densities, for_model: Tensor | float, for_guide: Tensor | float) -> Tensor:

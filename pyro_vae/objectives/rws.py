@@ -16,16 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.densities import densities
-from pyro_vae.dreams import dream, guide_log_density
+from pyro_vae.densities.dreams import dream, guide_log_density
+from pyro_vae.densities.particles import densities
 from pyro_vae.objectives.base import Objective, State, Stats
-from pyro_vae.objectives.importance import (
-    normalized,
-    require_local,
-    weighted_stats,
-    whole_particles,
-)
-from pyro_vae.program import Rows
+from pyro_vae.objectives.weighting import normalized, require_local, weighted_stats, whole_particles
+from pyro_vae.program.rows import Rows
 
 
 class ReweightedWakeSleep(Objective):

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.densities import densities
+from pyro_vae.densities.particles import densities
 from pyro_vae.objectives.base import Objective, State, Stats, bound_stats
-from pyro_vae.objectives.importance import require_local, whole_particles
-from pyro_vae.program import Rows, observed_rows
+from pyro_vae.objectives.weighting import require_local, whole_particles
+from pyro_vae.program.rows import Rows, observed_rows
 
 
 class ScoreFunction(Objective):

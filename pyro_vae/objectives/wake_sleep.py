@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.densities import densities
-from pyro_vae.dreams import dream, guide_log_density
+from pyro_vae.densities.dreams import dream, guide_log_density
+from pyro_vae.densities.particles import densities
 from pyro_vae.objectives.base import Objective, State, Stats, bound_stats
-from pyro_vae.objectives.importance import whole_particles
-from pyro_vae.program import Rows
+from pyro_vae.objectives.weighting import whole_particles
+from pyro_vae.program.rows import Rows
 
 
 class WakeSleep(Objective):

@@ -1,0 +1,307 @@
+r"""Chains of Hamiltonian Monte Carlo: draws from the exact posterior p(z | x) of each datum.
+
+A chain is a start, a warm-up that finds its step size, and moves that are kept.  Each datum has a
+chain of its own, all of them run side by side, and what they run on, log p(u, x) and its gradient,
+is captured as a graph once: a chain makes thousands of moves on the same rows.
+
+The moves, their sources and what makes them exact: :mod:`pyro_vae.chains.hmc`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pyro_vae.chains.hmc import Evaluate, check_move, check_target, transition, value_and_gradient
+from pyro_vae.chains.hmc import adapt as tune
+from pyro_vae.chains.latents import Latents
+from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.evaluation import RowFunction
+from pyro_vae.graphs.lifted import Refusal
+from pyro_vae.graphs.lifting import lift
+from pyro_vae.graphs.probing import nudged, others
+from pyro_vae.noise import keyed, seeded
+from pyro_vae.program.calling import call_with, evaluating
+from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.rows import Rows, num_rows
+
+logger = logging.getLogger("pyro_vae")
+
+CANDIDATES = 500  # draws of the prior, of which a "resampled" chain starts from one
+
+
+class Draws(NamedTuple):
+    """Draws from p(z | x): S draws of B data, J unconstrained coordinates.
+
+    Attributes:
+        u: unconstrained, (S, B, J).
+        values: site -> draws in the site's own shape and support, (S, B, ...).
+        accept: mean acceptance probability after warm-up, (B,).
+        step_size: as it was frozen after warm-up; () where data share it, else (B,).
+        divergences: how many moves after warm-up diverged, (B,).
+        evaluations: gradients of log p(x, z) that each datum cost, warm-up included.
+        engine: "graph" where log p and its gradient were captured, else "handlers".
+    """
+
+    u: Tensor
+    values: dict[str, Tensor]
+    accept: Tensor
+    step_size: Tensor
+    divergences: Tensor
+    evaluations: int
+    engine: str
+
+
+def sample_posterior(
+    program: nn.Module,
+    x: Any,
+    *,
+    num_draws: int = 1000,
+    warmup: int = 500,
+    leapfrog_steps: int = 10,
+    target_accept: float = 0.9,
+    adapt: Literal["per_datum", "shared"] = "per_datum",
+    step_size: Tensor | float | None = None,
+    jitter: float = 0.5,
+    thin: int = 1,
+    start: Literal["prior", "resampled", "guide"] | Tensor = "prior",
+    seed: int = 0,
+) -> Draws:
+    """Draw from the exact posterior p(z | x) of each datum by HMC: all data at once, a chain each.
+
+    For several chains of each datum repeat its rows, ``x.repeat(4, 1)``: a row is a chain.  The
+    program is put into evaluation mode (no dropout) for as long as this takes.
+
+    During warm-up the step size is tuned; then it is frozen, so that what is kept has the posterior
+    as its stationary law.  The first fifth of warm-up aims at acceptance 1/2, which is found
+    equally fast from above and from below; the rest at ``target_accept``, with a falling rate; the
+    result is the average over its second half.
+
+    Args:
+        program: the program; the guide is used for ``start="guide"`` alone.
+        x: data, (B, ...).
+        num_draws: S.
+        warmup: moves before the first draw.
+        leapfrog_steps: L of each move.
+        target_accept: the acceptance to tune to.
+        adapt: "per_datum" tunes a step for each datum.  "shared", the paper's way, tunes one on the
+            mean over data: where posteriors differ in width the narrow ones then hardly move.
+        step_size: a step to keep, () or (B,), in place of tuning one.
+        jitter: see :func:`pyro_vae.chains.move`.
+        thin: keep each ``thin``-th move.
+        start: "prior" draws the first state from p(z), so that chains start overdispersed;
+            "resampled" picks one of many such draws with probability proportional to p(x | z), so
+            that chains start in the modes that count, each as often as it weighs; "guide" from
+            q(z | x); or a tensor (B, J), unconstrained, such as the last ``u`` of other draws.
+        seed: of all noise.  Move ``i`` draws from ``(seed, i)``; torch's generators stay untouched.
+
+    Returns:
+        :class:`Draws`.
+
+    Raises:
+        ValueError: for options out of range, latents that HMC cannot move (see :class:`Latents`),
+            or a start where log p(x, z) is not finite.
+
+    Warns:
+        PyroVaeWarning: where after warm-up a chain accepts less than half of its moves, or more
+            than 1 % of them diverge (a few do, where jitter lengthens a step).
+
+    Cost: (warmup + S thin) L + 1 gradients.  They run as a captured graph where the program can be
+    captured (logged where it cannot), so that Pyro's handlers cost nothing after the first ones.
+
+    Departures from the paper: chains start from the prior but their steps are tuned per datum, each
+    move's step is jittered, and there is warm-up to converge (its authors' code made 5 moves).
+
+    Example:
+        >>> from pyro_vae.models import linear_gaussian
+        >>> program = linear_gaussian.build(3, latent_dim=2)
+        >>> draws = sample_posterior(program, torch.zeros(4, 3), num_draws=20, warmup=50)
+        >>> draws.values["z"].shape
+        torch.Size([20, 4, 2])
+    """
+    _check_options(num_draws, warmup, thin, target_accept, adapt, step_size)
+    rows = as_rows(x, program)
+    with evaluating(program):
+        latents = Latents.of(program, rows)
+        with seeded(seed, -1):  # moves count from 0
+            u = _start(latents, program, rows, start, seed)
+        check_move(u, 1.0 if step_size is None else step_size, leapfrog_steps, jitter)
+        evaluate, engine = _captured(latents, program, rows, u)
+        here = evaluate(u)
+        _check_start(*here)
+        if step_size is None:  # s ~ J^(-1/4) at equal acceptance
+            step = u.new_full((len(u),) if adapt == "per_datum" else (), latents.dim**-0.25)
+        else:
+            step = torch.as_tensor(step_size, dtype=u.dtype, device=u.device)
+        log_step, settled = step.log(), torch.zeros_like(step)
+        kept = u.new_empty(num_draws, *u.shape)
+        accept = u.new_zeros(len(u))
+        divergences = u.new_zeros(len(u), dtype=torch.int64)
+        half = warmup // 2
+        for number in range(warmup + num_draws * thin):
+            source = keyed(seed, number)
+            m = transition(evaluate, u, here, step, leapfrog_steps, jitter, source)
+            u, here = m.u, (m.log_density, m.gradient)
+            if number >= warmup:
+                accept += m.accept
+                divergences += m.diverging
+                draw, rest = divmod(number - warmup + 1, thin)
+                if not rest:
+                    kept[draw - 1] = u
+            elif step_size is None:
+                log_step = tune(log_step, m.accept, **_schedule(number, warmup, target_accept))
+                if number >= half:
+                    settled = settled + log_step / (warmup - half)
+                step = (settled if number == warmup - 1 else log_step).exp()
+        draws = Draws(
+            u=kept,
+            values=latents.constrain(kept),
+            accept=accept / (num_draws * thin),
+            step_size=step,
+            divergences=divergences,
+            evaluations=(warmup + num_draws * thin) * leapfrog_steps + 1,
+            engine=engine,
+        )
+    _judge(draws, num_draws * thin, adapt if step_size is None else "fixed")
+    return draws
+
+
+def _schedule(number: int, warmup: int, target: float) -> dict[str, float]:
+    """Rate and target of a warm-up move."""
+    search = max(1, warmup // 5)
+    if number < search:
+        return {"rate": 1 - 0.5 * number / search, "target": min(0.5, target)}
+    return {"rate": (number - search + 6) ** -0.6, "target": target}
+
+
+def _resampled(latents: Latents, program: nn.Module, x: Rows, seed: int) -> Tensor:
+    """One of many draws of the prior for each row, with probability proportional to p(x | z).
+
+    The largest of log weights plus Gumbel noise is a draw by weight, whatever the order.
+    """
+
+    def candidate(program: nn.Module, x: Rows) -> tuple[Tensor, Tensor]:
+        u = latents.from_prior(program, x)
+        noise = -torch.empty(len(u), dtype=u.dtype, device=u.device).exponential_().log()
+        return u, latents.log_likelihood(program, x, u).nan_to_num(-math.inf) + noise
+
+    draw = RowFunction(program, candidate)
+    best, height = draw(x, seed, -2, 0)
+    for number in range(1, CANDIDATES):
+        u, other = draw(x, seed, -2, number)
+        higher = other > height
+        best = torch.where(higher.unsqueeze(-1), u, best)
+        height = torch.where(higher, other, height)
+    return best
+
+
+def _start(latents: Latents, program: Any, x: Rows, start: Any, seed: int) -> Tensor:
+    if isinstance(start, Tensor):
+        if start.shape != (num_rows(x), latents.dim):
+            raise ValueError(
+                f"start has shape {tuple(start.shape)}, expected (B, J) = "
+                f"{(num_rows(x), latents.dim)}: unconstrained, as latents.unconstrain returns it"
+            )
+        return start.detach()
+    if start == "prior":
+        return latents.from_prior(program, x)
+    if start == "resampled":
+        return _resampled(latents, program, x, seed)
+    if start == "guide":
+        return latents.from_guide(program, x)
+    raise ValueError(
+        f'start is {start!r}, expected "prior", "resampled", "guide" or a tensor (B, J)'
+    )
+
+
+def _captured(latents: Latents, program: nn.Module, x: Rows, u: Tensor) -> tuple[Evaluate, str]:
+    """log p and its gradient at fixed parameters, as a graph where it can be one."""
+    parameters = {name: p.detach() for name, p in program.named_parameters()}
+
+    def unit(parameters: dict[str, Tensor], x: Rows, u: Tensor) -> tuple[Tensor, Tensor]:
+        def evaluate(program: nn.Module) -> tuple[Tensor, Tensor]:
+            return value_and_gradient(partial(latents.log_joint, program, x))(u)
+
+        return call_with(program, parameters, evaluate)
+
+    probes = [(nudged(parameters), *other) for other in others((x, 0.5 * u))]
+    # One gradient, not the whole move: as quick to run, and L times quicker to capture.
+    lifted = lift(unit, parameters, x, u, probes=probes)
+    if isinstance(lifted, Refusal):
+        logger.info("HMC runs the program's handlers: not captured: %s", lifted)
+        return partial(unit, parameters, x), "handlers"
+    graph, fixed = lifted, pytree.tree_leaves((parameters, x))
+
+    def run(u: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            value, gradient = graph.flat(*fixed, u)
+        return value, gradient
+
+    return run, "graph"
+
+
+def _check_start(log_density: Tensor, gradient: Tensor) -> None:
+    bad = ~(log_density.isfinite() & gradient.isfinite().all(-1))
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"log p(x, z) is {float(log_density[row]):.4g} where the chain of row {row} starts, or "
+            "its gradient is not finite, expected finite numbers: look for data outside the "
+            'likelihood\'s support, or start elsewhere, start="guide" or a tensor'
+        )
+
+
+def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
+    """Say once where draws are not to be trusted."""
+    stuck = int((draws.accept < 0.5).sum())
+    chains = f"of {len(draws.accept)} chains"
+    if stuck:
+        worst = int(draws.accept.argmin())
+        advice = {
+            "shared": 'give each datum its own step, adapt="per_datum"',
+            "fixed": "pass a smaller step_size, or None to tune it",
+            "per_datum": "give it more warmup",
+        }[tuned]
+        warnings.warn(
+            f"HMC accepts less than half of its moves for {stuck} {chains} (chain {worst}: "
+            f"{float(draws.accept[worst]):.2f}), so their draws say little: {advice}",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+    diverged = int((draws.divergences > 0.01 * num_moves).sum())
+    if diverged:
+        worst = int(draws.divergences.argmax())
+        warnings.warn(
+            f"more than 1 % of HMC's moves diverged for {diverged} {chains} (chain {worst}: "
+            f"{int(draws.divergences[worst])} moves), so the draws may miss where the posterior is "
+            "narrow: raise target_accept, or pass a smaller step_size",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+
+
+def _check_options(num_draws, warmup, thin, target_accept, adapt, step_size) -> None:
+    for name, value in (("num_draws", num_draws), ("warmup", warmup), ("thin", thin)):
+        least = 0 if name == "warmup" else 1
+        if int(value) != value or value < least:
+            raise ValueError(f"{name} is {value}, expected a whole number from {least} on")
+    check_target(target_accept)
+    if adapt not in ("per_datum", "shared"):
+        raise ValueError(f'adapt is {adapt!r}, expected "per_datum" or "shared"')
+    if step_size is None and warmup < 20:
+        raise ValueError(
+            f"warmup is {warmup}, expected at least 20 moves to tune the step size: raise it, or "
+            "pass step_size"
+        )
+    if isinstance(step_size, Tensor) and not bool(((step_size > 0) & step_size.isfinite()).all()):
+        raise ValueError(
+            f"step_size is {float(step_size.min())} in one row, expected positive numbers: a step "
+            "of 0.1 suits posteriors of width 0.1 and more"
+        )

@@ -1,0 +1,206 @@
+r"""What running a program again shows: whether its rows are independent of each other.
+
+Everything per datum (evidence, weights, k-hat, repeated particles) rests on the independence of
+rows.  Let l_s(x, z) (B,) be the log densities of a site s at data x and latents z.  Then
+
+.. math:: l_s(x_I, z_I) = l_s(x, z)_I
+
+must hold for every list I of row numbers, everything else that is random being equal.  Three lists
+are tried: a permutation, all rows twice, and a subset.  Batch normalization passes the first two,
+because they leave the mean and the variance of a batch as they are; the subset finds it out.
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_vae.checking.sites import ROLES, Met, Mistakes, Role, Sites, by_row, first_line, label
+from pyro_vae.densities.sites import Site, base_law, is_deterministic, log_density, without_inverse
+from pyro_vae.densities.traces import RowsAreTheBatch, sites_of
+from pyro_vae.noise import Noise, NoiseMode, seeded
+from pyro_vae.program.rows import Rows, map_rows
+
+Scores = dict[tuple[Role, str], Tensor]  # role and site -> (rows,)
+
+
+class _Fixed(Messenger):
+    """Gives latents the values it is told."""
+
+    def __init__(self, latents: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.latents = latents
+
+    def _pyro_sample(self, msg) -> None:
+        if msg["value"] is None and msg["name"] in self.latents:
+            msg["value"] = self.latents[msg["name"]]
+
+
+class Failed(Exception):
+    """The program's own code raised; holds the sites that were met before."""
+
+    def __init__(self, role: Role, x: Rows, sites: Sites) -> None:
+        super().__init__(role)
+        self.role, self.x, self.sites = role, x, sites
+
+
+def sites_at(
+    program: nn.Module, role: Role, x: Rows, latents: dict[str, Tensor], noise: NoiseMode
+) -> Sites:
+    """The sites of model or guide on ``x``, at these latents and this noise.
+
+    Raises:
+        Failed: where the program's own code raises, from that.
+    """
+    tracer = poutine.trace()
+    try:
+        with seeded(0), noise, RowsAreTheBatch(), _Fixed(latents), tracer:
+            getattr(program, role)(x)
+    except Exception as error:
+        raise Failed(role, x, sites_of(tracer.trace)) from error
+    return sites_of(tracer.trace)
+
+
+def add_failure(failed: Failed, mistakes: Mistakes, advice: str = "") -> None:
+    """One line for what the program's own code raised."""
+    error = failed.__cause__
+    shape = map_rows(lambda t: tuple(t.shape), failed.x)  # type: ignore[arg-type, return-value]
+    text = first_line(error)  # type: ignore[arg-type]
+    if not advice:
+        advice = f"call program.{failed.role}(x[:2]) by itself to see where"
+        if "Shape mismatch inside plate" in text:
+            advice = "declare the dimensions of an event with .to_event(n)"
+        elif "Multiple sample sites" in text:
+            advice = (
+                "give each site a name of its own, and make a plate once: "
+                'rows = pyro.plate("data", len(x)), then `with rows:` as often as needed'
+            )
+    mistakes.append(f"{failed.role}(x) fails on a batch of shape {shape}: {text}: {advice}")
+    mistakes.cause = mistakes.cause or error
+
+
+def independence(program: nn.Module, x: Rows, met: Met, mistakes: Mistakes) -> list[str]:
+    """Find sites whose rows see one another; returns notes on what could not be compared."""
+    rows, notes = len(met.x), []
+    drawn: set[str] = set()  # latents of the guide that it can score only where it draws them
+    kept: list[str] = []  # random operations that no constant can stand for
+    for name, latent in met.guide.items():
+        transform = without_inverse(latent["fn"], latent["value"])
+        if transform is not None:
+            drawn.add(name)
+            lacks = f"{transform} of {label('guide', name)} has no inverse"
+            notes.append(f"{lacks}: AEVB can train it, WakeSleep cannot")
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    everything = torch.arange(rows)
+    if order.equal(everything):
+        order = order.flip(0)
+    selections = {
+        "when rows are permuted": order,
+        "when rows are duplicated": everything.repeat(2),
+        "in a subset of the rows": order[: (rows + 1) // 2],
+    }
+    changes: dict[tuple[Role, str], list[str]] = {}
+    alone: Scores = {}
+    for how, index in {"": everything, **selections}.items():
+        try:
+            together, others = _selected(program, x, met, drawn, index.to(met.x.device))
+        except Failed as failed:
+            advice = f"it runs on {rows} rows, so write it for any number of them"
+            add_failure(failed, mistakes, advice)
+            continue
+        kept += others
+        alone = alone or together
+        for (role, name), density in together.items():
+            site = met.sites(role).get(name)
+            if site is not None and (role, name) in alone:
+                change = _change(alone[role, name], density, index, site["fn"].event_shape)
+                if change:
+                    changes.setdefault((role, name), []).append(f"{change} {how}")
+    if kept and changes:
+        which = ", ".join(dict.fromkeys(kept))
+        return [*notes, f"rows were not compared: {which} draws other noise for other batches"]
+    for (role, name), found in changes.items():
+        is_point = isinstance(base_law(met.sites(role)[name]["fn"]), dist.Delta)
+        mistakes.add(
+            label(role, name),
+            f"{'location' if is_point else 'log density'} {', '.join(found)}",
+            "rows that are independent of each other",
+            _what_ties_rows(program),
+        )
+    return notes
+
+
+def _selected(
+    program: nn.Module, x: Rows, met: Met, drawn: set[str], index: Tensor
+) -> tuple[Scores, list[str]]:
+    """Log densities of selected rows at their latents, and draws that no constant stood for.
+
+    The guide draws the latents ``drawn`` anew, from noise that is the same in every row.
+    """
+    latents: dict[str, Tensor] = {}
+    for _, name, site in met:
+        if not site["is_observed"]:
+            value, axis = site["value"].detach(), met.axis(site)
+            if axis is not None:
+                axis -= len(site["fn"].event_shape)
+                latents[name] = value.index_select(axis, index)
+            latents.setdefault(name, value)
+    x = map_rows(lambda t: t[index], x)
+    result: Scores = {}
+    kept: list[str] = []
+    for role in ROLES:
+        sites, noise = met.sites(role), NoiseMode(_constant)
+        fixed = {n: z for n, z in latents.items() if role == "model" or n not in drawn}
+        for name, site in sites_at(program, role, x, fixed, noise).items():
+            axis = met.axis(sites[name]) if name in sites else None
+            # The density of a site that lost its plate may have no rows to compare.
+            lost = axis is None and name in met.outside
+            if (role, name) in met.scored and not lost and not is_deterministic(site):
+                result[role, name] = by_row(_number(site), axis)
+        kept += noise.kept
+    return result, kept
+
+
+def _constant(index: int, noise: Noise) -> Tensor:
+    """Noise that is the same in every row, so that dropout leaves rows comparable."""
+    value = {"normal": 0.6, "uniform": 0.37, "exponential": 1.0}[noise.kind]
+    return torch.full(noise.shape, value, dtype=noise.dtype, device=noise.device)
+
+
+def _number(site: Site) -> Tensor:
+    """What is compared, one number an event: the log density."""
+    fn, batch = base_law(site["fn"]), site["fn"].batch_shape
+    if isinstance(fn, dist.Delta):  # its density asks for equality to the last bit
+        return fn.v.detach().expand(site["value"].shape).reshape(*batch, -1).sum(-1)
+    return log_density(site).detach()
+
+
+def _change(alone: Tensor, together: Tensor, index: Tensor, event: torch.Size) -> str | None:
+    """By how much the densities of selected rows differ from what they were, if they do."""
+    if alone.dim():
+        alone = alone[index.to(alone.device)]
+    if alone.shape != together.shape:
+        return f"has shape {tuple(together.shape)} in place of {tuple(alone.shape)}"
+    # A density is a sum over an event, whose terms may cancel: a hundred roundings of each.
+    size = event.numel() + alone.nan_to_num(0.0, 0.0, 0.0).abs().amax().item()
+    gap = (alone - together).abs()
+    gap = torch.where(alone.isfinite(), gap.nan_to_num(torch.inf), 0.0)
+    if gap.amax().item() <= 100 * torch.finfo(gap.dtype).eps * size:
+        return None
+    worst = int(gap.flatten().argmax())
+    where = f" at row {int(index[worst])}" if gap.dim() else ""
+    return f"changes by {gap.flatten()[worst].item():.2g}{where}"
+
+
+def _what_ties_rows(program: nn.Module) -> str:
+    for name, module in program.named_modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm and (module.training or module.running_mean is None):
+            return (
+                f"replace {name} ({type(module).__name__}) by nn.LayerNorm or nn.GroupNorm, "
+                "or freeze it with .eval()"
+            )
+    return "look for a mean, softmax, normalization or reshape that runs over dimension 0"

@@ -1,0 +1,252 @@
+"""The contract of a program, looked over once before any training.
+
+Few mistakes in a probabilistic program raise.  An observation of the wrong shape broadcasts, a
+latent that the guide forgot is drawn from the prior, a parameter that nothing uses stays where it
+was, and numbers come out all the same.  :func:`check` runs model and guide a few times on a few
+rows and says what is wrong, where, and what to do.
+
+Where sites live and what shape they have is looked at in :mod:`~pyro_vae.checking.sites`, their
+numbers in :mod:`~pyro_vae.checking.values`, gradients in :mod:`~pyro_vae.checking.learning`, and
+what takes further runs in :mod:`~pyro_vae.checking.independence`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.checking import independence, learning, sites, values
+from pyro_vae.checking.sites import Met, Mistakes
+from pyro_vae.densities.sites import closed_kl, data_frame, is_deterministic
+from pyro_vae.noise import NoiseMode, keyed
+from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.rows import Rows, map_rows, num_rows, observed_rows
+
+MAX_ROWS = 64
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One site of a program.
+
+    Attributes:
+        name: as in ``pyro.sample(name, ...)``.
+        kind: "latent" (of a datum), "global", "observed", "auxiliary" (of the guide alone),
+            "factor" or "deterministic".
+        event_shape: the shape of one event.
+        model, guide: names of the distributions, None where there is none.
+        kl: "closed" or "sampled": how AEVB("B") computes the site's KL term; None without one.
+    """
+
+    name: str
+    kind: str
+    event_shape: tuple[int, ...]
+    model: str | None
+    guide: str | None
+    kl: str | None
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What a program that passed consists of; printing it gives a table.
+
+    Attributes:
+        program: the name of its class.
+        num_rows: B, the rows it was tried on.
+        sites: one :class:`SiteReport` a site.
+        num_parameters: how many numbers are to be learnt.
+        scale: N / B of the data plate; 1 where it is not subsampled.
+        reparameterized: whether gradients flow through every draw of the guide, as AEVB needs.
+        notes: what could not be checked, or cannot be done with the program.
+    """
+
+    program: str
+    num_rows: int
+    sites: tuple[SiteReport, ...]
+    num_parameters: int
+    scale: float
+    reparameterized: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def closed_kl(self) -> tuple[str, ...]:
+        """Names of the sites whose KL term has a closed form."""
+        return tuple(site.name for site in self.sites if site.kl == "closed")
+
+    @property
+    def sampled_kl(self) -> tuple[str, ...]:
+        """Names of the sites whose KL term is sampled."""
+        return tuple(site.name for site in self.sites if site.kl == "sampled")
+
+    def __repr__(self) -> str:
+        table = [["site", "kind", "event", "model", "guide", "KL"]]
+        for s in self.sites:
+            cells = (s.name, s.kind, str(s.event_shape), s.model, s.guide, s.kl)
+            table.append([cell or "-" for cell in cells])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [f"{self.program}: no mistake found on {self.num_rows} rows"]
+        for row in table:
+            padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append(f"  {'  '.join(padded)}".rstrip())
+        through = "reparameterized" if self.reparameterized else "not reparameterized: no AEVB"
+        lines.append(f"  {self.num_parameters:,} parameters; N / B = {self.scale:g}; {through}")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def check(program: nn.Module, x: Any) -> Report:
+    """Find the mistakes of a program before any training, and leave it as it was.
+
+    At most 64 rows are used.  Modules stay in the mode they are in, so check a program in the
+    mode in which it will be trained.
+
+    Args:
+        program: a module with ``model(x)`` and ``guide(x)``.
+        x: what ``pv.fit`` takes: a tensor (N, ...), a numpy array, a dict of them whose entry
+            "x" is observed, or a ``Data``, of which the rows of epoch 0 are used.
+
+    Returns:
+        A :class:`Report`.
+
+    Raises:
+        ValueError: with one line for each mistake: the site or parameter, what was found, what
+            was expected, and what to do.  It is chained to the exception of the program's own
+            code where that raised one.
+        TypeError: where ``program`` is no program or ``x`` no data.
+
+    Example:
+        >>> from pyro_vae.models import bernoulli_vae
+        >>> vae = bernoulli_vae.build(6, latent_dim=2, hidden_dim=3)
+        >>> check(vae, torch.tensor([[0.0, 1.0] * 3, [1.0, 0.0] * 3]))
+        BernoulliVAE: no mistake found on 2 rows
+          site  kind      event  model      guide   KL
+          z     latent    (2,)   Normal     Normal  closed
+          x     observed  (6,)   Bernoulli  -       -
+          70 parameters; N / B = 1; reparameterized
+    """
+    for name in ("model", "guide"):
+        if not isinstance(program, nn.Module) or not callable(getattr(program, name, None)):
+            raise TypeError(
+                f"program is {type(program).__name__}, expected a module with model(x) and "
+                "guide(x): subclass pv.Program, or wrap two functions, pv.Program(model, guide)"
+            )
+    rows, mistakes = _first_rows(program, x), Mistakes()
+    with (
+        _left_as_it_was(program),
+        pyro.get_param_store().scope(),
+        pyro.validation_enabled(False),
+        torch.enable_grad(),
+    ):
+        report = _look(program, rows, mistakes)
+    if report is None:
+        count = len(mistakes)
+        found = f"{type(program).__name__} has {count} mistake{'s' if count > 1 else ''}:"
+        raise ValueError("\n  ".join([found, *mistakes])) from mistakes.cause
+    return report
+
+
+def _first_rows(program: nn.Module, x: Any) -> Rows:
+    if callable(getattr(x, "batch", None)):
+        device = getattr(getattr(x, "x", None), "device", None)
+        x = x.batch(torch.arange(min(len(x), MAX_ROWS), device=device), 0)
+    entries = x if isinstance(x, dict) else {"x": x}
+    for name, entry in entries.items():
+        if hasattr(entry, "shape") and not len(entry.shape):
+            raise ValueError(f'x: entry "{name}" is a single number, expected shape (B, ...)')
+    rows = as_rows(x, program, finite=False)
+    if num_rows(rows) < 2:
+        raise ValueError(
+            "x has 1 row, expected at least 2: a single row cannot show that rows are independent"
+        )
+    return map_rows(lambda t: t[:MAX_ROWS].detach(), rows)
+
+
+@contextlib.contextmanager
+def _left_as_it_was(program: nn.Module) -> Iterator[None]:
+    """Put parameters and buffers back, and drop those that appeared."""
+    before: list[tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]] = []
+    for module in program.modules():
+        tensors: dict[str, Any]
+        for tensors in (module._parameters, module._buffers):
+            values = {
+                name: tensor.detach().clone()
+                for name, tensor in tensors.items()
+                if tensor is not None and not nn.parameter.is_lazy(tensor)
+            }
+            before.append((tensors, dict(tensors), values))
+    try:
+        yield
+    finally:
+        for tensors, known, values in before:
+            tensors.clear()
+            tensors.update(known)
+            for name, value in values.items():
+                if not torch.equal(known[name], value):
+                    known[name].data.copy_(value)
+
+
+def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
+    """One look at a program on a few rows: the report, or None where there are ``mistakes``."""
+    met = Met({}, {}, observed_rows(x), getattr(program, "observed", "x"))
+    try:
+        met.guide = independence.sites_at(program, "guide", x, {}, NoiseMode(keyed(0)))
+        drawn = {n: site for n, site in met.guide.items() if not site["is_observed"]}
+        rsample = all(getattr(site["fn"], "has_rsample", False) for site in drawn.values())
+        latents = {n: s["value"] if rsample else s["value"].detach() for n, s in drawn.items()}
+        met.model = independence.sites_at(program, "model", x, latents, NoiseMode(keyed(1)))
+    except independence.Failed as failed:
+        if failed.role == "model":  # often the consequence of a wrong shape before
+            met.model = failed.sites
+            sites.shapes(met, mistakes)
+        independence.add_failure(failed, mistakes)
+        return None
+    for rule in (
+        sites.plates,
+        sites.scales,
+        sites.latents,
+        sites.shapes,
+        sites.observation,
+        values.values,
+    ):
+        rule(met, mistakes)
+    notes = independence.independence(program, x, met, mistakes)
+    learning.gradients(program, met, rsample, mistakes)
+    return None if mistakes else _report(program, met, rsample, notes)
+
+
+def _report(program: nn.Module, met: Met, rsample: bool, notes: list[str]) -> Report:
+    closed = closed_kl(met.guide, met.model)
+    found = []
+    for name in {**met.model, **met.guide}:
+        p, q = met.model.get(name), met.guide.get(name)
+        site = p or q or {}
+        if sites.is_factor(site):
+            kind = "factor"
+        elif is_deterministic(site):
+            kind = "deterministic"
+        elif site["is_observed"]:
+            kind = "observed"
+        elif p is None:
+            kind = "auxiliary"
+        else:
+            kind = "global" if data_frame(p) is None else "latent"
+        kl = None
+        if kind in ("latent", "global", "auxiliary"):
+            kl = "sampled" if closed.get(name) is None else "closed"
+        event = tuple(site["fn"].event_shape)
+        names = sites.family(p), sites.family(q)
+        found.append(SiteReport(name, kind, event, *names, kl))
+    return Report(
+        program=type(program).__name__,
+        num_rows=len(met.x),
+        sites=tuple(found),
+        num_parameters=sum(p.numel() for p in program.parameters() if p.requires_grad),
+        scale=float(met.model[met.observed]["scale"]),
+        reparameterized=rsample,
+        notes=tuple(notes),
+    )

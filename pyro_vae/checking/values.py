@@ -1,0 +1,132 @@
+"""The numbers that the sites of a program come to: possible values, finite densities, gradients.
+
+With validation off, which captured graphs and ``python -O`` have, nobody else looks at them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.checking.sites import Met, Mistakes, by_row, family, first_line, label
+from pyro_vae.densities.sites import Site, base_law, log_density
+
+
+def values(met: Met, mistakes: Mistakes) -> None:
+    """Parameters and values are possible, and log densities finite; fills ``met.scored``."""
+    for role, name, site in met:
+        where, before = label(role, name), len(mistakes)
+        possible_parameters(site, where, mistakes)
+        if role == "model" and len(mistakes) == before:
+            possible_values(site, where, mistakes)
+        try:
+            events = log_density(site)
+            density = by_row(events, met.axis(site)).detach()
+        except Exception as error:  # of shapes or a family of the user's own
+            if not any(line.startswith(where) for line in mistakes):  # else a consequence
+                mistakes.cause = mistakes.cause or error
+                mistakes.add(
+                    where,
+                    f"log_prob of {family(site)} fails ({first_line(error)})",
+                    "log densities (B,)",
+                    "compare the shapes of the value and of the distribution",
+                )
+            continue
+        met.scored[role, name] = events
+        finite = density.isfinite()
+        if len(mistakes) == before and not finite.all():
+            row = int((~finite).flatten().nonzero()[0])
+            got = f"log density {density.flatten()[row].item()}"
+            value = site["value"]
+            advice = "bound scales away from zero and logits away from infinity"
+            if name == met.observed and value.is_floating_point() and not value.isfinite().all():
+                advice = "x is not finite there; drop or impute such rows"
+            mistakes.add(
+                where, f"{got} at row {row}" if finite.dim() else got, "a finite number", advice
+            )
+
+
+def possible_parameters(site: Site, where: str, mistakes: Mistakes) -> None:
+    """A distribution's parameters are possible; with validation off nobody else asks."""
+    fn = base_law(site["fn"])
+    for name, constraint in getattr(fn, "arg_constraints", {}).items():
+        value = fn.__dict__.get(name)  # other parameters are computed from these
+        if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
+            continue
+        if value.is_floating_point() and not value.isfinite().all():
+            continue  # shows in the density, with its row
+        if not constraint.check(value).all():
+            mistakes.add(
+                where,
+                f"{name} of {family(site)} {_range(value)}",
+                describe(constraint),
+                "map the network's output there, with softplus, exp or sigmoid",
+            )
+
+
+def possible_values(site: Site, where: str, mistakes: Mistakes) -> None:
+    """The value of a site is possible under its distribution."""
+    value, mask = site["value"], site["mask"]
+    if not isinstance(value, Tensor) or not value.numel() or mask is False:
+        return
+    if value.is_floating_point() and not value.isfinite().all():
+        return  # shows in the density, with its row
+    try:
+        inside = _possible(site["fn"], value)
+    except (NotImplementedError, AttributeError, RuntimeError):
+        return  # no support that could be asked, or a shape that is a mistake of its own
+    if isinstance(mask, Tensor):
+        inside = inside | ~mask.bool()
+    if not inside.all():
+        advice = "choose a guide with the support of the prior"
+        if site["is_observed"]:
+            advice = _advice_for_data(site["fn"].support, value)
+        mistakes.add(where, f"values {_range(value)}", describe(site["fn"].support), advice)
+
+
+def _possible(fn: Any, value: Tensor) -> Tensor:
+    """Which values are in the support, or masked by ``fn.mask(...)``."""
+    law = fn
+    while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
+        law = law.base_dist
+    if isinstance(law, dist.MaskedDistribution):
+        inside = law.base_dist.support.check(value)
+        return inside | ~torch.as_tensor(law._mask, dtype=torch.bool, device=value.device)
+    return fn.support.check(value)
+
+
+def _advice_for_data(support: Any, value: Tensor) -> str:
+    low, high = value.min().item(), value.max().item()
+    binary = _without_events(support) is constraints.boolean
+    if low < 0 or not (binary or _without_events(support) is constraints.unit_interval):
+        return "shift or scale x, or choose a likelihood for such values"
+    if high > 1:
+        divisor = 16 if high <= 16 else 255 if high <= 255 else round(high)
+        binarize = ', binarize="threshold"' if binary else ""
+        return f"scale them, pv.datasets.from_array(x, scale={divisor}{binarize})"
+    return (
+        'binarize them, pv.datasets.from_array(x, binarize="threshold"), or build the likelihood '
+        "with soft_targets=True"
+    )
+
+
+def _range(value: Tensor) -> str:
+    return f"from {value.min().item():g} to {value.max().item():g}"
+
+
+def _without_events(constraint: Any) -> Any:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def describe(constraint: Any) -> str:
+    """A constraint in one line, such as ``GreaterThan(lower_bound=0.0)``."""
+    constraint = _without_events(constraint)
+    if constraint is constraints.boolean:
+        return "0 or 1"
+    return " ".join(str(constraint).split())[:80]

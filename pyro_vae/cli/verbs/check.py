@@ -1,0 +1,37 @@
+"""``pyro-vae check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.cli.sources import Binarization, Model, open_data
+
+
+def run_check(
+    model: Model,
+    model_options: dict[str, Any],
+    /,
+    *,
+    data: str = "digits",
+    binarize: Binarization = "default",
+    data_dir: Path | None = None,
+    scale: float | None = None,
+    labels_key: str | None = None,
+    seed: int = 0,
+) -> int:
+    """Look a model over on a few rows, before any training.
+
+    Args:
+        data: name of a data set, or a file .npy, .npz or .csv.
+        binarize: how pixels become 0 and 1; default is what suits the data.
+        data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
+        scale: what the values of a file are divided by, such as 255.
+        labels_key: the array of a .npz, or the column of a .csv, that holds labels.
+        seed: of the initial parameters.
+    """
+    import pyro_vae as pv
+
+    loaded = open_data(data, binarize, data_dir, scale, labels_key)
+    print(pv.check(model.make(loaded.dim, seed, model_options), loaded.train))
+    return 0

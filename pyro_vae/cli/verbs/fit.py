@@ -1,0 +1,129 @@
+"""``pyro-vae fit``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.cli.sources import (
+    Binarization,
+    Model,
+    find_objective,
+    find_optimizer,
+    open_data,
+    put,
+    require_device,
+    results,
+)
+
+
+def run_fit(
+    model: Model,
+    model_options: dict[str, Any],
+    objective_options: dict[str, Any],
+    /,
+    *,
+    data: str = "digits",
+    objective: str = "AEVB",
+    samples: int | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 100,
+    lr: float = 0.02,
+    optimizer: str = "adagrad",
+    clip: float | None = None,
+    weight_prior: float = 0.0,
+    seed: int = 0,
+    engine: str = "auto",
+    device: str | None = None,
+    early_stopping: int | None = None,
+    evaluate_every: int | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    checkpoint_every: float | None = None,
+    binarize: Binarization = "default",
+    data_dir: Path | None = None,
+    scale: float | None = None,
+    labels_key: str | None = None,
+) -> int:
+    """Train a model by one objective.
+
+    Args:
+        data: name of a data set, or a file .npy, .npz or .csv.
+        objective: a name from pyro_vae.objectives; --objective.OPTION are its options.
+        samples: the budget, rows x updates; or one of --epochs and --steps.
+        epochs: the budget, in passes over the data.
+        steps: the budget, in updates.
+        batch_size: rows a minibatch.
+        lr: the step size.
+        optimizer: adagrad, adam, sgd, or accumulating_adagrad, the paper's author's.
+        clip: the largest norm of the whole gradient.
+        weight_prior: precision of a normal prior on weight matrices; the paper's is 1.
+        seed: of initial parameters, data order and noise.
+        engine: auto, compiled or eager (the captured graph), or pyro.
+        device: cpu or cuda.
+        early_stopping: stop after so many evaluations without a better held-out bound.
+        evaluate_every: updates between held-out evaluations.
+        out: folder for the run, its history.csv and learning_curve.png.
+        resume: go on from what the folder of --out holds.
+        checkpoint_every: seconds between saves.
+        binarize: how pixels become 0 and 1; default is what suits the data.
+        data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
+        scale: what the values of a file are divided by, such as 255.
+        labels_key: the array of a .npz, or the column of a .csv, that holds labels.
+    """
+    budget = {"samples": samples, "epochs": epochs, "steps": steps}
+    if sum(value is not None for value in budget.values()) != 1:
+        raise ValueError(
+            "the budget needs exactly one of --samples, --epochs and --steps, such as "
+            "--samples 150_000"
+        )
+    for name, needs in (("resume", resume), ("checkpoint_every", checkpoint_every)):
+        if needs and out is None:
+            raise ValueError(f"--{name} needs a folder: pass --out DIR")
+    if out is not None and not resume and (out / "checkpoint.json").exists():
+        raise ValueError(
+            f"--out {out}: holds a saved run, which would be lost; pass --resume to go on from it, "
+            "or name another folder"
+        )
+    chosen = find_objective(objective)(**objective_options)
+    maker = find_optimizer(optimizer)
+    require_device(device)
+    import pyro_vae as pv
+
+    loaded = open_data(data, binarize, data_dir, scale, labels_key)
+    program = model.make(loaded.dim, seed, model_options)
+    with results(out):
+        run = pv.fit(
+            program, loaded.train, chosen, samples=samples, epochs=epochs, steps=steps,
+            batch_size=batch_size, optimizer=maker, lr=lr, clip=clip, weight_prior=weight_prior,
+            seed=seed, device=device, engine=engine, early_stopping=early_stopping,
+            validation=loaded.validation, evaluate_every=evaluate_every, out=out, resume=resume,
+            checkpoint_every=checkpoint_every,
+        )  # fmt: skip
+        manifest = run.manifest
+        print(
+            f"{model.name} on {loaded.name}: {manifest['objective']}, "
+            f"{manifest['samples']:,} samples in {manifest['seconds']:.1f} s, "
+            f"{manifest['stopped']}"
+        )
+        if chosen.has_bound:
+            bound = pv.elbo(program, loaded.test).double()
+            error = error_of_mean(bound)
+            print(f"test bound {float(bound.mean()):.2f} ± {error:.2f} nats, {len(bound):,} rows")
+        else:
+            print(f"{objective} has no bound: see pyro-vae evidence DIR --proposal hmc")
+        if out is None:
+            print("nothing is saved: pass --out DIR")
+            return 0
+        from pyro_vae.plotting.training import training_curve
+
+        put(out / "history.csv", lambda path: run.history.to_csv(path, index=False))
+        put(out / "learning_curve.png", lambda path: training_curve(run.history, path))
+    print(f"written: {out}: the run, history.csv and learning_curve.png")
+    return 0
+
+
+def error_of_mean(values: Any) -> float:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan

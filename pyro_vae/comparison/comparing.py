@@ -1,0 +1,175 @@
+r"""``compare``: objectives side by side, with the same nets, data order and budget.
+
+Every run of a seed starts from the same initial parameters and draws its minibatches in the same
+order (Monte Carlo EM stays on each for its five updates, so it draws fewer of them); every program
+is scored by the same routine on the same held-out data with the same noise.  So a difference is
+reported per datum and paired, with its own standard error.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from pyro_vae.chains.latents import Latents
+from pyro_vae.comparison.table import Comparison, dataset_of
+from pyro_vae.densities.traces import sites_of, trace_program
+from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.evidence.bound import elbo
+from pyro_vae.evidence.estimate import log_evidence
+from pyro_vae.evidence.markov import CHAINS, require_enough_draws
+from pyro_vae.noise import seeded
+from pyro_vae.optimizers import Adagrad
+from pyro_vae.program.calling import evaluating
+from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.rows import map_rows
+from pyro_vae.runs.run import Run
+from pyro_vae.training.fitting import fit
+
+
+def compare(
+    data: Any,
+    *,
+    builds: Mapping[str, Callable[[], nn.Module]],
+    objectives: Sequence[Any],
+    seeds: int = 3,
+    samples: int = 150_000,
+    batch_size: int = 100,
+    optimizer: Callable[..., torch.optim.Optimizer] = Adagrad,
+    lr: float = 0.02,
+    proposal: Literal["guide", "hmc"] = "hmc",
+    num_particles: int = 500,
+    num_draws: int = 160,
+    warmup: int = 40,
+    leapfrog_steps: int = 5,
+    progress: bool | Callable[[Any], Any] | None = None,
+    **options: Any,
+) -> Comparison:
+    """Train every model under every objective and score all of them on held-out data alike.
+
+    Args:
+        data: a ``DataSet`` with ``train``, ``test`` and, for the curves, ``validation``.
+        builds: name -> a callable that makes an untrained program; it is called under the run's
+            seed, so objectives start from the same parameters.
+        objectives: instances of ``pv.objectives``.
+        seeds: how many runs of each; they train side by side as one batched program.
+        samples: the budget of a run, rows x updates.
+        batch_size, optimizer, lr, options: as in ``pv.fit``.  The default optimizer is the
+            paper's author's Adagrad, because wake-sleep does not survive plain Adagrad's first
+            steps.
+        proposal: what log p(x) is importance-sampled from: "hmc" puts algorithms with and without
+            a guide on equal terms, "guide" is quicker where all have one.
+        num_particles: K draws of the proposal per held-out datum.
+        num_draws, warmup, leapfrog_steps: of the chains behind "hmc", as in ``pv.log_evidence``.
+        progress: as in ``pv.fit``.
+
+    Returns:
+        :class:`Comparison`.
+
+    Raises:
+        ValueError: models with different likelihoods, because their nats are on different scales;
+            parts of the data with different binarizations; or, under "hmc", too few draws for the
+            latent dimensions, or latents that HMC cannot move.
+    """
+    if not (hasattr(data, "train") and hasattr(data, "test")):
+        raise TypeError(
+            f"data is {type(data).__name__}, expected a DataSet with train and test: "
+            'pv.datasets.load("digits"), or pv.datasets.split(pv.datasets.from_array(x))'
+        )
+    if not builds or not objectives:
+        raise ValueError("compare needs at least one build and one objective")
+    if seeds < 1:
+        raise ValueError(f"seeds is {seeds}, expected a whole number from 1 on")
+    names = [repr(objective) for objective in objectives]
+    if len(set(names)) < len(names):
+        raise ValueError(f"objectives are {names}, expected different ones")
+    if proposal == "guide" and not all(getattr(o, "has_bound", True) for o in objectives):
+        raise ValueError(
+            'proposal="guide" needs a trained guide, and Monte Carlo EM has none: use "hmc" for all'
+        )
+    _refuse_different_binarizations(data)
+    programs = {name: _built(build, 0) for name, build in builds.items()}
+    _refuse_different_likelihoods(programs, data.train)
+    scoring: dict[str, Any] = {"proposal": proposal, "num_particles": num_particles}
+    if proposal == "hmc":
+        scoring |= {"num_draws": num_draws, "warmup": warmup, "leapfrog_steps": leapfrog_steps}
+        for program in programs.values():  # before anything is trained
+            with evaluating(program):
+                dim = Latents.of(program, as_rows(data.train[:2], program)).dim
+            require_enough_draws(num_draws, CHAINS, dim)
+    runs: dict[tuple[str, str, int], Run] = {}
+    scores: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
+    for model, build in builds.items():
+        for name, objective in zip(names, objectives, strict=True):
+            fresh = [_built(build, seed) for seed in range(seeds)]
+            trained = fit(
+                fresh, data.train, objective, samples=samples, batch_size=batch_size,
+                optimizer=optimizer, lr=lr, seed=list(range(seeds)), progress=progress,
+                validation=data.test if data.validation is None else data.validation,
+                **options,
+            )  # fmt: skip
+            has_bound = getattr(objective, "has_bound", True)
+            for seed, run in enumerate(trained):
+                runs[model, name, seed] = run
+                scores[model, name, seed] = _score(run.program, data.test, has_bound, scoring)
+    return Comparison(runs, dataset_of(data, list(builds), names, seeds, runs, scores))
+
+
+def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with seeded(seed):
+        program = build()
+    if not isinstance(program, nn.Module):
+        raise TypeError(
+            f"a build returned {type(program).__name__}, expected a program: pass a callable, "
+            "such as lambda: bernoulli_vae.build(data.dim, latent_dim=2)"
+        )
+    return program
+
+
+def _refuse_different_likelihoods(programs: Mapping[str, nn.Module], data: Any) -> None:
+    kinds = {}
+    for name, program in programs.items():
+        rows = map_rows(lambda t: t[:2], as_rows(data[:2], program))
+        with torch.no_grad(), seeded(0):
+            _, trace = trace_program(program, rows, reparameterize=False)
+        site = sites_of(trace)[getattr(program, "observed", "x")]
+        base = site["fn"]
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        kinds[name] = f"{type(base).__name__} of event shape {tuple(site['fn'].event_shape)}"
+    if len(set(kinds.values())) > 1:
+        raise ValueError(
+            f"the models have different likelihoods ({kinds}), so their nats are on different "
+            "scales: compare models of one likelihood at a time"
+        )
+
+
+def _refuse_different_binarizations(data: Any) -> None:
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    kinds = {name: part.binarize for name, part in parts.items() if part is not None}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(
+            f"parts of the data are binarized differently ({kinds}), so what is trained is not "
+            "what is scored: load them with one binarize"
+        )
+
+
+def _score(
+    program: nn.Module, test: Any, has_bound: bool, scoring: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    with warnings.catch_warnings():  # the table has columns for it
+        warnings.simplefilter("ignore", PyroVaeWarning)
+        evidence = log_evidence(program, test, **scoring)
+    bound = elbo(program, test).double().cpu().numpy() if has_bound else None
+    return {
+        "bound": np.full(len(evidence.value), np.nan) if bound is None else bound,
+        "log_evidence": evidence.value.cpu().numpy(),
+        "standard_error": evidence.standard_error.cpu().numpy(),
+        "khat": evidence.khat.cpu().numpy(),
+        "rhat": evidence.rhat.cpu().numpy(),
+    }

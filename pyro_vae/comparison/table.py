@@ -1,0 +1,147 @@
+"""What a comparison found: its data set, the table and the picture of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_vae.runs.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` returns.
+
+    Attributes:
+        runs: (model, objective, seed) -> :class:`~pyro_vae.Run`.
+        dataset: an xarray data set; ``bound``, ``log_evidence`` and its ``standard_error``,
+            ``khat`` and ``rhat`` over (model, objective, seed, datum), the learning curves over
+            (..., record), and ``samples`` and ``seconds`` of each run.  Attributes say what data
+            it was.
+    """
+
+    runs: dict[tuple[str, str, int], Run]
+    dataset: xr.Dataset
+
+    def table(self) -> pd.DataFrame:
+        r"""One row a model and objective, in nats per held-out datum.
+
+        ``bound ±`` and ``log p(x) ±`` are standard errors over data, after averaging S seeds;
+        ``sd over seeds`` is the standard deviation of a seed's mean log p(x).  ``against first``
+        is the difference of log p(x) to the first row of the same model, paired by datum and seed;
+        its ``±`` holds the data and the seeds,
+
+        .. math:: \sqrt{\mathrm{SE}_{data}^2 + \mathrm{sd}_{seeds}^2 / S},
+
+        because one algorithm differs from itself by its seed.  With a single seed it holds the
+        data alone, and says how two *runs* differ, not two algorithms.
+
+        ``bound`` is nan for an algorithm without a guide.  ``khat > 0.7`` and ``rhat > 1.1`` are
+        the shares of data whose log p(x) is not to be trusted.  ``samples`` are rows x updates;
+        ``leapfrogs`` are steps of Hamiltonian Monte Carlo besides, rows x steps.
+        """
+        import pandas as pd
+
+        rows = []
+        for model in self.dataset.model.values:
+            first = None
+            for objective in self.dataset.objective.values:
+                part = self.dataset.sel(model=model, objective=objective)
+                evidence = part.log_evidence.mean("seed").values  # (datum,)
+                first = part.log_evidence if first is None else first
+                difference = (part.log_evidence - first).values  # (seed, datum)
+                by_seed = part.log_evidence.mean("datum").values
+                bound = part.bound.mean("seed").values  # nan where no guide is trained
+                rows.append(
+                    {
+                        "model": str(model),
+                        "objective": str(objective),
+                        "bound": bound.mean(),
+                        "bound ±": standard_error(bound),
+                        "log p(x)": evidence.mean(),
+                        "log p(x) ±": standard_error(evidence),
+                        "sd over seeds": by_seed.std(ddof=1) if len(by_seed) > 1 else math.nan,
+                        "against first": difference.mean(),
+                        "against first ±": math.hypot(
+                            standard_error(difference.mean(0)),
+                            np.nan_to_num(standard_error(difference.mean(1))),
+                        ),
+                        "khat > 0.7": float((~(part.khat <= 0.7)).mean()),  # nan counts
+                        "rhat > 1.1": math.nan  # no chains
+                        if part.rhat.isnull().all()
+                        else float((~(part.rhat <= 1.1)).mean()),
+                        "samples": int(part.samples.mean()),
+                        "leapfrogs": int(part.leapfrogs.mean()),
+                        "seconds": float(part.seconds.mean()),
+                    }
+                )
+        return pd.DataFrame(rows).set_index(["model", "objective"])
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Learning curves of the held-out bound; returns the figure, and saves it to ``path``."""
+        from pyro_vae.plotting.comparison import learning_curves
+
+        return learning_curves(self.dataset, path)
+
+    def save(self, path: str | Path) -> None:
+        """Write the data set as netCDF; ``xarray.open_dataset`` reads it anywhere."""
+        self.dataset.to_netcdf(path, engine="h5netcdf")
+
+
+def dataset_of(
+    data: Any,
+    models: list[str],
+    objectives: list[str],
+    seeds: int,
+    runs: Mapping[tuple[str, str, int], Run],
+    scores: Mapping[tuple[str, str, int], dict[str, np.ndarray]],
+) -> xr.Dataset:
+    import xarray as xr
+
+    keys = [(m, o, s) for m in models for o in objectives for s in range(seeds)]
+    shape = (len(models), len(objectives), seeds)
+    dims = ("model", "objective", "seed")
+    variables: dict[str, Any] = {}
+    for name in ("bound", "log_evidence", "standard_error", "khat", "rhat"):
+        stacked = np.stack([scores[key][name] for key in keys])
+        variables[name] = ((*dims, "datum"), stacked.reshape(*shape, -1))
+    curves = [_curve(runs[key]) for key in keys]
+    length = max(len(curve) for curve in curves)
+    padded = np.full((len(keys), length, 2), np.nan)
+    for row, curve in zip(padded, curves, strict=True):
+        row[: len(curve)] = curve
+    for column, name in enumerate(("curve_samples", "curve_bound")):
+        variables[name] = ((*dims, "record"), padded[..., column].reshape(*shape, length))
+    for name in ("samples", "seconds", "leapfrogs"):
+        values = np.array([runs[key].manifest[name] for key in keys], dtype=float)
+        variables[name] = (dims, values.reshape(shape))
+    return xr.Dataset(
+        variables,
+        coords={"model": models, "objective": objectives, "seed": np.arange(seeds)},
+        attrs={
+            "data": data.name,
+            "binarize": data.test.binarize,
+            "test_digest": data.test.digest,
+            "unit": "nats per datum",
+        },
+    )
+
+
+def _curve(run: Run) -> np.ndarray:
+    """(records, 2): samples and held-out bound; no rows where there is no guide to score."""
+    if "validation_bound" not in run.history:
+        return np.empty((0, 2))
+    return run.history[["samples", "validation_bound"]].dropna().to_numpy(float)
+
+
+def standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -1,0 +1,1 @@
+"""Data that says what was done to it, and the ways that arrays and files become such."""

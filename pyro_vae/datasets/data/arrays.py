@@ -1,0 +1,128 @@
+"""Your own arrays as `Data`, and `Data` split into a `DataSet`.
+
+What a model sees must be what the user meant, so nothing is guessed: no column of text is
+dropped, no mask forgotten, no missing value filled, and a refusal names the place.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.datasets.data import noise
+from pyro_vae.datasets.data.base import Data, DataSet
+from pyro_vae.datasets.data.checks import Binarize
+
+
+def from_array(
+    x: Any,
+    labels: Any = None,
+    *,
+    binarize: Binarize = "none",
+    scale: float | None = None,
+    seed: int = 0,
+) -> Data:
+    """Turn a numpy array, a torch tensor or a pandas frame into `Data`, copying it to float32.
+
+    Args:
+        x: (N, D) or (N, ...) real numbers.
+        labels: integers (N,), optional.
+        binarize: "none" keeps real values; the others need values in [0, scale].
+        scale: divides `x`, such as 255.0 for bytes.
+        seed: of the draws of "static" and "dynamic".
+
+    Raises:
+        TypeError: text, objects, complex numbers, sparse or masked arrays, float labels.
+        ValueError: 1-D or empty arrays, NaN (with its place), values out of range.
+    """
+    pixels = _tensor(x, "x")
+    classes = None if labels is None else _tensor(labels, "labels")
+    return Data.from_pixels(pixels, classes, binarize=binarize, scale=scale, seed=seed)
+
+
+def split(
+    data: Data,
+    *,
+    test: float = 0.1,
+    validation: float = 0.0,
+    seed: int = 0,
+    name: str = "data",
+    image_shape: tuple[int, int] | None = None,
+) -> DataSet:
+    """Split the rows at random into training, validation and test data.
+
+    Each part is in random order, so that its first rows are a fair sample of it.
+
+    Args:
+        data: at least two rows.
+        test, validation: a share below 1, or a number of rows; no validation data where 0.
+        seed: of the order; the same rows for every version and device.
+        name, image_shape: of the `DataSet`; a 2-D event is taken for an image.
+
+    Raises:
+        TypeError: `data` is not a `Data`.
+        ValueError: no row would be left for training or testing.
+    """
+    if not isinstance(data, Data):
+        raise TypeError(f"data: got {type(data).__name__}, expected Data; see from_array")
+    size = len(data)
+    num_test, num_validation = _rows(test, size, "test"), _rows(validation, size, "validation")
+    if num_test < 1 or num_test + num_validation >= size or (validation and not num_validation):
+        raise ValueError(
+            f"got {num_test} rows for test and {num_validation} for validation of {size}, expected "
+            "at least one row in each part and in train; change test= or validation="
+        )
+    order = noise.permutation(size, seed=seed).to(data.x.device)
+    held_out = num_test + num_validation
+    if image_shape is None and data.x.ndim == 3:
+        image_shape = (data.x.shape[1], data.x.shape[2])
+    return DataSet(
+        name,
+        train=data[order[held_out:]],
+        validation=data[order[num_test:held_out]] if num_validation else None,
+        test=data[order[:num_test]],
+        image_shape=image_shape,
+    )
+
+
+def _rows(share: float, size: int, name: str) -> int:
+    if not share >= 0 or (share >= 1 and share != int(share)):
+        raise ValueError(f"{name}: got {share}, expected a share in [0, 1) or a number of rows")
+    return round(share * size) if share < 1 else int(share)
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    """A dense real tensor; `Data` checks shape and values."""
+    if hasattr(values, "to_numpy"):  # a pandas frame or series, without importing pandas
+        values = _from_pandas(values, name)
+    if isinstance(values, Tensor):
+        return values
+    if not isinstance(values, np.ndarray):
+        raise TypeError(
+            f"{name}: got {type(values).__name__}, expected a numpy array, a torch tensor or a "
+            "pandas frame; np.asarray(...) makes one of nested lists, .toarray() of a sparse one"
+        )
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name}: got a masked array, expected plain values; fill or drop them")
+    if values.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{name}: got dtype {values.dtype}, expected real numbers; convert with .astype(float)"
+        )
+    if values.dtype.itemsize > 8:  # long double, which torch does not have
+        values = values.astype(np.float64)
+    # torch knows neither foreign byte order nor negative strides.
+    return torch.tensor(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
+
+
+def _from_pandas(values: Any, name: str) -> np.ndarray:
+    columns = values.items() if hasattr(values, "columns") else [(values.name, values)]
+    for column, series in columns:
+        if getattr(series.dtype, "kind", "O") not in "biuf":
+            raise TypeError(
+                f"{name}: got column {column!r} of dtype {series.dtype}, expected numbers; drop "
+                "the column or encode it"
+            )
+    array = values.to_numpy()
+    # Nullable columns come as objects, and columns of mixed types too.
+    return values.to_numpy(dtype=np.float64, na_value=np.nan) if array.dtype == object else array

@@ -1,0 +1,100 @@
+"""Ancestral draws: data that a program makes up, and how its guide scores what lies behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
+from torch import Tensor
+
+from pyro_vae.densities.sites import data_frame, is_deterministic, log_density, per_datum
+from pyro_vae.densities.traces import sites_of, trace_of
+from pyro_vae.program.rows import Rows, observed_rows
+
+
+def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
+    """Draw latents and data from the model: (x', z) in the form of ``x``, without gradients.
+
+    Raises:
+        ValueError: where the model scores something else than x itself (a function of it, a
+            masked part, a second observation), because then its draws are no draws of x.
+    """
+    name = getattr(program, "observed", "x")
+    with torch.no_grad():
+        sites = sites_of(trace_of(poutine.uncondition(program.model), x))
+    if name not in sites or not sites[name]["infer"].get("was_observed"):
+        raise ValueError(
+            f'the model has no observed site "{name}" (sites: {", ".join(sites) or "none"}): name '
+            "it so, or say which it is with pv.Program(..., observed=...)"
+        )
+    site, rows = sites[name], observed_rows(x)
+    if not is_x_itself(site["infer"]["obs"], rows):
+        raise ValueError(
+            f'the observed site "{name}" takes a function of x, so a dream of it is no dream of x: '
+            "observe x itself and put the function into the likelihood"
+        )
+    if site["mask"] is not None or _has_mask(site["fn"]):
+        raise ValueError(
+            f'the observed site "{name}" is masked, so a dream of it says nothing about the '
+            "missing values: use AEVB for masked data"
+        )
+    others = [n for n, s in sites.items() if s["infer"].get("was_observed") and n != name]
+    others = [n for n in others if not is_deterministic(sites[n])]
+    if others:
+        raise ValueError(
+            f'the model observes "{others[0]}" beside "{name}", so a dream of "{name}" alone is no '
+            "draw from it: pass what is given as a covariate that no site observes, or use AEVB"
+        )
+    value = site["value"].reshape(rows.shape)
+    latents = {n: s["value"] for n, s in sites.items() if not s["infer"].get("was_observed")}
+    return ({**x, "x": value} if isinstance(x, dict) else value), latents
+
+
+def _has_mask(law: Any) -> bool:
+    """Whether ``law.mask(...)`` stands anywhere in a nest of distributions."""
+    while law is not None:
+        if isinstance(law, MaskedDistribution):
+            return True
+        law = getattr(law, "base_dist", None)
+    return False
+
+
+def is_x_itself(value: Any, x: Tensor) -> bool:
+    """Whether an observed value is ``x``, or a view of it with the same elements in order."""
+    if value is x:
+        return True
+    return (
+        isinstance(value, Tensor)
+        and value.dtype == x.dtype
+        and value.numel() == x.numel()
+        and value.is_contiguous() == x.is_contiguous()
+        and getattr(value, "_base", None) is not None
+        and (value._base is x or value._base is x._base)
+        and value.storage_offset() == x.storage_offset()
+    )
+
+
+def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tensor:
+    """log q(z | x) of given latents, (B,).
+
+    Raises:
+        ValueError: where guide and latents name different sites.
+    """
+    trace = trace_of(poutine.condition(program.guide, data=latents), x)
+    sites = {n: s for n, s in sites_of(trace).items() if not is_deterministic(s)}
+    if set(sites) != set(latents):
+        raise ValueError(
+            f"the guide has the sites {sorted(sites)} and the model draws {sorted(latents)}: "
+            "a sleep phase needs the same latents in both"
+        )
+    total = torch.zeros((), device=observed_rows(x).device)
+    for name, site in sites.items():
+        if data_frame(site) is None:
+            raise ValueError(
+                f'latent site "{name}" is outside pyro.plate("data", ...): a sleep phase has no '
+                "row of its own for a global latent; use AEVB"
+            )
+        total = total + per_datum(site, log_density(site))
+    return total

@@ -1,0 +1,149 @@
+"""Which engine a run gets: names, what each can do, and when compiling pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.elbo import ELBO
+from torch import nn
+
+from pyro_vae.engine.capture import Graph, capture
+from pyro_vae.engine.fused import fuse
+from pyro_vae.engine.gradients import WeightPrior, gradient_function
+from pyro_vae.engine.learner import Ask
+from pyro_vae.engine.steps import GraphStep, HandlerStep, Step
+from pyro_vae.engine.svi import PyroStep
+from pyro_vae.engine.updates import rule_of
+from pyro_vae.graphs import compiling
+from pyro_vae.graphs.lifted import Refusal
+from pyro_vae.graphs.probing import close
+from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.objectives.aevb import AEVB
+from pyro_vae.objectives.base import Objective
+from pyro_vae.program.calling import trainable
+
+ENGINES = ("auto", "compiled", "eager", "pyro")
+
+
+def translate(objective: Any) -> Objective | ELBO:
+    """Our objective for Pyro's ``Trace_ELBO`` and ``TraceMeanField_ELBO``; others stay Pyro's."""
+    if isinstance(objective, type) and issubclass(objective, ELBO):
+        raise TypeError(
+            f"objective is the class {objective.__name__}, expected an instance: "
+            f"write {objective.__name__}()"
+        )
+    if isinstance(objective, Objective):
+        return objective
+    if type(objective) is Trace_ELBO:
+        return AEVB("A", objective.num_particles)
+    if type(objective) is TraceMeanField_ELBO:
+        return AEVB("B", objective.num_particles)
+    if isinstance(objective, ELBO):
+        return objective
+    raise TypeError(
+        f"objective is {objective!r}, expected one of pv.objectives or a Pyro ELBO, such as "
+        "pv.objectives.AEVB()"
+    )
+
+
+def make_step(
+    program: nn.Module,
+    objective: Objective | ELBO,
+    engine: str,
+    ask: Ask,
+    *,
+    optimizer: torch.optim.Optimizer,
+    prior: WeightPrior,
+    clip: float | None = None,
+    num_steps: int = 0,
+    replicas: int = 0,
+) -> Step:
+    """The step for an engine's name, captured for batches of the form of ``ask.x``.
+
+    "auto" compiles where that pays over ``num_steps``, and takes the next best thing, with the
+    reason, where it cannot.
+
+    Raises:
+        ValueError: for an unknown engine, or what cannot be compiled although it was asked for.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
+    if not isinstance(objective, Objective):
+        reason = "" if engine == "pyro" else f"{type(objective).__name__} is Pyro's own objective"
+        return _unless_asked(engine, PyroStep(objective, prior, reason))
+    if engine == "pyro":
+        return PyroStep(objective, prior, "")
+    graph = capture(program, objective, ask.x, ask.state, prior)
+    if isinstance(graph, Refusal):
+        reason = f"not captured: {graph}"
+        return _unless_asked(engine, HandlerStep(program, objective, prior, reason))
+    runs = num_steps * max(1, replicas)
+    machine = engine == "compiled" or (engine == "auto" and _pays(graph, objective, runs))
+    if not machine and not replicas:
+        return GraphStep(graph)
+    what = "compiled" if machine else "batched over replicas"
+    rule = rule_of(optimizer, list(trainable(program).values()))
+    if rule is None:
+        reason = (
+            f"not {what}: {type(optimizer).__name__} with these options is not a part of a "
+            "captured step, which plain Adagrad and Adam of all parameters in one group are"
+        )
+        return _unless_asked(engine, GraphStep(graph, reason))
+    options: dict[str, Any] = {"replicas": replicas, "machine": machine}
+    step = fuse(graph, program, objective, rule, clip, ask, **options)
+    if isinstance(step, Refusal):
+        return _unless_asked(engine, GraphStep(graph, f"not {what}: {step}"))
+    return step
+
+
+def require_alike(programs: Sequence[nn.Module], objective: Objective | ELBO, ask: Ask) -> None:
+    """Refuse programs that are not one function of their parameters: the first stands for all.
+
+    Raises:
+        ValueError: other names or shapes; or another loss at the same parameters, rows and noise.
+    """
+    first, *others = programs
+    shapes = {name: tuple(p.shape) for name, p in trainable(first).items()}
+    for number, other in enumerate(others, start=1):
+        params = {name: p.detach() for name, p in trainable(other).items()}
+        found = {name: tuple(p.shape) for name, p in params.items()}
+        what = f"has parameters {found}, those of program[0] are {shapes}"
+        if found == shapes:
+            if not isinstance(objective, Objective):
+                continue
+            sums = []
+            for program in (first, other):
+                with NoiseMode(keyed(*ask.key)), seeded(*ask.key):
+                    step = gradient_function(program, objective)
+                    sums.append(step(params, ask.x, ask.weight, *ask.state)[1])
+            if all(close(sums[0][name], sums[1][name]) for name in sums[0]):
+                continue
+            what = (
+                f"has loss {float(sums[1]['loss']):.6g} where program[0] with the same parameters "
+                f"has {float(sums[0]['loss']):.6g}: a constant, buffer or frozen parameter differs"
+            )
+        raise ValueError(
+            f"program[{number}] {what}; expected programs that differ in the values of trained "
+            'parameters alone: build them with the same options, or pass engine="pyro"'
+        )
+
+
+def _unless_asked(engine: str, step: Step) -> Step:
+    """The next best step, or an error where "compiled" was asked for by name."""
+    if engine == "compiled":
+        raise ValueError(
+            f'engine="compiled" cannot run this: {step.reason}; engine="auto" would go on as '
+            f'"{step.engine}"'
+        )
+    return step
+
+
+def _pays(graph: Graph, objective: Objective, num_steps: int) -> bool:
+    """Whether to compile for so many steps."""
+    graphs = {graph.grads: num_steps}
+    if graph.refresh is not None:
+        graphs[graph.refresh] = num_steps // objective.refresh_every
+    return compiling.pays(graphs)

@@ -1,0 +1,167 @@
+"""log p(x): estimates that say how far to trust them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.chains.latents import Latents
+from pyro_vae.checking.guards import require_numbers, require_possible_data
+from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.evidence.importance import importance, require_weights
+from pyro_vae.evidence.markov import CHAINS, fitted_proposal, reciprocal, require_enough_draws
+from pyro_vae.evidence.weights import MOST_RHAT, Evidence, warn_about_tails
+from pyro_vae.program.calling import evaluating
+from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.rows import map_rows
+
+
+def log_evidence(
+    program: nn.Module,
+    x: Any,
+    *,
+    method: Literal["importance", "reciprocal"] = "importance",
+    proposal: Literal["guide", "hmc"] = "guide",
+    num_particles: int = 1000,
+    num_draws: int = 200,
+    chains: int = CHAINS,
+    warmup: int = 100,
+    leapfrog_steps: int = 10,
+    seed: int = 0,
+    batch_size: int | None = None,
+    max_elements: int = 2**21,
+) -> Evidence:
+    r"""Estimate log p(x) of each datum.
+
+    ============ ========== ========================================== ===================
+    method       proposal   what is averaged                           as an estimate
+    ============ ========== ========================================== ===================
+    importance   guide      p(x, z) / q(z given x) at guide draws      biased downward
+    importance   hmc        p(x, z) / t(z), a Student-t per datum       biased downward
+                            fitted to HMC draws
+    reciprocal   (hmc)      q(z) / p(x, z) at HMC draws, a kernel       biased *upward*
+                            density q fitted to other HMC draws
+    ============ ========== ========================================== ===================
+
+    The last is the paper's appendix D.  Where two of opposite bias agree, both are right, *given
+    chains that have converged*: chains that are all stuck in one of two modes make both too low by
+    log 2, and both agree.  So each datum has several, each with a start of its own, and R-hat tells
+    whether they have met; four chains find the same of two equal modes one time in eight.
+
+    Args:
+        program: the program.
+        x: data (N, ...): a tensor, an array, a dict or a ``Data`` (whose binarization is that of
+            its evaluation rows).
+        method: see the table.
+        proposal: see the table.  A model trained without a guide needs "hmc"; in a comparison of
+            algorithms it puts all of them on equal terms.
+        num_particles: K draws per datum of the proposal.
+        num_draws: HMC draws per datum, of all its chains, that the proposal is fitted to, at
+            least 5 for each unconstrained latent dimension; for "reciprocal" half of them fit and
+            half are averaged, and 1000 or more are advisable.
+        chains: of each datum; the draws are dealt evenly to them.
+        warmup, leapfrog_steps: of each chain; see ``pyro_vae.chains.sample_posterior``.
+        seed: of the noise.
+        batch_size: rows at a time (default: 100 for the guide, 500 for HMC).
+        max_elements: the largest number of elements (particles x rows x pixels) held at a time;
+            memory stays bounded whatever K is.
+
+    The program is put into evaluation mode (no dropout) for as long as this takes.
+
+    Returns:
+        :class:`Evidence`, each field (N,), in nats.
+
+    Raises:
+        ValueError: data outside the likelihood's support; global latents, which have no share in a
+            datum's evidence; a guide that is a point; too few draws for the latent dimensions;
+            latents that HMC cannot move (see :class:`~pyro_vae.chains.Latents`).
+
+    Warns:
+        PyroVaeWarning: where there is no khat; where it exceeds 0.7, so that the average hangs on
+            a few draws; where R-hat exceeds 1.1; and for "reciprocal" above five latent
+            dimensions, where appendix D is not to be used.
+
+    Sources: Rezende, Mohamed & Wierstra (2014), appendix E; Kingma & Welling (2014), appendix D;
+    khat: Vehtari et al. (2024); R-hat: Gelman & Rubin (1992).
+    """
+    if method not in ("importance", "reciprocal"):
+        raise ValueError(f'method is {method!r}, expected "importance" or "reciprocal"')
+    if proposal not in ("guide", "hmc"):
+        raise ValueError(f'proposal is {proposal!r}, expected "guide" or "hmc"')
+    from_guide = method == "importance" and proposal == "guide"
+    batch_size = (100 if from_guide else 500) if batch_size is None else batch_size
+    for name, value in (
+        ("num_particles", num_particles),
+        ("num_draws", num_draws),
+        ("chains", chains),
+        ("batch_size", batch_size),
+        ("max_elements", max_elements),
+    ):
+        if int(value) != value or value < 1:
+            raise ValueError(f"{name} is {value}, expected a whole number from 1 on")
+    rows = as_rows(x, program)
+    pieces = {"seed": seed, "batch_size": int(batch_size), "max_elements": int(max_elements)}
+    options = {
+        "num_draws": int(num_draws),
+        "chains": int(chains),
+        "warmup": warmup,
+        "leapfrog_steps": leapfrog_steps,
+    }
+    with torch.no_grad(), evaluating(program):
+        require_possible_data(program, rows)
+        if from_guide:
+            require_weights(program, rows)
+            evidence = importance(program, rows, num_particles=int(num_particles), **pieces)
+        else:
+            dim = Latents.of(program, map_rows(lambda t: t[:2], rows)).dim
+            require_enough_draws(int(num_draws), int(chains), dim)
+            if method == "importance":
+                evidence = fitted_proposal(
+                    program, rows, num_particles=int(num_particles), **pieces, **options
+                )
+            else:
+                _warn_about_dimensions(dim)
+                evidence = reciprocal(program, rows, **pieces, **options)
+    require_numbers(evidence.value, "log p(x)")
+    warn_about_tails(evidence.khat, _consequence(method, proposal))
+    if not from_guide:
+        _warn_about_chains(evidence.rhat)
+    return evidence
+
+
+def _warn_about_dimensions(dim: int) -> None:
+    if dim > 5:
+        warnings.warn(
+            f"the reciprocal estimate is not to be trusted with {dim} latent dimensions: a kernel "
+            'density misses the posterior above five; use method="importance"',
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_about_chains(rhat: Tensor) -> None:
+    apart = int((~(rhat <= MOST_RHAT)).sum())  # nan is no good sign
+    if apart:
+        warnings.warn(
+            f"R-hat exceeds {MOST_RHAT} for {apart} of {len(rhat)} data: their chains have not "
+            "met, as in a posterior with several modes, or are too short to tell, so log p(x) may "
+            "be wrong by more than its standard error and khat say; raise warmup, num_draws or "
+            "leapfrog_steps",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+
+
+def _consequence(method: str, proposal: str) -> str:
+    """What a large khat means there, and the next step."""
+    if method == "reciprocal":
+        return "the fitted density has heavier tails than their posterior; raise num_draws"
+    if proposal == "hmc":
+        return "the density fitted to HMC draws misses a part of their posterior; raise num_draws"
+    return (
+        "the guide misses a part of their posterior, so their log p(x) is too low by more than its "
+        "standard error says; raise num_particles or improve the guide"
+    )

@@ -1,0 +1,167 @@
+"""Log weights as evidence: log p(x), its error, and how far to trust both."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import PyroVaeWarning
+
+
+def pareto_khat(log_w: Tensor) -> Tensor:
+    r"""The shape k of a generalized Pareto fitted to the largest weights of each datum.
+
+    Above 0.7 the mean of the weights, and so log p(x), is not to be trusted at this number of
+    particles; below 0 the weights are bounded.
+
+    Args:
+        log_w: log importance weights, (K, B).
+
+    Returns:
+        (B,).  Exactly 0 where the weights are constant up to rounding (the proposal is the
+        posterior), or all the largest are equal; nan where K is too small for a tail (fewer than 5
+        weights in it), and inf where fewer than 5 weights are not zero.
+
+    The fit is the quasi-Bayesian one of Zhang & Stephens (2009) with the weak prior of Vehtari et
+    al. (2024, arXiv:1507.02646), on the min(K / 5, 3 sqrt K) largest weights.  Each column is a
+    datum of its own: one fit for a whole batch would measure the batch's size.
+    """
+    num_particles = len(log_w)
+    tail = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
+    # What densities of this precision differ by without meaning it.
+    rounding = 64 * torch.finfo(log_w.dtype).eps if log_w.is_floating_point() else 0.0
+    log_w = log_w.double()
+    if tail < 5:
+        return torch.full_like(log_w[0], float("nan"))
+    # (B, tail + 1), ascending; relative to the largest, which does not change the shape.
+    largest = log_w.topk(tail + 1, dim=0).values.flip(0).T
+    weights = (largest - largest[:, -1:]).exp()
+    excess = weights[:, 1:] - weights[:, :1]
+    shape = torch.zeros_like(log_w[0])
+    spread = largest[:, -1] - largest[:, 0]
+    fitted = spread > rounding * largest[:, -1].abs().clamp_min(1.0)
+    whole = fitted & (excess > 0).all(1)
+    if whole.any():
+        shape[whole] = _fit_generalized_pareto(excess[whole])
+    for row in (fitted & ~whole).nonzero().flatten().tolist():
+        above = excess[row][excess[row] > 0]  # ties with the threshold are no excess
+        if len(above) < 5:
+            shape[row] = float("inf") if largest[row, 0].isneginf() else 0.0
+        elif above[-1] - above[0] <= 1e-12 * above[-1]:
+            shape[row] = 0.0
+        else:
+            shape[row] = _fit_generalized_pareto(above.unsqueeze(0))[0]
+    return shape
+
+
+def _fit_generalized_pareto(excess: Tensor) -> Tensor:
+    """Posterior mean of k for sorted excesses (B, n)."""
+    n = excess.shape[1]
+    grid = 30 + int(math.sqrt(n))
+    steps = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device)
+    quartile = excess[:, int(n / 4 + 0.5) - 1, None]
+    # Zhang & Stephens (2009), section 4: b = k / sigma on a grid of quantiles of its prior.
+    b = 1 / excess[:, -1:] + (1 - (grid / (steps - 0.5)).sqrt()) / (3 * quartile)  # (B, grid)
+    k = torch.log1p(-b[:, :, None] * excess[:, None, :]).mean(-1)  # profile estimate of k
+    log_likelihood = n * ((-b / k).log() - k - 1)
+    posterior = log_likelihood.softmax(-1)
+    mean_b = (b * posterior).sum(-1, keepdim=True)
+    shape = torch.log1p(-mean_b * excess).mean(-1)
+    return (n * shape + 10 * 0.5) / (n + 10)  # ten observations' worth of k = 1/2
+
+
+def warn_about_tails(khat: Tensor, consequence: str) -> None:
+    """Say once where weights are not to be trusted: khat above 0.7, or none at all."""
+    if khat.isnan().any():
+        warnings.warn(
+            "with so few draws there is no khat, so nothing says how far to trust log p(x): use 25 "
+            "or more",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+    bad = int((khat > 0.7).sum())
+    if bad:
+        warnings.warn(
+            f"khat exceeds 0.7 for {bad} of {len(khat)} data: {consequence}",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+
+
+MOST_RHAT = 1.1  # of chains that are taken to have met
+
+
+class Evidence(NamedTuple):
+    """log p(x) per datum with what is known of its error; every field is (N,), float64.
+
+    Attributes:
+        value: the estimate of log p(x), nats.
+        standard_error: of ``value``, nats, by the delta method.
+        ess: effective number of the K particles, (sum w)^2 / sum w^2.
+        khat: Pareto shape of the weights; above 0.7 value and standard error are not to be
+            trusted.
+        lower: a number whose expectation is at most log p(x); -inf where the method gives none.
+        upper: a number whose expectation is at least log p(x), *given chains that have
+            converged*; inf where the method gives none.
+        rhat: how far the chains of a datum are from telling the same; above 1.1 they have not
+            met or are too short, and value, ``upper`` and khat may all be wrong.  nan where no
+            chains were run.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    khat: Tensor
+    lower: Tensor
+    upper: Tensor
+    rhat: Tensor
+
+    def mean(self) -> float:
+        """The average over data, nats per datum."""
+        return float(self.value.mean())
+
+    def mean_standard_error(self) -> float:
+        """Of the mean over these data, for more data like them."""
+        return float(self.value.std() / math.sqrt(len(self.value)))
+
+    def __repr__(self) -> str:
+        bad = int((~(self.khat <= 0.7)).sum())  # nan is no good sign
+        apart = int((self.rhat > MOST_RHAT).sum())
+        chains = "" if self.rhat.isnan().all() else f", R-hat above {MOST_RHAT} for {apart}"
+        return (
+            f"Evidence(mean {self.mean():.3f} nats, standard error over data "
+            f"{self.mean_standard_error():.3f}, median ESS {float(self.ess.median()):.1f}, "
+            f"khat not below 0.7 for {bad} of {len(self.value)} data{chains})"
+        )
+
+
+def from_log_weights(log_w: Tensor, rhat: Tensor | None = None) -> Evidence:
+    """Evidence from log weights (K, B) of a normalized proposal, which chains led to or none."""
+    khat = pareto_khat(log_w)  # in the precision that the weights were computed in
+    log_w = log_w.double()
+    num_particles = len(log_w)
+    total = log_w.logsumexp(0)
+    value = total - math.log(num_particles)
+    ess = (2 * total - (2 * log_w).logsumexp(0)).exp()
+    # Var(mean w) / mean(w)^2 = (K / ESS - 1) / (K - 1); the delta method makes it that of the log.
+    relative_variance = (num_particles / ess - 1).clamp_min(0) / max(num_particles - 1, 1)
+    return Evidence(
+        value=value,
+        standard_error=relative_variance.sqrt()
+        if num_particles > 1
+        else torch.full_like(value, float("nan")),
+        ess=ess,
+        khat=khat,
+        lower=value,
+        upper=torch.full_like(value, float("inf")),
+        rhat=torch.full_like(value, float("nan")) if rhat is None else rhat.to(value),
+    )
+
+
+def concatenated(parts: list[Evidence]) -> Evidence:
+    """Evidence of all rows from that of their chunks."""
+    return Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))

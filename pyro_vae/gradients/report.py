@@ -1,0 +1,251 @@
+r"""The gradient laboratory: what an objective's gradient is made of, measured at one point.
+
+At fixed parameters and a fixed batch the gradient g of a draw is a random vector.  Of each group of
+parameters the report says how long its mean is, how far draws lie from it, and how far it lies from
+the mean of another objective,
+
+.. math::
+    \|E g\|, \qquad \operatorname{tr} \operatorname{Cov} g, \qquad
+    \mathrm{SNR} = \frac{\|E g\|}{\sqrt{\operatorname{tr} \operatorname{Cov} g}}, \qquad
+    \mathrm{bias} = \|E g - E g_{\mathrm{ref}}\|.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyro.infer.elbo import ELBO
+from torch import nn
+
+from pyro_vae.checking.guards import require_possible_data
+from pyro_vae.engine.choosing import translate
+from pyro_vae.gradients.groups import parts_of
+from pyro_vae.gradients.lab import BLOCKS, Draws, Lab, costs
+from pyro_vae.gradients.moments import moments
+from pyro_vae.objectives.base import Objective
+from pyro_vae.program.calling import materialize, require_program
+from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.rows import num_rows
+from pyro_vae.progress import Record, reporter
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What :func:`gradient_report` returns.
+
+    Attributes:
+        dataset: an xarray data set; over (group, objective) ``norm``, ``variance``, ``snr`` and
+            ``bias``, their standard errors, and ``bias_p``; over (objective)
+            ``seconds`` and ``multiplications``.  Attributes name the reference and the draws.
+    """
+
+    dataset: xr.Dataset
+
+    def table(self) -> pd.DataFrame:
+        """One row a group and objective; gradients are of the loss in nats per datum.
+
+        ``norm`` is the length of the mean gradient, ``variance`` that of one draw summed over the
+        group's parameters, ``snr`` the ratio of lengths.  ``bias`` is the distance to the
+        reference's mean gradient; ``bias p`` is how probable a distance as large would be between
+        equal means.  ``±`` is how far one standard error reaches upwards: where a length is 0,
+        it is what these draws leave unnoticed.  ``seconds`` and ``multiplications`` (those in
+        matrix products) are of one gradient of the whole batch, all groups together.
+        """
+        columns = {
+            "norm": "norm", "variance": "variance", "variance_standard_error": "variance ±",
+            "snr": "snr", "snr_standard_error": "snr ±", "bias": "bias",
+            "bias_standard_error": "bias ±", "bias_p": "bias p", "seconds": "seconds",
+            "multiplications": "multiplications",
+        }  # fmt: skip
+        frame = self.dataset.to_dataframe(dim_order=["group", "objective"])
+        return frame[list(columns)].rename(columns=columns)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Signal-to-noise, variance and bias by group; returns the figure, saves it to ``path``."""
+        from pyro_vae.plotting.gradients import gradient_dots
+
+        return gradient_dots(self.dataset, path)
+
+    def save(self, path: str | Path) -> None:
+        """Write the data set as netCDF; ``xarray.open_dataset`` reads it anywhere."""
+        self.dataset.to_netcdf(path, engine="h5netcdf")
+
+    def __repr__(self) -> str:
+        about = self.dataset.attrs
+        return (
+            f"gradients of the loss per datum, {about['num_draws']} draws for a batch of "
+            f"{about['rows']} rows; bias against {about['reference']}\n"
+            + self.table().to_string(float_format="{:.3g}".format)
+        )
+
+
+def gradient_report(
+    program: nn.Module,
+    x: Any,
+    objectives: Sequence[Objective | ELBO],
+    *,
+    reference: Objective | ELBO | None = None,
+    num_draws: int = 1000,
+    warmup: int = 100,
+    groups: Mapping[str, str] | Callable[[str], str] | None = None,
+    seed: int = 0,
+    progress: bool | Callable[[Record], Any] | None = None,
+) -> GradientReport:
+    r"""Bias, variance, signal-to-noise and cost of each objective's gradient, for this program.
+
+    Nothing is trained.  Parameters and the batch stay fixed, so all that varies is the noise that
+    the objectives draw.
+
+    Args:
+        program: the program, trained as far as the question asks for: estimators rank differently
+            early and late.
+        x: one minibatch (a ``Data``, a tensor, an array or a dict, (B, ...)), such as
+            ``data.train[:100]``.
+        objectives: of ``pv.objectives``, or Pyro's ELBOs.
+        reference: what bias is measured against (default: the first of ``objectives``).  Two
+            objectives with different targets, such as ``AEVB()`` and ``IWAE(10)``, differ by
+            more than bias: take one of the same target, such as ``IWAE(10)`` for ``DReG(10)``.
+            Under discrete latents ``TraceEnum_ELBO()`` is an exact one, for a guide under
+            ``pyro.infer.config_enumerate``.
+        num_draws: of each gradient, rounded down to a multiple of 25.
+        warmup: draws by which an objective's memory (a running baseline, KL warm-up) is brought
+            forward first; then it is held, so that draws are independent.
+        groups: parameter name -> name of its group.  By default "model" holds what log p(x, z)
+            depends on at given latents, "guide" what the guide does, "both" what they share.
+        seed: of the noise.
+        progress: None shows a line where stderr is a terminal.
+
+    Returns:
+        :class:`GradientReport`, with ``table()`` and ``plot(path)``.
+
+    Raises:
+        ValueError: an objective whose draws follow a Markov chain; fewer than 50 draws; a gradient
+            that is not finite; or what the objectives themselves refuse.
+
+    Gradients are those of the loss, summed over the batch and divided by its rows, without the
+    optimizer's clipping or weight prior.  Memory holds 25 gradients each of two objectives.
+
+    ``bias p`` compares the squared distance of the means with what its blocks let expect, by an F
+    distribution whose degrees of freedom match mean and variance (Satterthwaite's), because a
+    group may hold one parameter or a million that move together.
+
+    Source: on signal-to-noise, Rainforth et al. (2018), arXiv:1802.04537, which takes the ratio of
+    each parameter by itself; here it is one ratio for a group.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> from pyro_vae.models import bernoulli_vae
+        >>> digits = pv.datasets.load("digits")
+        >>> vae = bernoulli_vae.build(digits.dim, latent_dim=2, hidden_dim=16)
+        >>> both = [pv.objectives.AEVB("A"), pv.objectives.AEVB("B")]
+        >>> report = pv.gradient_report(vae, digits.train[:20], both, num_draws=50)
+        >>> list(report.table().columns[:3])
+        ['norm', 'variance', 'variance ±']
+    """
+    require_program(program)
+    x = as_rows(x, program)
+    materialize(program, x)
+    require_possible_data(program, x)
+    chosen = _named(objectives)
+    (name_of_reference, against), *_ = (
+        chosen if reference is None else _named([reference])
+    ).items()
+    if int(warmup) != warmup or warmup < 0:
+        raise ValueError(f"warmup is {warmup}, expected a number of draws, 0 for none")
+    if int(num_draws) != num_draws or num_draws < 2 * BLOCKS:
+        raise ValueError(
+            f"num_draws is {num_draws}, expected at least {2 * BLOCKS}: they are averaged in "
+            f"{BLOCKS} blocks"
+        )
+    num_draws = int(num_draws) // BLOCKS * BLOCKS
+    parts = parts_of(program, x, groups)
+    order = {name_of_reference: against, **chosen}
+    labs = {
+        name: Lab(program, x, objective, seed, int(warmup)) for name, objective in order.items()
+    }
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    with reporter(progress, len(labs) * num_draws * num_rows(x), label="gradients") as report:
+        told, started = 0, time.perf_counter()
+
+        def tell() -> None:
+            nonlocal told
+            told += num_draws // BLOCKS
+            seconds = time.perf_counter() - started
+            report(Record(told, told * num_rows(x), seconds, {}, program))
+
+        first: Draws | None = None
+        for name, lab in labs.items():
+            draws = lab.draw(num_draws, parts, tell)
+            first = first or draws
+            rows[name] = {group: moments(draws, first, group) for group in parts}
+    return GradientReport(
+        _dataset(
+            {name: rows[name] for name in chosen},
+            costs({name: labs[name] for name in chosen}),
+            {
+                "reference": name_of_reference,
+                "num_draws": num_draws,
+                "rows": num_rows(x),
+                "groups": "; ".join(f"{g}: {', '.join(parts[g])}" for g in sorted(parts)),
+            },
+        )
+    )
+
+
+def _named(objectives: Sequence[Any]) -> dict[str, Objective | ELBO]:
+    if not isinstance(objectives, Sequence) or not objectives:
+        raise TypeError(
+            f"objectives is {objectives!r}, expected a list of at least one, such as "
+            "[pv.objectives.AEVB(), pv.objectives.IWAE(10)]"
+        )
+    translated = [translate(objective) for objective in objectives]
+    names = [_name(objective) for objective in translated]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"objectives are {names}, expected different ones (Pyro's Trace_ELBO and "
+            'TraceMeanField_ELBO are taken as AEVB("A") and AEVB("B"))'
+        )
+    for name, objective in zip(names, translated, strict=True):
+        if getattr(objective, "refresh_every", 0):
+            raise ValueError(
+                f"the gradients of {name} follow a Markov chain, so they are no independent draws "
+                "and say nothing about variance: leave it out"
+            )
+    return dict(zip(names, translated, strict=True))
+
+
+def _name(objective: Objective | ELBO) -> str:
+    if isinstance(objective, Objective):
+        return repr(objective)
+    particles = objective.num_particles
+    options = f"num_particles={particles}" if particles > 1 else ""
+    return f"{type(objective).__name__}({options})"
+
+
+def _dataset(
+    rows: dict[str, dict[str, dict[str, float]]],
+    costs: dict[str, dict[str, float]],
+    attributes: dict[str, Any],
+) -> xr.Dataset:
+    import xarray as xr
+
+    objectives, groups = list(rows), list(next(iter(rows.values())))
+    variables: dict[str, Any] = {
+        name: (("group", "objective"), [[rows[o][g][name] for o in objectives] for g in groups])
+        for name in rows[objectives[0]][groups[0]]
+    }
+    for name in ("seconds", "multiplications"):
+        variables[name] = (("objective",), [costs[o][name] for o in objectives])
+    return xr.Dataset(
+        variables,
+        coords={"group": groups, "objective": objectives},
+        attrs={**attributes, "unit": "gradients of nats per datum"},
+    )

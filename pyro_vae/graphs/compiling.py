@@ -1,0 +1,147 @@
+r"""A captured graph as machine code, and when that pays.
+
+``torch.compile`` fuses everything between the matrix products of a graph into a few loops over
+memory.  It costs seconds, once for each graph and machine (its results are kept on disk), so a
+short run is quicker without it: :func:`pays` decides by the size of graph and budget alone, never
+by a clock, because the two engines round differently and a run shall be repeatable.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch._inductor
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from pyro_vae.graphs.lifted import Lifted, Refusal
+from pyro_vae.graphs.probing import close
+from pyro_vae.graphs.products import multiplications, quicken
+from pyro_vae.noise import seeded
+
+aten = torch.ops.aten
+APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)}
+
+
+def machine_code(
+    graph: fx.GraphModule, *tensors: Tensor, kept: bool = False
+) -> Callable[..., Sequence[Tensor]] | Refusal:
+    """A flat graph as machine code, compiled now and compared once on these tensors.
+
+    Args:
+        graph: flat tensors in, a flat list out; it may write into its inputs.
+        tensors: example inputs; they stay as they are.
+        kept: whether random draws are left in the graph.
+
+    Returns:
+        The code, or a refusal: there is no C++ compiler, the compiler fails, or its code gives
+        other numbers than the graph.
+    """
+    options: dict[str, Any] = {}
+    if kept:  # draws that stay in the graph shall be those of the graph run eagerly
+        options["fallback_random"] = True
+    if any(t.is_cuda for t in tensors):
+        options["triton.cudagraphs"] = True
+    else:
+        # A product that adds its bias copies the bias into its result first, a pass over memory;
+        # apart from it, the sum becomes a part of what follows.  The compiler's pattern matcher
+        # would put the two together again, and has nothing else to find in these graphs.
+        options["pattern_matcher"] = False
+
+    def copies() -> list[Tensor]:
+        return [t.detach().clone() for t in tensors]
+
+    mine, theirs = copies(), copies()
+    try:
+        with torch.no_grad(), seeded(2), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own, of its own code
+            # Not torch.compile: its guards ask at every call whether Python has changed, and a
+            # graph has none; on small nets they take as long as the arithmetic.
+            apart = make_fx(graph, decomposition_table=APART)(*copies())
+            if not options.get("triton.cudagraphs"):
+                quicken(apart)
+            code = torch._inductor.standalone_compile(
+                apart,
+                list(copies()),
+                dynamic_shapes="from_example_inputs",
+                options={"config_patches": options},
+            )
+            with seeded(2):
+                got = code(*mine)
+            with seeded(2):
+                expected = graph(*theirs)
+    except Exception as error:  # whatever the compiler's many parts raise is the reason
+        return Refusal(_reason(error))
+    pairs = zip([*expected, *theirs], [*got, *mine], strict=True)  # inputs may have been written
+    if not all(close(a, b) for a, b in pairs):
+        return Refusal("the compiled code gives other numbers than the graph")
+    return code
+
+
+def compiled(lifted: Lifted, *args: Any) -> Lifted | Refusal:
+    """The same function of the same arguments and noise as machine code; see above."""
+    noise = lifted.draw((2,))
+    code = machine_code(lifted.graph, *pytree.tree_leaves(args), *noise, kept=bool(lifted.kept))
+    if isinstance(code, Refusal):
+        return code
+    made = copy.copy(lifted)
+    made.run = code
+    return made
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    if "InvalidCxxCompiler" in f"{type(error).__name__} {text}" or "No working C++" in text:
+        return "no C++ compiler was found (on Debian or Ubuntu: apt install g++)"
+    line = (text.splitlines() or [""])[0]
+    return f"the compiler failed, {type(error).__name__}: {line[:160]}"
+
+
+# --- whether it pays ----------------------------------------------------------------------------
+# Rough times of a core of 2020, in seconds: right within a factor of two is right enough.
+
+PER_OPERATION = 4e-6  # what an operation costs besides its arithmetic, when called from Python
+PER_ENTRY = 6e-10  # writing and reading an entry of a tensor that fusion keeps in a register
+PER_MULTIPLICATION = 4e-12  # of a large product, which oneDNN takes less for
+COMPILATION = 2.0  # of any graph
+COMPILATION_PER_OPERATION = 0.02
+PRODUCTS = (
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+)
+
+
+def pays(graphs: Mapping[Lifted, int]) -> bool:
+    """Whether compiling these graphs saves more time over so many runs of each than it costs."""
+    saving = cost = 0.0
+    for lifted, runs in graphs.items():
+        fused = [node for node in lifted.graph.graph.nodes if _is_fused(node)]
+        saving += runs * sum(PER_OPERATION + PER_ENTRY * _entries(node) for node in fused)
+        products = sum(map(multiplications, lifted.graph.graph.nodes))
+        saving += runs * PER_MULTIPLICATION * products
+        cost += COMPILATION + COMPILATION_PER_OPERATION * len(fused)
+    return saving > cost
+
+
+def _is_fused(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target not in PRODUCTS
+
+
+def entries_of(lifted: Lifted) -> int:
+    """Entries of all tensors that a graph makes."""
+    return max(
+        1, sum(_entries(node) for node in lifted.graph.graph.nodes if node.op == "call_function")
+    )
+
+
+def _entries(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, Tensor) else 0

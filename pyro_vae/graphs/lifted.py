@@ -1,0 +1,71 @@
+"""What a capture comes to: a function as one pure graph, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from pyro_vae.noise import Key, Noise, keyed
+
+# --- capture ------------------------------------------------------------------------------------
+
+
+class Refusal(NamedTuple):
+    """Why a program could not be captured; ``str()`` of it is one line for the user."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+TENSOR = object()  # stands for a tensor among results, of which None may be one
+
+
+class Lifted:
+    """A function as one graph of pure operations, its random draws arguments.
+
+    ``lifted(*args, noise=lifted.draw(key))`` equals ``function(*args)`` run under
+    ``NoiseMode(keyed(*key))``.  Arguments and results are the function's own nests of tensors.
+    """
+
+    def __init__(
+        self, graph: fx.GraphModule, noise, positions, kept, shapes, in_spec, out_spec, constants
+    ):
+        self.graph = graph
+        self.run: Callable[..., Sequence[Tensor]] = graph  # or machine code that does the same
+        self._shapes = shapes
+        self.noise: tuple[Noise, ...] = noise
+        self.positions: tuple[int, ...] = positions  # of each noise among all draws asked for
+        self.kept: tuple[str, ...] = kept
+        self._in_spec = in_spec
+        self._out_spec = out_spec
+        self._constants: list[Any] = constants  # results that are no tensors, else TENSOR
+
+    def draw(self, key: Key) -> list[Tensor]:
+        """The noise that belongs to ``key``."""
+        source = keyed(*key)
+        return [source(i, noise) for i, noise in zip(self.positions, self.noise, strict=True)]
+
+    def flat(self, *tensors: Tensor) -> list[Tensor]:
+        """Run the graph on flat lists: arguments, then noise."""
+        return list(self.run(*tensors))
+
+    def unflatten(self, tensors: Sequence[Tensor]) -> Any:
+        """Bring flat results into the form that the function returns."""
+        rest = iter(tensors)
+        leaves = [next(rest) if c is TENSOR else c for c in self._constants]
+        return pytree.tree_unflatten(leaves, self._out_spec)
+
+    def __call__(self, *args: Any, noise: Sequence[Tensor]) -> Any:
+        leaves, spec = pytree.tree_flatten(args)
+        if spec != self._in_spec or [leaf.shape for leaf in leaves] != self._shapes:
+            raise ValueError(
+                f"a captured function was called with arguments of the form {spec} and shapes "
+                f"{[tuple(leaf.shape) for leaf in leaves]}, expected {self._in_spec} and "
+                f"{[tuple(shape) for shape in self._shapes]}: capture it again for the new form"
+            )
+        return self.unflatten(self.flat(*leaves, *noise))

@@ -1,0 +1,87 @@
+"""Arrays as xarray data sets with named dimensions, and these as what ArviZ reads."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from pyro_vae.inference_data.draws import as_array
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+AXES = ("chain", "draw", "data")
+NOTES = {
+    "posterior": "draws come from the guide q(z | x), neither weighted nor resampled",
+    "sample_stats": "lp = log p(x, z) and log_q = log q(z | x) of the posterior group's draws; "
+    "their difference is the log importance weight that khat and log_evidence rest on; nats",
+    "log_likelihood": "log p(x | z) at draws of z, nats. Not for az.loo or az.waic: where each "
+    "datum has latents of its own they amount to the harmonic mean of p(x | z), which fails even "
+    "at exact posterior draws. Compare models by log_evidence in sample_stats",
+}
+
+
+def wrapped(datasets: dict[str, xr.Dataset]) -> Any:
+    """What the installed ArviZ works on: its own class below version 1, xarray's from there."""
+    if int(version("arviz").split(".")[0]) < 1:
+        from arviz import InferenceData
+
+        groups: dict[str, Any] = dict(datasets)
+        return InferenceData(**groups)
+    from xarray import DataTree
+
+    return DataTree.from_dict(datasets)
+
+
+def as_dataset(
+    values: dict[str, Any],
+    axes: tuple[str, ...],
+    chains: int | None = None,
+    sites: dict[str, str] | None = None,
+) -> xr.Dataset:
+    """Variables with the leading dimensions ``axes`` and, for each event dimension, its own.
+
+    Where ``chains`` is given, the draws that are in front are dealt to that many.
+    """
+    import xarray as xr
+
+    variables: dict[str, Any] = {}
+    coordinates: dict[str, np.ndarray] = {}
+    for name, value in values.items():
+        array = as_array(value)
+        if chains is not None:
+            array = array.reshape(chains, -1, *array.shape[1:])
+        event = array.shape[len(axes) :]
+        site = (sites or {}).get(name, name)
+        own = [f"{site}_dim" if len(event) == 1 else f"{site}_dim_{i}" for i in range(len(event))]
+        variables[name] = ((*axes, *own), array)
+        coordinates |= {dim: np.arange(size) for dim, size in zip(own, event, strict=True)}
+        if chains is not None:
+            sizes = zip(axes[:2], array.shape[:2], strict=True)
+            coordinates |= {axis: np.arange(size) for axis, size in sizes}
+    return xr.Dataset(variables, coords=coordinates)
+
+
+def attributes_of(program: nn.Module, x: Any, **settings: int) -> dict[str, Any]:
+    """What the numbers depend on; netCDF holds text and numbers alone."""
+    import pyro_vae
+
+    return {
+        "inference_library": "pyro_vae",
+        "inference_library_version": pyro_vae.__version__,
+        "program": type(program).__name__,
+        "draws": "from the guide q(z | x)",
+        "binarize": getattr(x, "binarize", "not stated: x was no Data"),
+        "data_digest": getattr(x, "digest", ""),
+        **settings,
+        "python_version": platform.python_version(),
+        **{
+            f"{name.replace('-', '_')}_version": version(name)
+            for name in ("arviz", "xarray", "torch", "pyro-ppl")
+        },
+    }

@@ -1,0 +1,150 @@
+"""Draws of latents and data, with their densities, in the groups that ArviZ knows.
+
+A group is a dict of arrays (K, N, ...): K particles of N rows.  Chunks of rows and of particles
+bound what is held besides the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_vae.densities.dreams import dream
+from pyro_vae.densities.particles import densities
+from pyro_vae.densities.tables import Densities
+from pyro_vae.densities.traces import sites_of, trace_of
+from pyro_vae.evaluation import RowFunction, event_size, row_chunks
+from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.program.rows import Rows, map_rows, num_rows, observed_rows
+
+Groups = dict[str, dict[str, Any]]  # group -> variable -> values
+Chunk = Callable[[Any, Rows], Groups]  # (B, ...) -> values (K, B, ...)
+
+
+def posterior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+    """For a number of particles: latents of the guide, their densities, and x drawn at them."""
+
+    def of_size(size: int) -> Chunk:
+        def draw(program: Any, rows: Rows) -> Groups:
+            d = densities(program, rows, size, reparameterize=False)
+            groups: Groups = {
+                "posterior": dict(d.latents),
+                "sample_stats": {"lp": d.log_p, "log_q": d.log_q},
+                "log_likelihood": {observed: d.log_likelihood},
+            }
+            if predictive:
+                flat = {name: value.flatten(0, 1) for name, value in d.latents.items()}
+                with poutine.condition(data=flat):
+                    replicated, _ = dream(program, _repeated(rows, size))
+                groups["posterior_predictive"] = {observed: observed_rows(replicated)}
+            return _by_particle(groups, size, num_rows(rows))
+
+        return draw
+
+    return of_size
+
+
+def prior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+    """For a number of particles: latents of the prior, and x drawn at them."""
+
+    def of_size(size: int) -> Chunk:
+        def draw(program: Any, rows: Rows) -> Groups:
+            many = _repeated(rows, size)
+            if predictive:
+                replicated, latents = dream(program, many)
+                groups: Groups = {
+                    "prior": latents,
+                    "prior_predictive": {observed: observed_rows(replicated)},
+                }
+            else:
+                sites = sites_of(trace_of(program.model, many)).items()
+                groups = {"prior": {n: s["value"] for n, s in sites if not s["is_observed"]}}
+            return _by_particle(groups, size, num_rows(rows))
+
+        return draw
+
+    return of_size
+
+
+def _repeated(rows: Rows, times: int) -> Rows:
+    """(B, ...) to (K B, ...): rows are independent, so K particles are K times the rows."""
+    return map_rows(lambda t: t.repeat(times, *[1] * (t.dim() - 1)), rows)
+
+
+def _by_particle(groups: Groups, particles: int, rows: int) -> Groups:
+    """Bring (K B, ...) into (K, B, ...)."""
+
+    def fold(name: str, value: Tensor) -> Tensor:
+        if value.shape[:2] == (particles, rows):
+            return value
+        if len(value) != particles * rows:
+            raise ValueError(
+                f'the values of "{name}" have shape {tuple(value.shape)} for {particles * rows} '
+                'rows, expected the rows in front: let pyro.plate("data", ...) be the leftmost '
+                "plate, or make further dimensions events with .to_event"
+            )
+        return value.reshape(particles, rows, *value.shape[1:])
+
+    return {
+        group: {name: fold(name, value) for name, value in values.items()}
+        for group, values in groups.items()
+    }
+
+
+def drawn(
+    program: nn.Module,
+    x: Rows,
+    of_size: Callable[[int], Chunk],
+    particles: int,
+    key: tuple[int, ...],
+    batch_size: int,
+    max_elements: int = 2**21,
+) -> Groups:
+    """All particles of all rows, (K, N, ...), in chunks that bound what is held besides."""
+    event = event_size(x)
+    batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
+    size = max(1, min(particles, max_elements // (event * batch_size)))
+    functions: dict[int, RowFunction] = {}
+    result: Groups = {}
+    start = 0
+    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+        for part, first in enumerate(range(0, particles, size)):
+            now = min(size, particles - first)
+            if now not in functions:
+                functions[now] = RowFunction(program, of_size(now))
+            for group, values in functions[now](rows, *key, number, part).items():
+                whole = result.setdefault(group, {})
+                for name, value in values.items():
+                    array = as_array(value)
+                    if name not in whole:
+                        shape = (particles, num_rows(x), *array.shape[2:])
+                        whole[name] = np.empty(shape, array.dtype)
+                    whole[name][first : first + now, start : start + count] = array[:, :count]
+        start += count
+    return result
+
+
+def one_particle(program: nn.Module, x: Rows, predictive: bool) -> Densities:
+    """One particle of the first row, which tells the shapes; refuses what has no such form."""
+    first = map_rows(lambda t: t[:1], x)
+    with torch.no_grad(), NoiseMode(keyed(0)), seeded(0), pyro.validation_enabled(False):
+        d = densities(program, first, 1, reparameterize=False)
+        if predictive:
+            try:
+                dream(program, first)
+            except ValueError as error:
+                raise ValueError(
+                    f"no x can be drawn for the predictive groups: {error}; or leave them out, "
+                    "predictive=False"
+                ) from error
+    return d
+
+
+def as_array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)

@@ -1,0 +1,245 @@
+r"""``to_inference_data``: what the guide says about data, in the form that ArviZ reads.
+
+The guide q(z | x) only approximates the posterior, and a picture of its draws does not show how
+well.  So its draws come with everything that judges them: log p(x, z) and log q(z | x) of the very
+same draws, whose difference is the log importance weight
+
+.. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b),
+
+and khat and log p(x) per datum, which are computed from these weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.checking.guards import require_numbers, require_possible_data
+from pyro_vae.densities.tables import Densities
+from pyro_vae.evidence.importance import require_weights
+from pyro_vae.evidence.weights import from_log_weights, warn_about_tails
+from pyro_vae.inference_data.datasets import AXES, NOTES, as_dataset, attributes_of, wrapped
+from pyro_vae.inference_data.draws import (
+    Groups,
+    as_array,
+    drawn,
+    one_particle,
+    posterior_groups,
+    prior_groups,
+)
+from pyro_vae.program.calling import evaluating
+from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.rows import Rows, num_rows, observed_rows
+
+
+def to_inference_data(
+    program: nn.Module,
+    x: Any,
+    *,
+    num_draws: int = 500,
+    chains: int = 4,
+    num_prior: int = 100,
+    predictive: bool = True,
+    true_latents: Any = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    max_bytes: int = 2**30,
+) -> Any:
+    """Draw from the guide and put draws, weights, predictions and data into one ArviZ object.
+
+    ==================== ==================================== ==================================
+    group                variables                            dimensions
+    ==================== ==================================== ==================================
+    posterior            each latent, from q(z given x)        chain, draw, data, its event's
+    sample_stats         lp = log p(x, z); log_q              chain, draw, data
+    sample_stats         khat; log_evidence and its           data
+                         standard error; ess
+    posterior_predictive x from p(x given z) at these z        chain, draw, data, its event's
+    log_likelihood       log p(x given z)                     chain, draw, data
+    prior                each latent, from p(z)               chain, draw, data, its event's
+    prior_predictive     x at these                           chain, draw, data, its event's
+    observed_data        x                                    data, its event's
+    constant_data        covariates, labels, true latents     data, their event's
+    ==================== ==================================== ==================================
+
+    The draws are the guide's own: neither weighted nor resampled.  They are independent, so
+    "chains" only serve functions of ArviZ that want several, and r_hat near 1 says nothing about
+    the guide.  khat does: below 0.7 the guide is close enough to the posterior for its weights to
+    be of use.  Densities and log_evidence are in nats per datum.
+
+    ``az.summary`` takes about 8 ms for each scalar, and there are rows x latent dimensions of
+    them: cut first, ``az.summary(result.isel(data=slice(10)), var_names=["z"])``.
+
+    Args:
+        program: the program.
+        x: data (N, ...): a tensor, an array, a dict with covariates, or a ``Data``, whose labels
+            and row numbers come along.
+        num_draws: S draws a chain.
+        chains: C; khat and log_evidence use all C x S draws.
+        num_prior: prior draws, in one chain; 0 leaves both prior groups out.
+        predictive: draw x as well.  That makes the two largest groups, and needs a model that
+            observes x itself without a mask.
+        true_latents: of synthetic data: (N, ...), or a dict by site where there are several.  They
+            become ``true_<site>`` in constant_data.
+        seed: of the noise; torch's global generator is neither read nor changed.
+        batch_size: rows at a time; the noise depends on it.
+        max_bytes: how large the result may be.
+
+    Returns:
+        ``arviz.InferenceData`` for ArviZ below 1, ``xarray.DataTree`` from 1 on.  The dimension
+        ``data`` has the row numbers of a ``Data``, else 0..N-1; an event dimension of site "z" is
+        ``z_dim``, or ``z_dim_0``, ``z_dim_1``, ... where there are several.
+
+    Raises:
+        ValueError: a result above ``max_bytes``, before anything is drawn; data outside the
+            likelihood's support; a guide that is a point; latents outside the data plate; true
+            latents of another shape; a name that two things would have.
+
+    Warns:
+        PyroVaeWarning: where khat exceeds 0.7, or there is none.
+
+    The program is put into evaluation mode (no dropout) for as long as this takes.
+
+    Example:
+        >>> from pyro_vae.models import linear_gaussian
+        >>> oracle = linear_gaussian.build(3, latent_dim=2)
+        >>> result = to_inference_data(oracle, torch.zeros(4, 3), num_draws=50)
+        >>> dict(result["posterior"]["z"].sizes)
+        {'chain': 4, 'draw': 50, 'data': 4, 'z_dim': 2}
+
+    Sources: Kumar et al. (2019), ArviZ; khat: Vehtari et al. (2024); for the log-likelihood and
+    leave-one-out: Merkle, Furr & Rabe-Hesketh (2019).
+    """
+    for name, value, least in (
+        ("num_draws", num_draws, 1),
+        ("chains", chains, 1),
+        ("num_prior", num_prior, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if int(value) != value or value < least:
+            raise ValueError(f"{name} is {value}, expected a whole number from {least} on")
+    rows, observed = as_rows(x, program), getattr(program, "observed", "x")
+    particles = num_draws * chains
+    posterior, prior = posterior_groups(observed, predictive), prior_groups(observed, predictive)
+    made: Groups = {}
+    with evaluating(program):
+        require_possible_data(program, rows)
+        require_weights(program, rows)
+        form = one_particle(program, rows, predictive)
+        constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
+        _refuse_names({*form.latents, observed, *constants})
+        _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
+        groups = drawn(program, rows, posterior, particles, (seed, 0), batch_size)
+        if num_prior:
+            made = drawn(program, rows, prior, num_prior, (seed, 1), batch_size)
+    log_w = groups["sample_stats"]["lp"] - groups["sample_stats"]["log_q"]  # (K, N)
+    evidence = from_log_weights(torch.from_numpy(log_w))
+    require_numbers(evidence.value, "log p(x)")
+    warn_about_tails(
+        evidence.khat,
+        "the guide's draws miss a part of their posterior; see "
+        'sample_stats["khat"] before you read the draws as a posterior',
+    )
+    datasets = {group: as_dataset(values, AXES, chains) for group, values in groups.items()}
+    datasets |= {group: as_dataset(values, AXES, 1) for group, values in made.items()}
+    per_datum = {
+        "khat": evidence.khat,
+        "log_evidence": evidence.value,
+        "log_evidence_standard_error": evidence.standard_error,
+        "ess": evidence.ess,
+    }
+    datasets["sample_stats"].update(as_dataset(per_datum, AXES[2:]))
+    datasets["observed_data"] = as_dataset({observed: observed_rows(rows)}, AXES[2:])
+    if constants:
+        datasets["constant_data"] = as_dataset(constants, AXES[2:], sites=sites)
+
+    index = getattr(x, "index", None)
+    numbers = as_array(index) if isinstance(index, Tensor) else np.arange(num_rows(rows))
+    attributes = attributes_of(program, x, seed=seed, num_draws=num_draws, chains=chains)
+    for group, dataset in datasets.items():
+        note = {"note": NOTES[group]} if group in NOTES else {}
+        datasets[group] = dataset.assign_coords(data=numbers).assign_attrs(attributes | note)
+    return wrapped(datasets)
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+def _true_latents(given: Any, form: Densities, rows: int) -> dict[str, np.ndarray]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        if len(form.latents) != 1:
+            raise ValueError(
+                f"true_latents is {type(given).__name__} and the guide has the latents "
+                f"{', '.join(form.latents)}, expected a dict by site"
+            )
+        given = {next(iter(form.latents)): given}
+    truths = {name: as_array(value) for name, value in given.items()}
+    for name, truth in truths.items():
+        if name not in form.latents:
+            raise ValueError(
+                f'true_latents has "{name}", expected latents of the guide: '
+                f"{', '.join(form.latents)}"
+            )
+        expected = (rows, *form.latents[name].shape[2:])
+        if truth.shape != expected:
+            raise ValueError(
+                f'true_latents of "{name}" have shape {truth.shape}, expected {expected}: one '
+                "value for each row of x"
+            )
+    return truths
+
+
+def _refuse_size(
+    form: Densities, x: Rows, particles: int, num_prior: int, predictive: bool, max_bytes: int
+) -> None:
+    """Compare what the result will take with what it may, before anything is drawn."""
+    rows, table = num_rows(x), form.log_q.element_size()
+    latents = sum(v[0, 0].numel() * v.element_size() for v in form.latents.values())
+    draw = observed_rows(x)[0]
+    replicated = draw.numel() * draw.element_size() if predictive else 0
+    needed = rows * (particles * (latents + 3 * table + replicated))
+    needed += rows * num_prior * (latents + replicated)
+    if needed <= max_bytes:
+        return
+    most = ", of which x in the predictive groups is most (predictive=False leaves it out)"
+    raise ValueError(
+        f"the result would take {needed / 2**20:,.0f} MiB for {rows:,} rows and {particles:,} "
+        f"draws of each{most if replicated > latents + 3 * table else ''}, more than max_bytes = "
+        f"{max_bytes / 2**20:,.0f} MiB: pass fewer rows, lower num_draws (or chains, num_prior), "
+        "or raise max_bytes"
+    )
+
+
+def _refuse_names(names: set[str]) -> None:
+    reserved = names & {*AXES}
+    if reserved:
+        raise ValueError(
+            f'"{min(reserved)}" is the name of a dimension of the result and of a site or an entry '
+            "of x: rename the site or the entry"
+        )
+
+
+# --- datasets -------------------------------------------------------------------------------------
+
+
+def _constants(
+    x: Any, rows: Rows, truths: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What is given besides x, and for each true latent the site whose dimensions it shares."""
+    constants: dict[str, Any] = dict(rows) if isinstance(rows, dict) else {}
+    constants.pop("x", None)
+    if getattr(x, "labels", None) is not None:
+        constants["labels"] = x.labels
+    for name, truth in truths.items():
+        if f"true_{name}" in constants:
+            raise ValueError(
+                f'x has an entry "true_{name}", which is what the true latents of "{name}" are '
+                "called: rename the entry"
+            )
+        constants[f"true_{name}"] = truth
+    return constants, {f"true_{name}": name for name in truths}

@@ -1,0 +1,43 @@
+"""Gaussian likelihoods of real vectors."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyro_vae.networks.mlp import MLP, positive
+
+
+class Gaussian(nn.Module):
+    r"""p(x | z) = N(mu(z), diag s(z)^2), both from one hidden layer, s learnt per pixel.
+
+    Args:
+        latent_dim, data_dim, hidden_dim: J, D and H.
+        sigmoid_mean: keep the mean in (0, 1), as the paper did for Frey Face.
+        floor: the least standard deviation.  Without one the density of a constant pixel grows
+            without bound.
+
+    Source: Kingma & Welling (2014), appendix C.2, equation (12).
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        data_dim: int,
+        hidden_dim: int = 200,
+        *,
+        sigmoid_mean: bool = True,
+        floor: float = 1e-3,
+        init_std: float | None = 0.01,
+    ) -> None:
+        super().__init__()
+        if not 0 < floor < float("inf"):
+            raise ValueError(f"floor is {floor}, expected a positive number")
+        self.sigmoid_mean, self.floor = sigmoid_mean, floor
+        self.network = MLP(latent_dim, hidden_dim, 2 * data_dim, init_std=init_std)
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        mean, log_variance = self.network(z).chunk(2, dim=-1)
+        if self.sigmoid_mean:
+            mean = mean.sigmoid()
+        return dist.Normal(mean, positive(log_variance, self.floor)).to_event(1)

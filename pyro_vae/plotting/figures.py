@@ -1,0 +1,109 @@
+"""Pictures.  Each function returns a matplotlib figure, and saves it where a path is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Okabe & Ito's palette: told apart by readers of every colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def new_figure(
+    columns: int = 1,
+    rows: int = 1,
+    *,
+    width: float = 6.4,
+    height: float = 4.0,
+    ratios: Sequence[float] | None = None,
+) -> Any:
+    """A figure without any global state of pyplot's, and its axes (rows, columns).
+
+    ``width`` and ``height`` are inches an axis, ``ratios`` how the columns share the width.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, color="0.92", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def saved(figure: Any, path: str | Path | None) -> Any:
+    """Write the figure where a path is given; returns it."""
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def short(objective: Any) -> str:
+    return str(objective).removesuffix("()")
+
+
+def apart(x: np.ndarray) -> np.ndarray:
+    """False for a record just before the last one: the two would be drawn as a hook."""
+    keep = np.ones(len(x), dtype=bool)
+    if len(x) > 2:
+        keep[-2] = x[-1] - x[-2] > 0.2 * (x[-2] - x[-3])
+    return keep
+
+
+def under_way(values: np.ndarray) -> int:
+    """The record from which on a curve is to be seen whole.
+
+    It stands still while an optimizer only accumulates; the first fifth of what follows climbs from
+    the untrained value.  Either would squeeze all else.
+    """
+    still = int(np.isclose(values, values[0], rtol=1e-6).sum())
+    return min(len(values) - 1, still + (len(values) - still) // 5)
+
+
+def set_limits(axis: Any, low: float, high: float) -> None:
+    span = max(high - low, 1e-3 * abs(high), 1e-9)
+    axis.set_ylim(low - 0.05 * span, high + 0.08 * span)
+
+
+def thousands(axis: Any) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    if axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 5, 7))
+        )
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(EngFormatter(sep=""))
+
+
+def note(axis: Any, text: str) -> None:
+    """In the corner that a rising curve leaves free."""
+    axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", fontsize=8, color="0.4")
+
+
+def label_lines(axis: Any, x: float, ends: list[tuple[float, str, str]]) -> None:
+    """Write each line's name at its end, pushed apart where two would overlap."""
+    ends = sorted(ends)
+    low, high = axis.get_ylim()
+    least = 0.06 * (high - low)
+    places = [value for value, *_ in ends]
+    for _ in ends:  # each pass parts what the one before pushed together
+        for i in range(len(places) - 1):
+            lacking = max(0.0, places[i] + least - places[i + 1])
+            places[i] -= lacking / 2
+            places[i + 1] += lacking / 2
+    for place, (_, name, colour) in zip(places, ends, strict=True):
+        axis.annotate(
+            name, (x, place), xytext=(6, 0), textcoords="offset points", color=colour,
+            va="center", fontsize=10, annotation_clip=False,
+        )  # fmt: skip

@@ -1,0 +1,86 @@
+"""The picture of a gradient report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_vae.plotting.figures import COLOURS, new_figure, saved, short
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
+    """A row a group of parameters: signal-to-noise, variance and bias of each gradient.
+
+    A line connects the settings of one kind of objective.  A hollow dot is a bias that may be none:
+    as large a distance would come about between equal means once in a thousand times.  What a
+    logarithmic axis cannot show is written at its left: "< e" for a length of 0, of which e would
+    have gone unnoticed.
+
+    Args:
+        dataset: that of a :class:`~pyro_vae.gradients.GradientReport`.
+        path: where to save the picture.
+    """
+    groups, names = dataset.group.values, [_with_options(o) for o in dataset.objective.values]
+    kinds = [name.split("(")[0] for name in names]
+    every = list(dict.fromkeys(kinds))
+    height = 1.1 + 0.26 * len(names)
+    figure, axes = new_figure(columns=3, rows=len(groups), width=3.6, height=height)
+    for row, group in zip(axes, groups, strict=True):
+        part = dataset.sel(group=group)
+        for axis, column in zip(row, ("snr", "variance", "bias"), strict=True):
+            values, errors = part[column].values, part[f"{column}_standard_error"].values
+            drawn = (values > 0) & np.isfinite(values)
+            hollow = ~(part.bias_p.values < 1e-3) & (column == "bias")
+            for number, kind in enumerate(every):
+                look = {"color": COLOURS[number % 7], "marker": "os^"[number // 7 % 3]}
+                mine = np.flatnonzero(np.array([k == kind for k in kinds]) & drawn)
+                axis.plot(values[mine], mine, color=look["color"], linewidth=1, alpha=0.5)
+                for place in mine:
+                    x, e = values[place], errors[place]
+                    axis.plot([max(x - e, x / 1e3), x + e], [place] * 2, color=look["color"])
+                    fill = "white" if hollow[place] else look["color"]
+                    axis.plot(x, place, markersize=6, markerfacecolor=fill, **look)
+            for place in np.flatnonzero(~drawn):
+                value, error = values[place], errors[place]
+                text = "no noise" if value == np.inf else "0" if not error > 0 else f"< {error:.1g}"
+                if column == "bias" and np.isnan(part.bias_p.values[place]):
+                    text = "reference"
+                beside = axis.get_yaxis_transform()
+                axis.text(0.03, place, text, transform=beside, va="center", color="0.4")
+            _log_axis(axis, values[drawn])
+            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.set_yticks(range(len(names)), names if column == "snr" else [])
+        row[0].set_ylabel(f"{group} parameters")
+    reference = _with_options(dataset.attrs["reference"])
+    titles = ("signal-to-noise of one draw", "variance of one draw", f"bias against {reference}")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=11, loc="left")
+    axes[-1, 2].set_xlabel("hollow: no more than chance", fontsize=9)
+    return saved(figure, path)
+
+
+def _with_options(objective: Any) -> str:
+    """IWAE(10) for IWAE(num_particles=10)."""
+    return short(objective).replace("num_particles=", "").replace("estimator=", "")
+
+
+def _log_axis(axis: Any, values: np.ndarray) -> None:
+    """A logarithmic axis with a few plain numbers on it; none where there is nothing to show."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    if not len(values):
+        axis.set_xticks([])
+        return
+    low, high = values.min() / 1.5, values.max() * 1.5
+    axis.set_xscale("log")
+    axis.set_xlim(low, high)
+    decades = np.log10(high / low)
+    few = LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=6 if decades < 4 else 4)
+    axis.xaxis.set_major_locator(MaxNLocator(3) if decades < 0.7 else few)
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())

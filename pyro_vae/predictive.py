@@ -1,0 +1,161 @@
+"""What one does with a trained program: draw from it, encode data, reconstruct them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.densities.dreams import dream
+from pyro_vae.densities.sites import base_law, data_frame, mean_of
+from pyro_vae.densities.traces import AtTheMean, sites_of, trace_of
+from pyro_vae.noise import seeded
+from pyro_vae.program.calling import evaluating
+from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.rows import Rows, observed_rows
+from pyro_vae.program.vae import VAE
+
+
+def sample(
+    program: Any, num_samples: int, *, like: Any = None, mean: bool = False, seed: int = 0
+) -> Tensor:
+    """Draw data from the generative model: z ~ p(z), then x ~ p(x | z).
+
+    Latents that all data share, such as uncertain weights, are what training was about: one draw
+    of them, from the guide, serves all n.
+
+    Args:
+        program: the program.
+        num_samples: n.
+        like: rows of data that say what x looks like, for programs that are no ``VAE``.
+        mean: return the likelihood's mean in place of a draw, as pictures of images do.
+        seed: of the draws.
+
+    Returns:
+        (n, ...) in the form of x.
+    """
+    if int(num_samples) != num_samples or num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}, expected a whole number from 1 on")
+    with torch.no_grad(), seeded(seed), evaluating(program):
+        if like is None and isinstance(program, VAE):
+            x: Rows = program.likelihood(program.prior().sample((1,))).sample()
+        elif like is None:
+            raise ValueError(
+                f"{type(program).__name__} does not say what x looks like: pass rows of data, "
+                "pv.sample(program, n, like=x)"
+            )
+        else:
+            x = as_rows(like, program)
+        index = torch.arange(num_samples) % len(observed_rows(x))
+        x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
+        with seeded(seed, 1):
+            learnt = poutine.condition(data=_latents(program, x, shared=True))
+        with learnt:
+            if not mean:
+                return observed_rows(dream(program, x)[0])
+            return _mean_of_x(program, poutine.uncondition(program.model), x)
+
+
+def encode(
+    program: Any,
+    x: Any,
+    *,
+    num_draws: int | None = None,
+    shared: bool = False,
+    seed: int = 0,
+) -> Tensor | dict[str, Tensor]:
+    """The latents that the guide gives to data.
+
+    Args:
+        program: the program.
+        x: data (N, ...).
+        num_draws: None returns posterior means (the guide's ``mean`` where it has one, else a draw
+            is not a mean and an error says so); a number S returns draws (S, N, ...).
+        shared: the latents that all data share, such as uncertain weights, in place of those of
+            each datum.
+        seed: of the draws.
+
+    Returns:
+        (N, ...) or (S, N, ...), without N where shared; a dict by site where there is more than
+        one latent.
+    """
+    rows = as_rows(x, program)
+    with torch.no_grad(), seeded(seed), evaluating(program):
+        if num_draws is None:
+            latents = _means(program, rows, shared=shared)
+        else:
+            draws = range(_whole(num_draws))
+            runs = [_latents(program, rows, shared=shared) for _ in draws]
+            latents = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+    if not latents:
+        raise ValueError(
+            f'the guide has no latent {"outside" if shared else "inside"} pyro.plate("data", ...)'
+            f": pass shared={not shared} for the others"
+        )
+    return next(iter(latents.values())) if len(latents) == 1 else latents
+
+
+def reconstruct(program: Any, x: Any, *, num_draws: int | None = None, seed: int = 0) -> Tensor:
+    r"""What the program makes of data: the mean of p(x | z) at the latents that the guide gives.
+
+    Args:
+        program: the program.
+        x: data (N, ...).
+        num_draws: None takes z at the posterior mean; a number S takes S draws of z.  The average
+            over them, ``.mean(0)``, estimates the predictive mean
+            :math:`E_{q(z|x)} E[x' \mid z]`; their spread is what the uncertainty of z leaves open.
+        seed: of the draws.
+
+    Returns:
+        (N, ...) or (S, N, ...), in the form of x.
+
+    Raises:
+        ValueError: where the guide, without ``num_draws``, or the likelihood has no mean.
+    """
+    rows = as_rows(x, program)
+
+    def at(latents: dict[str, Tensor]) -> Tensor:
+        return _mean_of_x(program, poutine.condition(program.model, data=latents), rows)
+
+    with torch.no_grad(), seeded(seed), evaluating(program):
+        if num_draws is None:
+            return at(_means(program, rows))
+        return torch.stack([at(_latents(program, rows)) for _ in range(_whole(num_draws))])
+
+
+def _whole(num_draws: int) -> int:
+    if int(num_draws) != num_draws or num_draws < 1:
+        raise ValueError(f"num_draws is {num_draws}, expected a whole number from 1 on")
+    return int(num_draws)
+
+
+def _latents(program: Any, x: Rows, *, shared: bool | None = None) -> dict[str, Tensor]:
+    """Latents by site: those that all data share, those of each datum, or, by None, all."""
+    sites = sites_of(trace_of(program.guide, x))
+    return {
+        name: site["value"]
+        for name, site in sites.items()
+        if not site["is_observed"] and shared in (None, data_frame(site) is None)
+    }
+
+
+def _mean_of_x(program: Any, model: Callable[[Rows], Any], x: Rows) -> Tensor:
+    """The mean of the likelihood where ``model`` runs, in the form of x."""
+    name = getattr(program, "observed", "x")
+    fn = sites_of(trace_of(model, x))[name]["fn"]
+    mean = mean_of(fn)
+    if mean is None:
+        raise ValueError(
+            f'the likelihood of "{name}", {type(base_law(fn)).__name__}, has no mean: ask for '
+            "draws of x, pv.sample(program, n, like=x)"
+        )
+    return mean.reshape(observed_rows(x).shape)
+
+
+def _means(program: Any, x: Rows, *, shared: bool | None = None) -> dict[str, Tensor]:
+    with pyro.validation_enabled(False):
+        return AtTheMean()(lambda: _latents(program, x, shared=shared))()

@@ -1,0 +1,231 @@
+r"""Programs: a generative model and its guide as ordinary Pyro functions, in one module.
+
+A *program* has ``model(x)`` and ``guide(x)``.  ``x`` is a tensor ``(B, ...)``, or a dict of
+tensors with a common first dimension whose entry ``"x"`` is observed and whose others are
+covariates.  Sites of a datum live in ``pyro.plate("data", len(x))``, and the observed site takes
+the value of ``x`` itself::
+
+    class Mine(pv.Program):
+        def model(self, x):                                       # p(z) p(x | z)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", self.prior())
+                pyro.sample("x", self.likelihood(z), obs=x)
+
+        def guide(self, x):                                       # q(z | x)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.posterior(x))
+
+Parameters live in modules and announce themselves.  Pyro's ``SVI`` trains only what it sees as a
+``param`` message, so a plain ``nn.Module`` trains nothing, without a word; and its global store
+lets two models with equal names share, or lose, their parameters.  Here each program sends a
+message for every parameter of its own, and the store stays empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.params import param_with_module_name
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
+from torch import Tensor, nn
+from torch.distributions import transform_to
+
+from pyro_vae.program.rows import Rows
+
+
+@effectful(type="param")
+def _announce(parameter: Tensor) -> Tensor:
+    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    return parameter
+
+
+class _OwnParameters(Messenger):
+    """Answers ``pyro.param`` and ``pyro.module`` from the program: the store stays empty."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def _pyro_param(self, msg) -> None:
+        store = pyro.get_param_store()
+        if msg["done"] or msg["fn"] != store.get_param:
+            return  # an announcement: its value is already there
+        name, *rest = msg["args"]
+        if any(store._params.get(name) is p for p in self.program.parameters()):
+            return  # a PyroModule of ours just put it there, for as long as this call lasts
+        msg["value"] = self.program._answer(name, rest[0] if rest else None, msg["kwargs"])
+        msg["done"] = True
+
+
+@contextlib.contextmanager
+def _store_set_aside() -> Iterator[None]:
+    """An empty store while a program runs, because PyroModules write to it by themselves.
+
+    (``ParamStoreDict.scope`` would do, if it did not take the ``unconstrained`` off the parameters
+    that it meets, which Pyro's ``SVI`` asks for after the call.)
+    """
+    store = pyro.get_param_store()
+    kept = store._params, store._param_to_name, store._constraints
+    store._params, store._param_to_name, store._constraints = {}, {}, {}
+    try:
+        yield
+    finally:
+        store._params, store._param_to_name, store._constraints = kept
+
+
+def _announcing(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def announced(self: Program, x: Rows) -> Any:
+        with _OwnParameters(self), _store_set_aside():
+            for name, parameter in self.named_parameters():
+                if parameter.requires_grad:
+                    full_name = param_with_module_name("program", name)
+                    _announce(parameter, name=full_name)
+            return function(self, x)
+
+    return announced
+
+
+class Program(nn.Module):
+    """A generative model and its guide, whose parameters Pyro sees and whose store it never uses.
+
+    Three ways to make one:
+
+    * subclass it and write ``model(self, x)`` and ``guide(self, x)``;
+    * ``Program(model, guide, decoder=decoder)`` from plain functions, with the modules that they
+      use passed by name; ``pyro.param`` and ``pyro.module`` are answered from the program;
+    * ``Program(module)`` around a stranger's module that has ``model`` and ``guide``.
+
+    Args:
+        model: a function of ``x``, or a module with the methods ``model`` and ``guide``.
+        guide: a function of ``x``.
+        observed: the name of the observed site, where it is not ``"x"``.
+        modules: the modules that ``model`` and ``guide`` call.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> decoder = torch.nn.Linear(2, 3)
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     mean = pyro.param("mean", torch.zeros(2))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(mean, 1.0).to_event(1))
+        >>> program = Program(model, guide, decoder=decoder)
+        >>> materialize(program, torch.zeros(4, 3))
+        >>> sorted(name for name, _ in program.named_parameters())
+        ['created.mean', 'decoder.bias', 'decoder.weight']
+    """
+
+    build_record: dict[str, Any] | None = None  # see `built_by_name`
+
+    def __init__(
+        self,
+        model: Callable[[Rows], Any] | nn.Module | None = None,
+        guide: Callable[[Rows], Any] | None = None,
+        *,
+        observed: str = "x",
+        **modules: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.observed = observed
+        self.created = nn.Module()  # parameters that `pyro.param` statements ask for
+        self._constraints: dict[str, Any] = {}
+        for name, module in modules.items():
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"{name}={module!r} is no torch.nn.Module: pass modules by name")
+            self.add_module(name, module)
+        if isinstance(guide, AutoGuide):
+            raise TypeError(
+                f"the guide is {type(guide).__name__}, which holds parameters for every row it was "
+                "made with and so fits no minibatches: write a guide(x) with a network, as in "
+                "pyro_vae.models.bernoulli_vae"
+            )
+        if model is not None and guide is None:
+            if not (hasattr(model, "model") and hasattr(model, "guide")):
+                raise TypeError(
+                    f"{type(model).__name__} has no methods model(x) and guide(x): pass a module "
+                    "that has both, or two functions, Program(model, guide)"
+                )
+            wrapped: Any = model
+            if isinstance(wrapped, nn.Module):
+                self.wrapped = wrapped
+            model, guide = wrapped.model, wrapped.guide
+        self._model, self._guide = model, guide
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("model", "guide"):
+            if name in cls.__dict__:
+                setattr(cls, name, _announcing(cls.__dict__[name]))
+
+    @_announcing
+    def model(self, x: Any) -> Any:
+        """The generative model p(x, z): a Pyro function."""
+        return self._function("_model")(x)
+
+    @_announcing
+    def guide(self, x: Any) -> Any:
+        """The recognition model q(z | x): a Pyro function."""
+        return self._function("_guide")(x)
+
+    def _function(self, name: str) -> Callable[[Rows], Any]:
+        function = getattr(self, name, None)
+        if function is None:
+            raise TypeError(
+                f"{type(self).__name__} has no {name[1:]}: define {name[1:]}(self, x) in the "
+                "subclass, or pass it, Program(model, guide)"
+            )
+        return function
+
+    def _answer(self, name: str, initial: Any, options: dict[str, Any]) -> Tensor:
+        """The value of ``pyro.param(name, initial, constraint=...)``."""
+        if isinstance(initial, Tensor):
+            for parameter in self.parameters():
+                if parameter is initial:  # `pyro.module` of a module that we own
+                    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+                    return parameter
+        if "$$$" in name:
+            module = name.split("$$$")[0]
+            raise ValueError(
+                f'pyro.module("{module}", ...) names a module that the program does not own: '
+                f"pass it by name, pv.Program(model, guide, {module}={module})"
+            )
+        constraint = options.get("constraint", torch.distributions.constraints.real)
+        key = name.replace(".", "/")  # torch allows no dots in a parameter's name
+        if key not in self.created._parameters:
+            if initial is None:
+                raise ValueError(
+                    f'pyro.param("{name}") has no value yet: give it one where it is first used'
+                )
+            with torch.no_grad():
+                value = initial() if callable(initial) else initial
+                unconstrained = transform_to(constraint).inv(value.detach()).contiguous().clone()
+            self.created.register_parameter(key, nn.Parameter(unconstrained))
+            self._constraints[key] = constraint
+        elif repr(self._constraints[key]) != repr(constraint):
+            raise ValueError(
+                f'pyro.param("{name}") was first declared with {self._constraints[key]} and now '
+                f"with {constraint}: use one constraint, or two names"
+            )
+        # Not get_parameter(key): functional_call puts tensors there that are no nn.Parameters.
+        own: Any = self.created._parameters[key]
+        value = transform_to(constraint)(own)
+        if isinstance(initial, Tensor) and initial.shape != value.shape:
+            raise ValueError(
+                f'pyro.param("{name}") was first declared with shape {tuple(value.shape)} and now '
+                f"with {tuple(initial.shape)}: use one shape, or two names"
+            )
+        value.unconstrained = weakref.ref(own)
+        return value

@@ -1,0 +1,109 @@
+"""Calling a program: at other parameters, in evaluation mode, or once, so that it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pyro_vae.program.rows import Rows, observed_rows
+
+
+@contextlib.contextmanager
+def evaluating(program: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout, fixed batch statistics) for a while; then each part's own."""
+    modes = {module: module.training for module in program.modules()}
+    program.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class _Call(nn.Module):
+    """Lets ``functional_call`` swap a program's parameters around any function of it."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(self.program, *args)
+
+
+def call_with(
+    program: nn.Module, parameters: dict[str, Tensor], function: Callable[..., Any], *args: Any
+) -> Any:
+    """``function(program, *args)`` while ``parameters`` stand in for the program's own."""
+    swapped = {f"program.{name}": value for name, value in parameters.items()}
+    return functional_call(_Call(program), swapped, (function, *args))
+
+
+def require_program(program: Any) -> None:
+    """Refuse what has no model and guide, with the next step.
+
+    Raises:
+        TypeError: for anything but a module with ``model(x)`` and ``guide(x)``.
+    """
+    if isinstance(program, nn.Module) and all(
+        callable(getattr(program, name, None)) for name in ("model", "guide")
+    ):
+        return
+    if isinstance(getattr(program, "program", None), nn.Module):
+        advice = f"pass the {type(program).__name__}'s program, run.program"
+    elif isinstance(program, type):
+        advice = f"pass an instance, {program.__name__}(...)"
+    else:
+        advice = "subclass pv.Program, or wrap two functions, pv.Program(model, guide, net=net)"
+    raise TypeError(
+        f"program is {getattr(program, '__name__', type(program).__name__)}, expected a module "
+        f"with model(x) and guide(x): {advice}"
+    )
+
+
+def materialize(program: Any, x: Rows) -> None:
+    """Run model and guide once, so that parameters which ``pyro.param`` creates are there.
+
+    Raises:
+        ValueError: where they fail on these rows; the cause is chained.
+    """
+    from pyro_vae.noise import seeded
+
+    for name in ("guide", "model"):
+        try:
+            with torch.no_grad(), seeded(0), pyro.poutine.block():
+                getattr(program, name)(x)
+        except RuntimeError as error:  # torch on shapes and dtypes
+            rows = observed_rows(x)
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            advice = "pv.check(program, x) says more"
+            if not rows.is_floating_point():
+                advice = "pass x.float() where the networks take real numbers"
+            raise ValueError(
+                f"{name}(x) fails on a batch of shape {tuple(rows.shape)}, {rows.dtype}: {line}; "
+                f"{advice}"
+            ) from error
+
+
+Parameters = dict[str, Tensor]
+
+
+def trainable(program: nn.Module) -> Parameters:
+    """The parameters that are to be learnt, by name.
+
+    Raises:
+        ValueError: where there are none.
+    """
+    parameters: Parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError(
+            f"{type(program).__name__} has no parameter that requires a gradient: register its "
+            "networks as attributes of the module, or pass them by name to pv.Program"
+        )
+    return parameters

@@ -1,0 +1,47 @@
+"""Rows: what a program is called with, and how one looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Rows = Tensor | dict[str, Tensor]  # what a program is called with: (B, ...) in each entry
+
+
+def observed_rows(x: Rows) -> Tensor:
+    """The observed tensor of ``x``: itself, or the entry ``"x"`` of a dict."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, dict) and isinstance(x.get("x"), Tensor):
+        return x["x"]
+    raise TypeError(
+        f"x is {type(x).__name__}, expected a tensor (B, ...) or a dict of tensors with an "
+        'entry "x": wrap arrays with torch.as_tensor or pv.datasets.from_array'
+    )
+
+
+def map_rows(function: Callable[[Tensor], Tensor], x: Rows) -> Rows:
+    """Apply ``function`` to the tensor, or to each entry of the dict."""
+    if isinstance(x, dict):
+        return {name: function(value) for name, value in x.items()}
+    return function(x)
+
+
+def num_rows(x: Rows) -> int:
+    """The number of data in ``x``; entries of a dict must agree on it."""
+    rows = len(observed_rows(x))
+    if isinstance(x, dict):
+        for name, value in x.items():
+            if len(value) != rows:
+                raise ValueError(
+                    f'entry "{name}" of x has {len(value)} rows and entry "x" has {rows}: '
+                    "the entries need a common first dimension"
+                )
+    return rows
+
+
+def device_of(x: Rows) -> torch.device:
+    return pytree.tree_leaves(x)[0].device

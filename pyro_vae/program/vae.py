@@ -1,0 +1,80 @@
+"""A variational auto-encoder from three parts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import pyro
+from torch import nn
+
+from pyro_vae.program.base import Program
+from pyro_vae.program.rows import num_rows, observed_rows
+
+
+class VAE(Program):
+    """A variational auto-encoder from three modules, each of which returns a distribution.
+
+    .. math:: z \\sim p(z), \\qquad x \\mid z \\sim p(x \\mid z), \\qquad q(z \\mid x)
+
+    Args:
+        prior: called as ``prior()``; returns p(z) with batch shape ``()``.
+        likelihood: called as ``likelihood(z)``; returns p(x | z) with batch shape ``(B,)``.
+        posterior: called as ``posterior(x)``; returns q(z | x) with batch shape ``(B,)``.
+
+    Each owns its network, so that swapping the prior, the likelihood or the posterior family is
+    passing another object.  Source: Kingma & Welling (2014), section 3.
+    """
+
+    def __init__(self, *, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:
+        super().__init__()
+        self.prior = prior
+        self.likelihood = likelihood
+        self.posterior = posterior
+
+    def model(self, x: Any) -> None:
+        """p(z) p(x | z)."""
+        with pyro.plate("data", num_rows(x)):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.likelihood(z), obs=observed_rows(x))
+
+    def guide(self, x: Any) -> None:
+        """q(z | x)."""
+        with pyro.plate("data", num_rows(x)):
+            pyro.sample("z", self.posterior(x))
+
+
+P = ParamSpec("P")
+Built = TypeVar("Built", bound=Program)
+
+
+def built_by_name(build: Callable[P, Built]) -> Callable[P, Built]:
+    """For the ``build`` of a file in ``models/``: notes on the program how to build it again.
+
+    ``program.build_record`` is then ``{"model": name of the file, "options": {...}}``, so that a
+    saved run is loaded without its program.  It is None where an option is no plain JSON value,
+    such as a prior of one's own, or where ``build`` is in no file of ``pyro_vae.models``.
+    """
+    signature = inspect.signature(build)
+    package, _, model = build.__module__.rpartition(".")
+
+    @functools.wraps(build)
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> Built:
+        program = build(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        if package == "pyro_vae.models" and _is_plain(given.arguments):
+            program.build_record = {"model": model, "options": dict(given.arguments)}
+        return program
+
+    return recorded
+
+
+def _is_plain(options: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(json.dumps(options, allow_nan=False)) == options)
+    except (TypeError, ValueError):
+        return False

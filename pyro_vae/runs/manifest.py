@@ -1,0 +1,76 @@
+"""What the numbers of a run depend on: data, source, settings and versions, as plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_vae.program.inputs import as_tensor
+from pyro_vae.program.rows import Rows
+from pyro_vae.runs.storage import tensor_digest
+
+
+def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:
+    """Everything that a number depends on: plain values, ready for JSON."""
+    from importlib.metadata import version
+
+    parameter = next(program.parameters())
+    return {
+        "program": type(program).__name__,
+        "source_digest": source_digest(program),
+        "parameters": sum(p.numel() for p in program.parameters()),
+        "data_digest": data_digest(x),
+        "binarize": getattr(x, "binarize", None),
+        "num_data": len(x["x"] if isinstance(x, dict) else x),
+        **settings,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": str(parameter.device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pyro-ppl": version("pyro-ppl"),
+        },
+    }
+
+
+def source_digest(program: nn.Module) -> str | None:
+    """sha256 of the program as written: its class, its functions and the classes of its parts.
+
+    Parts of torch and what has no source (typed at a prompt) are left out; None where the
+    program's own class is among these.
+    """
+    parts = dict.fromkeys(type(module) for module in program.modules())
+    own: list[Any] = [part for part in parts if not part.__module__.startswith("torch.")]
+    functions = (getattr(program, name, None) for name in ("_model", "_guide"))
+    found = []
+    for part in [*own, *(each for each in functions if each is not None)]:
+        try:
+            found.append(inspect.getsource(part))
+        except (OSError, TypeError):
+            if part is type(program):
+                return None
+    return hashlib.sha256("\0".join(found).encode()).hexdigest()
+
+
+def data_digest(x: Any) -> str:
+    """The digest of a ``Data``; of tensors, arrays and dicts of them, sha256 as they are passed."""
+    if isinstance(getattr(x, "digest", None), str):
+        return x.digest
+    entries = x if isinstance(x, dict) else {"x": x}
+    hashed = hashlib.sha256()
+    for name, value in sorted(entries.items()):
+        hashed.update(tensor_digest(name, as_tensor(value)).encode())
+    return hashed.hexdigest()
+
+
+def form_of(x: Rows) -> dict[str, Any]:
+    """dtype and shape of a row, of each entry of a dict."""
+    if isinstance(x, dict):
+        return {name: form_of(value) for name, value in x.items()}
+    return {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape[1:])}

@@ -1,0 +1,190 @@
+"""What a training leaves: the program, its history, and what made them; saved and read back."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.noise import seeded
+from pyro_vae.objectives.base import EMPTY, State
+from pyro_vae.program.calling import materialize
+from pyro_vae.runs.history import History
+from pyro_vae.runs.manifest import source_digest
+from pyro_vae.runs.storage import MANIFEST, read, write
+
+
+@dataclass
+class Run:
+    """What ``fit`` returns.
+
+    Attributes:
+        program: the program that was passed, trained.
+        history: a data frame, one row a record: step, samples, seconds, the objective's columns
+            averaged since the record before (nats per datum), gradient norm, held-out bound.
+        manifest: data digest, binarization, seed, engine, versions and settings.
+        state: the objective's memory.
+    """
+
+    program: nn.Module
+    history: Any
+    manifest: dict[str, Any]
+    state: State = EMPTY
+
+    def __repr__(self) -> str:
+        last = self.history.iloc[-1] if len(self.history) else {}
+        shown = [
+            f"{name} {last[name]:.2f}" for name in ("bound", "validation_bound") if name in last
+        ]
+        return (
+            f"Run({self.manifest['objective']} on {self.manifest['program']}: "
+            f"{self.manifest['samples']} samples in {self.manifest['seconds']:.1f} s; "
+            f"{', '.join(shown) or 'no bound'})"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to a folder what ``pv.load(path)`` reads (to go on later, pass ``out`` to fit)."""
+        from pyro_vae.runs.run import save_run  # which loads runs, and so imports this file
+
+        save_run(self, path)
+
+
+# --- saving -------------------------------------------------------------------------------------
+
+
+def folder_for(out: str | Path, *, resume: bool) -> Path:
+    """The folder of a run, made before any work is done.
+
+    Raises:
+        ValueError: it cannot be made or written; or it holds a run that would be lost.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={str(out)!r}: {error.strerror}, name another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"out={str(out)!r} cannot be written, name another folder")
+    if not resume and (folder / MANIFEST).exists():
+        raise ValueError(
+            f"out={str(out)!r} holds a saved run, which would be lost: pass resume=True to "
+            "pv.fit to go on from it, or name another folder"
+        )
+    return folder
+
+
+def contents(program: nn.Module, state: State, history: dict[str, Any]) -> dict[str, Any]:
+    """What ``load`` brings back."""
+    return {
+        "build": getattr(program, "build_record", None),
+        "parameters": dict(program.named_parameters()),
+        "buffers": dict(program.named_buffers()),
+        "state": {"rows": state.rows, "shared": state.shared},
+        "history": history,
+    }
+
+
+def save_run(run: Run, path: str | Path) -> None:
+    """Write what :func:`load` brings back; without the optimizer there is no going on from it."""
+    history = {"records": run.history.to_dict("records"), "sums": {}, "counts": {}}
+    folder = folder_for(path, resume=False)
+    write(folder, {"manifest": run.manifest, **contents(run.program, run.state, history)})
+
+
+def load(path: str | Path, program: nn.Module | None = None) -> Run:
+    """Read a run back: trained program, history, manifest and the objective's state.
+
+    Args:
+        path: the folder, ``out`` of ``pv.fit`` or the argument of ``Run.save``.
+        program: a program of the same form, which takes the saved parameters.  It may be left
+            out where a ``build`` of ``pyro_vae.models`` made the saved one from plain options.
+
+    Returns:
+        :class:`~pyro_vae.Run`, its parameters in their saved precision.
+
+    Raises:
+        ValueError: no checkpoint; a damaged one, by file and tensor; or a program whose
+            parameters have other names or shapes.
+
+    A checkpoint never chooses what is imported: it can name files of ``pyro_vae.models`` alone.
+    """
+
+    folder = Path(path)
+    saved = read(folder)
+    manifest = saved["manifest"]
+    if program is None:
+        program = _built(folder, saved["build"], manifest["program"])
+    missing = saved["parameters"].keys() - dict(program.named_parameters()).keys()
+    if missing and all(name.startswith("created.") for name in missing):
+        program.to(dtype=getattr(torch, manifest["dtype"]))
+        materialize(program, _zeros(manifest["row"]))  # pyro.param makes them at the first run
+    if wrong := misfits(program, saved):
+        raise ValueError(
+            f"{folder} holds another program: {'; '.join(wrong)}: build it with the same options"
+        )
+    mine = {"program": type(program).__name__, "source_digest": source_digest(program)}
+    changed = [f"{n} is {v}, was {manifest[n]}" for n, v in mine.items() if v != manifest[n]]
+    if changed:
+        warn(f"{folder} was saved by a program that was written otherwise: {'; '.join(changed)}")
+    restore(program, saved)
+    history = History()
+    history.remember(saved["history"])
+    return Run(program, history.frame(), manifest, State(**saved["state"]))
+
+
+def _built(folder: Path, record: dict[str, Any] | None, kind: str) -> nn.Module:
+    """The program of a record, by a ``build`` from the folder of ``pyro_vae.models``."""
+    from pyro_vae import models
+
+    if record is None:
+        raise ValueError(
+            f"{folder} holds a {kind} with parts of your own, so it cannot be built from its "
+            "name: build it as it was and pass it, pv.load(path, program=mine)"
+        )
+    known = [module.name for module in pkgutil.iter_modules(models.__path__)]
+    if record["model"] not in known:
+        raise ValueError(
+            f"{folder} names the model {record['model']!r}, known are {', '.join(known)}: "
+            "pass the program, pv.load(path, program=mine)"
+        )
+    module = importlib.import_module(f"pyro_vae.models.{record['model']}")
+    with seeded(0):
+        return module.build(**record["options"])
+
+
+def _zeros(form: dict[str, Any]) -> Any:
+    if isinstance(form.get("dtype"), str):
+        return torch.zeros((2, *form["shape"]), dtype=getattr(torch, form["dtype"]))
+    return {name: _zeros(entry) for name, entry in form.items()}
+
+
+def misfits(program: nn.Module, saved: dict[str, Any]) -> list[str]:
+    """Where names and shapes of a program's tensors differ from the saved ones."""
+    own = {**dict(program.named_parameters()), **dict(program.named_buffers())}
+    shapes = {name: tuple(value.shape) for name, value in own.items()}
+    found = {n: tuple(v.shape) for n, v in {**saved["parameters"], **saved["buffers"]}.items()}
+    return [
+        f'"{name}" has shape {shapes.get(name, "none")}, the checkpoint {found.get(name, "none")}'
+        for name in {**found, **shapes}
+        if shapes.get(name) != found.get(name)
+    ]
+
+
+def restore(program: nn.Module, saved: dict[str, Any]) -> None:
+    found = {**saved["parameters"], **saved["buffers"]}
+    with torch.no_grad():
+        for name, value in [*program.named_parameters(), *program.named_buffers()]:
+            value.data = value.data.to(found[name].dtype)  # in place: optimizers know the object
+            value.copy_(found[name])
+
+
+def warn(message: str, stacklevel: int = 3) -> None:
+    warnings.warn(message, PyroVaeWarning, stacklevel=stacklevel)

@@ -1,0 +1,7 @@
+"""Training: any program under any objective with any engine, by one loop."""
+
+from pyro_vae.training.fitting import fit
+from pyro_vae.training.interrupts import Terminated
+from pyro_vae.training.settings import Settings
+
+__all__ = ["Settings", "Terminated", "fit"]

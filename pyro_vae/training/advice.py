@@ -1,0 +1,87 @@
+"""What a training warns of: budgets in which nothing moves, divergence, scales at their floor."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.densities.traces import sites_of, trace_program
+from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.noise import seeded
+from pyro_vae.program.rows import Rows
+
+
+def warn_about_divergence(history: Any, name: str = "") -> None:
+    """Warn where a run of finite numbers ended far below where it began.
+
+    Args:
+        history: the data frame of a run.
+        name: which of several runs it is, for the message.
+    """
+    if "bound" not in history or len(history) < 20:  # a few steps are no training
+        return
+    first, last = (float(history["bound"].iloc[i]) for i in (0, -1))
+    if last < first - max(100.0, abs(first)):
+        warnings.warn(
+            f"{name}the bound ended at {last:,.0f} nats per datum, where it began at {first:,.0f}: "
+            "training diverged, though every number is finite; lower lr, set clip, or let the "
+            "first steps only accumulate, optimizer=pv.optimizers.Adagrad",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+
+
+def warn_at_floor(program: nn.Module, x: Rows) -> None:
+    """Warn where an observed site's scale sits at the floor of the program's likelihood.
+
+    There the density would grow without bound if it could (a pixel that never changes), so log p(x)
+    says how low the floor is and not how good the model.
+    """
+    floor: Any = getattr(getattr(program, "likelihood", None), "floor", None)
+    if not isinstance(floor, float):
+        return
+    with torch.no_grad(), seeded(0):
+        _, trace = trace_program(program, x, reparameterize=False)
+    for name, site in sites_of(trace).items():
+        scale = getattr(getattr(site["fn"], "base_dist", site["fn"]), "scale", None)
+        if not site["is_observed"] or not isinstance(scale, Tensor):
+            continue
+        events = scale.reshape(-1, site["fn"].event_shape.numel())
+        stuck = int((events < 1.05 * floor).all(0).sum())
+        if stuck:
+            warnings.warn(
+                f'the scale of site "{name}" is at its floor {floor:g} in {stuck} of '
+                f"{events.shape[1]} dimensions for every row: log p(x) depends on the floor there; "
+                "drop constant dimensions, or raise floor to the precision of the data",
+                PyroVaeWarning,
+                stacklevel=3,
+            )
+
+
+def warn_if_nothing_moves(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+    """Warn where the whole budget goes into steps that only accumulate squared gradients."""
+    waits = min(group.get("accumulate_steps", 0) for group in optimizer.param_groups)
+    if num_steps <= waits:
+        warnings.warn(
+            f"no parameter will move: the budget is {num_steps} steps, and for its first {waits} "
+            "this optimizer only accumulates squared gradients; raise the budget, or lower its "
+            "accumulate_steps",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+
+
+def warn_if_warmup_never_ends(objective: Any, num_steps: int) -> None:
+    """Warn where the KL term never comes to count in full."""
+    warmup = getattr(objective, "kl_warmup", 0)
+    if warmup > num_steps:
+        warnings.warn(
+            f"the budget is {num_steps} steps and kl_warmup is {warmup}, so the KL term counts at "
+            f"most {num_steps / warmup:.1%} and what is trained is never the ELBO: raise the "
+            "budget, or lower kl_warmup",
+            PyroVaeWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,55 @@
+"""Minibatches in an order that the seed decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.noise import seed_of
+from pyro_vae.program.inputs import any_parameter, as_rows, like_parameters
+from pyro_vae.program.rows import Rows, map_rows, num_rows
+
+
+class Batches:
+    """Minibatches in an order that (seed, epoch) decides, and nothing else.
+
+    Each epoch visits every row once.  Batches have one size; the last of an epoch is filled up
+    with copies of its first row, whose ``weight`` is 0.
+    """
+
+    def __init__(self, x: Any, program: nn.Module, batch_size: int, seed: int) -> None:
+        self._data = x if hasattr(x, "batch") and hasattr(x, "rows") else None
+        self._rows = None if self._data is not None else as_rows(x, program)
+        self._program, self._seed = program, seed
+        self.num_data = len(self._data) if self._data is not None else num_rows(self._rows)  # type: ignore[arg-type]
+        if self.num_data == 0:
+            raise ValueError("data has no rows, expected at least one")
+        self.batch_size = min(batch_size, self.num_data)
+        self.per_epoch = -(-self.num_data // self.batch_size)
+        self._order: tuple[int, Tensor] = (0, torch.empty(0, dtype=torch.int64))
+        parameter = any_parameter(program)
+        self._full = torch.ones(self.batch_size, dtype=parameter.dtype, device=parameter.device)
+
+    def __call__(self, number: int) -> tuple[Tensor, Rows, Tensor, int]:
+        """Batch ``number`` (0, 1, ...): row positions, rows, weight (B,), rows that count."""
+        epoch, place = divmod(number, self.per_epoch)
+        epoch += 1  # epoch 0 is evaluation
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(seed_of(self._seed, epoch, 7))
+            self._order = (epoch, torch.randperm(self.num_data, generator=generator))
+        start = place * self.batch_size
+        index = self._order[1][start : start + self.batch_size]
+        count = len(index)
+        weight = self._full
+        if count < self.batch_size:
+            index = torch.cat([index, index[:1].expand(self.batch_size - count)])
+            weight = weight.clone()
+            weight[count:] = 0.0
+        if self._data is not None:
+            batch = like_parameters(self._data.batch(index, epoch), self._program)
+        else:
+            # Row after row, in a third of the time that general indexing takes.
+            batch = map_rows(lambda t: t.index_select(0, index.to(t.device)), self._rows)  # type: ignore[arg-type]
+        return index, batch, weight, count

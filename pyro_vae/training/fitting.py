@@ -1,0 +1,296 @@
+"""``fit``: train any program under any objective with any engine, by one loop."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer.elbo import ELBO
+from torch import nn
+
+from pyro_vae.checking.guards import require_all_data, require_possible_data
+from pyro_vae.engine.choosing import make_step, require_alike, translate
+from pyro_vae.engine.gradients import WeightPrior
+from pyro_vae.engine.learner import Ask
+from pyro_vae.engine.steps import Step
+from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.objectives.aevb import AEVB
+from pyro_vae.objectives.base import EMPTY, Objective
+from pyro_vae.optimizers import make_optimizer, options_of
+from pyro_vae.program.calling import materialize, require_program, trainable
+from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.rows import Rows
+from pyro_vae.progress import Record, reporter
+from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
+from pyro_vae.runs.run import Run, folder_for
+from pyro_vae.training.advice import (
+    warn_about_divergence,
+    warn_at_floor,
+    warn_if_nothing_moves,
+    warn_if_warmup_never_ends,
+)
+from pyro_vae.training.batches import Batches
+from pyro_vae.training.checkpoint import engine_of, go_on, keeping
+from pyro_vae.training.lockstep import in_lockstep
+from pyro_vae.training.loop import Loop, rows_of
+from pyro_vae.training.settings import Settings
+
+logger = logging.getLogger("pyro_vae")
+
+
+def fit(
+    program: nn.Module | Sequence[nn.Module],
+    x: Any,
+    objective: Objective | ELBO | None = None,
+    *,
+    samples: int | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 100,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adagrad,
+    lr: float | Sequence[float] = 0.02,
+    schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
+    clip: float | None = None,
+    weight_prior: float = 0.0,
+    seed: int | Sequence[int] = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    engine: str = "auto",
+    validation: Any = None,
+    evaluate_every: int | None = None,
+    early_stopping: int | None = None,
+    callbacks: Iterable[Callable[[Record], Any]] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: float | None = None,
+    progress: bool | Callable[[Record], Any] | None = None,
+    replicas: int | None = None,
+) -> Any:
+    r"""Train a program in place.
+
+    The defaults are the paper's: Adagrad with a global step of 0.02, minibatches of 100, one draw
+    per datum.  Initialization belongs to the program's networks.  Gradients are those of the sum
+    over the minibatch (times N / B under a subsampled plate), as in Pyro.
+
+    Args:
+        program: model and guide; trained in place.
+        x: training data: a ``Data``, a tensor, an array, or a dict of them, (N, ...).
+        objective: what to learn by (default ``AEVB()``); Pyro's ELBOs are accepted.
+        samples, epochs, steps: the budget, exactly one of them; samples = rows x updates.
+        batch_size: rows a minibatch.
+        optimizer: a class of ``torch.optim``, or a callable from parameters to an optimizer;
+            ``pv.optimizers.Adagrad`` is the paper's author's, with accumulate-only first steps.
+        lr: the step size; passed on where the optimizer takes an ``lr``.
+        schedule: from the optimizer to a learning-rate scheduler, stepped at every update.
+        clip: the largest norm of the whole gradient.
+        weight_prior: precision of a N(0, 1 / precision) prior on weight matrices (parameters of
+            two or more dimensions), adding precision (rows / N) w to the gradient; the paper's
+            is 1.
+        seed: of data order and noise.  Torch's global generator is neither read nor changed.
+        device, dtype: move program and data there first.
+        engine: "pyro" is ``pyro.infer.SVI`` step by step; "eager" runs the captured graph;
+            "compiled" runs it as machine code, with the optimizer's update inside; "auto"
+            compiles where the budget repays it, and the log and the manifest say why where it
+            cannot.
+        validation: held-out data, scored by ``pv.elbo`` at the same noise each time.
+        evaluate_every: updates between held-out evaluations (default: 20 in the whole run).
+        early_stopping: stop once the held-out bound has not risen by more than the standard error
+            of its paired difference for this many evaluations.
+        callbacks: each called with a :class:`Record`; one that returns True ends the run.
+        out: a folder where the run is saved at regular times, at its end, and on Ctrl-C or
+            SIGTERM; ``pv.load(out)`` reads it.
+        resume: go on from what ``out`` holds, or start where it holds nothing.  The end has the
+            bits of an uninterrupted run at the same number of threads.  A run that is finished
+            goes on under a larger budget.
+        checkpoint_every: a whole number counts updates between saves, a float such as 60.0
+            seconds (default: a minute, and at most 2% of the time).
+        progress: None shows a line where stderr is a terminal; True and False insist; a callable
+            is given each :class:`Record`.
+        replicas: R runs side by side as one batched program.  ``program``, ``seed`` and ``lr``
+            may then be sequences of R; a single program is copied, and a single seed counts on
+            (seed, seed + 1, ...).  Replica r is what a run of its own with the r-th of each
+            would be, up to rounding.  A callback that ends one ends all.
+
+    Returns:
+        :class:`Run`; with replicas, or sequences, a list of them.
+
+    Raises:
+        ValueError: impossible options; or a loss or gradient that is not finite, named by site
+            and step.  The parameters are then those before that step.  With ``resume``: a
+            damaged checkpoint, or one that was made with other settings, each named.
+        KeyboardInterrupt, SystemExit: with ``out``, once SIGINT or SIGTERM (exit code 143) was
+            obeyed after the step at hand; the message says how to go on.
+    """
+    given = dict(locals())
+    chosen = translate(AEVB() if objective is None else objective)
+    options = {field.name: given[field.name] for field in dataclasses.fields(Settings)}
+    many = replicas is not None or any(_several(v) for v in (program, seed, lr))
+    programs: list[Any] = [program]
+    each = [options]
+    if many:
+        programs, each = _side_by_side(program, options, replicas)
+    settings = [Settings(**o) for o in each]
+    folder = None if out is None else folder_for(out, resume=resume)
+    loops = [_set_up(p, x, chosen, s) for p, s in zip(programs, settings, strict=True)]
+    first = loops[0]
+    if many:
+        for r, loop in enumerate(loops):
+            loop.name = f"replica {r} (seed {loop.seed}, lr {settings[r].lr}), "
+    num_steps, num_samples = settings[0].budget(first.batches)
+    warn_if_nothing_moves(first.optimizer, num_steps)
+    warn_if_warmup_never_ends(chosen, num_steps)
+    index, example, weight, _ = first.batches(0)
+    ask = Ask(False, example, weight, rows_of(first.state, index), (first.seed, 0, 0))
+    if folder is not None and resume and engine == "auto":
+        engine = engine_of(folder) or engine
+    if engine != "pyro" and _several(program):
+        require_alike(programs, chosen, ask)
+    step = make_step(
+        first.program,
+        chosen,
+        engine,
+        ask,
+        optimizer=first.optimizer,
+        prior=WeightPrior(weight_prior, first.batches.num_data),
+        clip=clip,
+        num_steps=num_steps,
+        replicas=len(loops) if many else 0,
+    )
+    if step.reason:
+        logger.info("engine %s: %s", step.engine, step.reason)
+    manifests = [_manifest(loop, x, s, step) for loop, s in zip(loops, settings, strict=True)]
+    if folder is not None and resume:
+        go_on(folder, first, manifests[0], num_steps)
+    label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
+    with (
+        keeping(first, manifests[0], num_steps, folder, checkpoint_every),
+        reporter(progress, num_samples, label=label) as report,
+    ):
+        told = list(callbacks)
+        for loop in loops:
+            loop.listeners = [*([report] if loop is first else []), *told]
+        stopped = in_lockstep(loops, step, num_steps)
+    runs = []
+    for loop, manifest in zip(loops, manifests, strict=True):
+        warn_at_floor(loop.program, example)
+        warn_about_divergence(history := loop.history.frame(), loop.name)
+        manifest |= {**loop.progress(), "stopped": stopped}
+        runs.append(Run(loop.program, history, manifest, loop.state))
+    return runs if many else runs[0]
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _side_by_side(
+    program: Any, options: dict[str, Any], replicas: int | None
+) -> tuple[list[nn.Module], list[dict[str, Any]]]:
+    """R programs, and the options of each."""
+    seed, lr = options["seed"], options["lr"]
+    lengths = {
+        name: len(value)
+        for name, value in (("program", program), ("seed", seed), ("lr", lr))
+        if _several(value)
+    }
+    if replicas is not None:
+        lengths["replicas"] = replicas
+    count = next(iter(lengths.values()))
+    if len(set(lengths.values())) > 1 or not isinstance(count, Integral) or count < 1:
+        raise ValueError(f"replicas are counted as {lengths}, expected one whole number from 1 on")
+    for name in ("out", "early_stopping"):
+        if options[name]:
+            raise ValueError(
+                f"{name} is {options[name]!r} with replicas, expected None: save them afterwards, "
+                "run.save(path), or train one at a time"
+            )
+    programs = list(program) if _several(program) else [program]
+    for each in programs:
+        require_program(each)
+    if len({id(p) for p in programs}) < len(programs):
+        raise ValueError("program holds one program twice, expected one for each replica")
+    programs += [copy.deepcopy(program) for _ in range(count - len(programs))]
+    seeds = seed if _several(seed) else [seed + r for r in range(count)]
+    rates = lr if _several(lr) else [lr] * count
+    each_options = [options | {"seed": s, "lr": r} for s, r in zip(seeds, rates, strict=True)]
+    return programs, each_options
+
+
+def _set_up(program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Settings) -> Loop:
+    """The loop of one program, ready to run."""
+    require_program(program)
+    program.to(device=settings.device, dtype=settings.dtype)
+    rows = as_rows(x, program)
+    batches = Batches(x, program, settings.batch_size, settings.seed)
+    num_steps, _ = settings.budget(batches)
+    materialize(program, batches(0)[1])
+    require_possible_data(program, rows)
+    require_all_data(program, batches(0)[1], batches.num_data)
+    held_out = None
+    if settings.validation is not None:
+        held_out = as_rows(settings.validation, program)
+        if form_of(held_out) != form_of(rows):
+            raise ValueError(
+                f"a row of validation is {_shape(held_out)}, expected {_shape(rows)} as in x; to "
+                "flatten rows: x.reshape(len(x), -1)"
+            )
+        require_possible_data(program, held_out)
+    if settings.early_stopping and not getattr(chosen, "has_bound", True):
+        raise ValueError(
+            f"early_stopping watches the held-out bound, and {type(chosen).__name__} has none: "
+            "leave it out"
+        )
+    state = EMPTY
+    if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
+        with NoiseMode(keyed(settings.seed, -1)), seeded(settings.seed, -1):  # steps count from 0
+            state = chosen.init(program, rows)
+    parameters = trainable(program)
+    return Loop(
+        program=program,
+        parameters=parameters,
+        objective=chosen,
+        batches=batches,
+        state=state,
+        optimizer=make_optimizer(settings.optimizer, parameters, settings.lr),
+        clip=settings.clip,
+        seed=settings.seed,
+        validation=held_out,
+        evaluate_every=settings.evaluate_every or max(1, num_steps // 20),
+        record_every=max(1, num_steps // 200),
+        patience=settings.early_stopping,
+    )
+
+
+def _shape(x: Rows) -> Any:
+    return {n: _shape(v) for n, v in x.items()} if isinstance(x, dict) else tuple(x.shape[1:])
+
+
+def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, Any]:
+    """What the numbers of a run depend on; its schedule is made here, once all else is known."""
+    objective, schedule = loop.objective, settings.schedule
+    options = options_of(loop.optimizer)  # before a schedule changes them
+    loop.scheduler = None if schedule is None else schedule(loop.optimizer)
+    validation = settings.validation
+    return manifest_of(
+        loop.program,
+        x,
+        objective=repr(objective) if isinstance(objective, Objective) else type(objective).__name__,
+        engine=step.engine,
+        engine_reason=step.reason,
+        optimizer=type(loop.optimizer).__name__,
+        optimizer_options=options,
+        schedule=None if schedule is None else type(loop.scheduler).__name__,
+        lr=settings.lr,
+        batch_size=loop.batches.batch_size,
+        weight_prior=settings.weight_prior,
+        clip=settings.clip,
+        seed=settings.seed,
+        validation_digest=None if validation is None else data_digest(validation),
+        row=form_of(loop.batches(0)[1]),
+    )

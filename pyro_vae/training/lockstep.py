@@ -1,0 +1,53 @@
+"""Loops side by side, all of them answered by one step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from pyro_vae.engine.learner import Ask
+from pyro_vae.engine.steps import Step
+from pyro_vae.training.loop import Loop
+
+
+def in_lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> str:
+    """Run loops side by side, all of them answered by one step; why they ended."""
+    run = lockstep(loops, step, num_steps)
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            return end.value
+
+
+def lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> Generator[int, None, str]:
+    """The same bit by bit: it yields how many updates each of the loops has just taken."""
+    step.bind(loops)
+    sends = [loop.turns(num_steps).send for loop in loops]
+    try:
+        asks = _next(sends, [None] * len(loops))
+        while not isinstance(asks, str):
+            started = time.perf_counter()
+            answers = step.answer(asks)
+            most = step.most_at_once(asks[0], time.perf_counter() - started)
+            updates = sum(not ask.refresh for ask in asks[0])
+            asks = _next(sends, [(answer, most) for answer in answers])
+            yield updates
+    finally:
+        step.release()
+    return asks
+
+
+def _next(
+    sends: Sequence[Callable[[Any], list[Ask]]], what: Sequence[Any]
+) -> list[list[Ask]] | str:
+    """What all loops ask for next, or why one of them ended."""
+    asks, ends = [], []
+    for send, value in zip(sends, what, strict=True):
+        try:
+            asks.append(send(value))
+        except StopIteration as end:
+            ends.append(end.value)
+    # A callback of one ends all of them, when all have booked this step.
+    return ends[0] if ends else asks
