@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,9 @@ from pyro_vae.noise import keyed, seeded
 from pyro_vae.objectives.base import Objective
 from pyro_vae.program.calling import trainable
 from pyro_vae.torch_internals import traced
-from pyro_vae.training.loop import Loop
+
+if TYPE_CHECKING:
+    from pyro_vae.training.loop import Loop
 
 Flat = Callable[..., Sequence[Tensor]]
 
