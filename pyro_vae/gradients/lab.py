@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_vae.densities.traces import DataScale, trace_program
+from pyro_vae.densities.look import Look
+from pyro_vae.densities.traces import DataScale
 from pyro_vae.engine.choosing import make_step
 from pyro_vae.engine.gradients import NO_PRIOR
 from pyro_vae.engine.learner import Ask, blame
@@ -78,8 +79,8 @@ class Lab:
         )
         if isinstance(self.step, PyroStep):
             self.step.use(program)
-        with torch.no_grad(), seeded(seed), DataScale() as scale:
-            trace_program(program, x)
+        with DataScale() as scale:
+            Look.at(program, x, rows=None)
         self.count = num_rows(x) * scale.value
         if own and self.state.shared:
             for i in range(warmup):
