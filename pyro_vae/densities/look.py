@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vae.densities.sites import Site, Sites, latents_of, one_scale
 from pyro_vae.densities.traces import observed_site, sites_of_both
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.torch_internals import no_modes
 
 Role = Literal["guide", "model"]
 ROLES: tuple[Role, Role] = ("guide", "model")
@@ -35,7 +35,7 @@ def looking(program: Any, *key: int, validate: bool = False) -> Iterator[None]:
     key = key or (0,)
     validation = contextlib.nullcontext() if validate else pyro.validation_enabled(False)
     with (
-        _disable_current_modes(),
+        no_modes(),
         left_as_it_was(program, parameters=False),
         validation,
         seeded(*key),
