@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.checking.guards import require_numbers, require_possible_data
+from pyro_vae.densities.look import Look
 from pyro_vae.densities.particles import densities
 from pyro_vae.evaluation import RowFunction, row_chunks
 from pyro_vae.program.calling import evaluating
@@ -51,7 +52,7 @@ def elbo(
     function = RowFunction(program, bound, calls=-(-num_rows(x) // batch_size))
     parts = []
     with evaluating(program):
-        require_possible_data(program, x)
+        require_possible_data(Look.at(program, x), x)
         for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
             values, share_unknown = function(rows, seed, number)
             if share_unknown and num_rows(x) > batch_size:

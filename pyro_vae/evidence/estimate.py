@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.chains.latents import Latents
 from pyro_vae.checking.guards import require_numbers, require_possible_data
+from pyro_vae.densities.look import Look
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.importance import importance, require_weights
 from pyro_vae.evidence.markov import CHAINS, fitted_proposal, reciprocal, require_enough_draws
@@ -111,9 +112,10 @@ def log_evidence(
         "leapfrog_steps": leapfrog_steps,
     }
     with torch.no_grad(), evaluating(program):
-        require_possible_data(program, rows)
+        look = Look.at(program, rows)
+        require_possible_data(look, rows)
         if from_guide:
-            require_weights(program, rows)
+            require_weights(look)
             evidence = importance(program, rows, num_particles=int(num_particles), **pieces)
         else:
             dim = Latents.of(program, map_rows(lambda t: t[:2], rows)).dim

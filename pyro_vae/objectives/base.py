@@ -21,7 +21,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
 from pyro_vae.densities.tables import Densities
-from pyro_vae.densities.traces import DataScale, trace_program
+from pyro_vae.densities.traces import DataScale, pyro_traces
 from pyro_vae.program.rows import Rows, num_rows
 
 Stats = dict[str, Tensor]  # name -> (B,), detached: the columns of the history
@@ -165,7 +165,7 @@ class Objective(ELBO):
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        guide_trace, model_trace = trace_program(program_of(model, guide), *args, **kwargs)
+        guide_trace, model_trace = pyro_traces(program_of(model, guide), *args, **kwargs)
         return model_trace, guide_trace
 
 

@@ -15,6 +15,7 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_vae.checking.guards import require_all_data, require_possible_data
+from pyro_vae.densities.look import Look
 from pyro_vae.engine.choosing import make_step, require_alike, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
@@ -229,9 +230,11 @@ def _set_up(
     rows = as_rows(x, program)
     batches = Batches(x, program, settings.batch_size, settings.seed)
     num_steps, _ = settings.budget(batches)
-    materialize(program, batches(0)[1])
-    require_possible_data(program, rows)
-    require_all_data(program, batches(0)[1], batches.num_data)
+    first = batches(0)[1]
+    materialize(program, first)
+    look = Look.at(program, first, rows=None)
+    require_possible_data(look, rows)
+    require_all_data(look, batches.num_data)
     held_out = None
     if settings.validation is not None:
         held_out = as_rows(settings.validation, program)
@@ -240,7 +243,7 @@ def _set_up(
                 f"a row of validation is {_shape(held_out)}, expected {_shape(rows)} as in x; to "
                 "flatten rows: x.reshape(len(x), -1)"
             )
-        require_possible_data(program, held_out)
+        require_possible_data(look, held_out)
     if settings.early_stopping and not getattr(chosen, "has_bound", True):
         raise ValueError(
             f"early_stopping watches the held-out bound, and {type(chosen).__name__} has none: "
