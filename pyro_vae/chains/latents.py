@@ -18,12 +18,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vae.densities.sites import Site, base_law, data_frame, log_density, one_scale, per_datum
 from pyro_vae.densities.traces import sites_of, trace_of
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.torch_internals import no_modes
 
 
 class _Part(NamedTuple):
@@ -66,7 +66,7 @@ class Latents:
         """
         if num_rows(x) == 1:  # two rows show what depends on the row
             x = map_rows(lambda t: torch.cat([t, t]), x)
-        with _disable_current_modes(), torch.enable_grad(), seeded(0):
+        with no_modes(), torch.enable_grad(), seeded(0):
             drawn = _ancestral(program, x)
             if not drawn:
                 raise ValueError(

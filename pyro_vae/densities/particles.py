@@ -28,6 +28,7 @@ from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program.calling import call_with
 from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.torch_internals import no_modes
 
 
 def densities(
@@ -181,7 +182,7 @@ def _vmapped(program: nn.Module, x: Rows, particles: int, ways: Ways) -> Densiti
     learning = torch.is_grad_enabled()
     key = (id(program), str(form_of_args), shapes, ways, learning)
     if key not in capture_cache():  # a capture runs the function three times
-        with _no_modes():
+        with no_modes():
             examples = (
                 pytree.tree_map(example_of_weights, parameters),
                 pytree.tree_map(example, x),
@@ -199,9 +200,3 @@ def _vmapped(program: nn.Module, x: Rows, particles: int, ways: Ways) -> Densiti
     form = lifted.unflatten(torch.func.vmap(run)(noise))
     tell_scale(form.scale)
     return form._replace(kl={name: None if k is None else k.mean(0) for name, k in form.kl.items()})
-
-
-def _no_modes():
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    return _disable_current_modes()
