@@ -17,6 +17,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pyro_vae.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pyro_vae import datasets, models, objectives, optimizers
     from pyro_vae.checking import check
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from pyro_vae.program import VAE, Program
     from pyro_vae.runs import Run, load
     from pyro_vae.training import fit
-
-__version__ = "0.1.0"
 
 _HOME = {
     "VAE": "program",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import errors
 from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.particles import densities
@@ -42,6 +43,9 @@ def elbo(
         ValueError: data outside the likelihood's support; a bound that is not a number; or global
             latents without a plate that says N.
     """
+
+    num_particles = errors.whole("num_particles", num_particles)
+    batch_size, seed = errors.whole("batch_size", batch_size), errors.seed_number(seed)
 
     def bound(program: nn.Module, rows: Rows) -> tuple[Tensor, bool]:
         d = densities(program, rows, num_particles, reparameterize=False)

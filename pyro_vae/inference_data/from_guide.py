@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import errors
 from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.tables import Densities
@@ -115,14 +116,10 @@ def to_inference_data(
     Sources: Kumar et al. (2019), ArviZ; khat: Vehtari et al. (2024); for the log-likelihood and
     leave-one-out: Merkle, Furr & Rabe-Hesketh (2019).
     """
-    for name, value, least in (
-        ("num_draws", num_draws, 1),
-        ("chains", chains, 1),
-        ("num_prior", num_prior, 0),
-        ("batch_size", batch_size, 1),
-    ):
-        if int(value) != value or value < least:
-            raise ValueError(f"{name} is {value}, expected a whole number from {least} on")
+    num_draws, chains = errors.whole("num_draws", num_draws), errors.whole("chains", chains)
+    num_prior, seed = errors.whole("num_prior", num_prior, 0), errors.seed_number(seed)
+    batch_size = errors.whole("batch_size", batch_size)
+    max_bytes = errors.whole("max_bytes", max_bytes)
     rows, observed = as_rows(x, program), observed_site(program)
     particles = num_draws * chains
     posterior, prior = posterior_groups(observed, predictive), prior_groups(observed, predictive)

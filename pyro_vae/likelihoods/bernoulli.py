@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyro_vae import errors
 from pyro_vae.distributions.soft_bernoulli import SoftBernoulli
 from pyro_vae.networks.mlp import MLP
 
@@ -31,6 +32,9 @@ class Bernoulli(nn.Module):
     ) -> None:
         super().__init__()
         self.soft_targets = soft_targets
+        latent_dim = errors.whole("latent_dim", latent_dim)
+        data_dim = errors.whole("data_dim", data_dim)
+        hidden_dim = errors.whole("hidden_dim", hidden_dim)
         self.network = MLP(latent_dim, hidden_dim, data_dim, init_std=init_std)
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
