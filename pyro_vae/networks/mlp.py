@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.recording import Recorded
 
-class MLP(nn.Sequential):
+
+class MLP(Recorded, nn.Sequential):
     """One hidden layer with tanh: x (B, in) -> (B, out).
 
     Args:
