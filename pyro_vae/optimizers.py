@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.program.calling import Parameters
 
 
@@ -31,8 +32,8 @@ class Adagrad(torch.optim.Adagrad):
     def __init__(
         self, params: Any, lr: float = 0.02, *, accumulate_steps: int = 100, **options: Any
     ) -> None:
-        if accumulate_steps < 0:
-            raise ValueError(f"accumulate_steps is {accumulate_steps}, expected 0 or more")
+        accumulate_steps = errors.whole("accumulate_steps", accumulate_steps, 0)
+        errors.within("lr", lr, "[0, inf)")
         super().__init__(params, lr=lr, **options)
         for group in self.param_groups:  # in the groups, so that it is saved with the state
             group["accumulate_steps"] = accumulate_steps

@@ -18,7 +18,7 @@ from pyro_vae.engine.fused import FusedStep
 from pyro_vae.objectives import AEVB, MonteCarloEM, ScoreFunction, WakeSleep
 from pyro_vae.training import fitting
 
-from .test_checkpoint import assert_same
+from .saved_runs import assert_same
 from .test_compiled import Branching, Positive
 from .test_training import binary_rows, small_vae, weights
 
@@ -58,10 +58,10 @@ def made(monkeypatch):
     """The steps that fits have made; single eager runs of one objective share a graph."""
     steps, shared = [], {}
 
-    def make(program, objective, engine, ask, **options):
-        key = id(objective), engine, options["replicas"]
+    def make(learner, engine, ask, **options):
+        key = id(learner.objective), engine, options["replicas"]
         if key not in shared or options["replicas"]:
-            shared[key] = choosing.make_step(program, objective, engine, ask, **options)
+            shared[key] = choosing.make_step(learner, engine, ask, **options)
         steps.append(shared[key])
         return steps[-1]
 

@@ -77,7 +77,7 @@ def test_a_foreign_elbo_runs_under_pyro_and_says_so():
 
 def test_one_sgd_step_is_the_gradient_of_the_batch_sum_and_the_weight_prior():
     """w - lr (grad of the sum over the batch + precision (rows / N) w), on matrices alone."""
-    from pyro_vae.engine.gradients import gradient_function
+    from pyro_vae.engine.functions import gradient_function
     from pyro_vae.noise import NoiseMode, keyed
 
     x = binary_rows(dtype=torch.float64)

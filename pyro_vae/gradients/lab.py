@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_vae.densities.traces import DataScale, trace_program
-from pyro_vae.engine.choosing import make_step
-from pyro_vae.engine.gradients import NO_PRIOR
-from pyro_vae.engine.learner import Ask, blame
-from pyro_vae.engine.steps import Step
-from pyro_vae.engine.svi import PyroStep
+from pyro_vae.densities.look import Look
+from pyro_vae.densities.traces import DataScale
+from pyro_vae.engine.choosing import gradient_source
+from pyro_vae.engine.learner import blame
 from pyro_vae.gradients.groups import Groups
 from pyro_vae.graphs.compiling import entries_of
 from pyro_vae.noise import NoiseMode, keyed, seeded
@@ -71,15 +69,9 @@ class Lab:
                 self.state = objective.init(program, x)  # type: ignore[union-attr]
         like = next(iter(self.params.values()))
         self.weight = torch.ones(num_rows(x), dtype=like.dtype, device=like.device)
-        ask = Ask(False, x, self.weight, self.state, (seed, 0, 0))
-        idle = torch.optim.SGD(list(self.params.values()))  # gradients alone: it is never stepped
-        self.step: Step = make_step(
-            program, objective, "eager", ask, optimizer=idle, prior=NO_PRIOR
-        )
-        if isinstance(self.step, PyroStep):
-            self.step.use(program)
-        with torch.no_grad(), seeded(seed), DataScale() as scale:
-            trace_program(program, x)
+        self.source = gradient_source(program, objective, x, self.state)
+        with DataScale() as scale:
+            Look.at(program, x, rows=None)
         self.count = num_rows(x) * scale.value
         if own and self.state.shared:
             for i in range(warmup):
@@ -91,7 +83,9 @@ class Lab:
     def _step(self, *key: int) -> tuple[Parameters, dict[str, Tensor]]:
         kept = {name: p.grad for name, p in self.params.items()}  # Pyro's own ELBOs write there
         try:
-            return self.step.grads(self.params, self.x, self.weight, self.state, (self.seed, *key))
+            return self.source.grads(
+                self.params, self.x, self.weight, self.state, (self.seed, *key)
+            )
         finally:
             for name, parameter in self.params.items():
                 parameter.grad = kept[name]
@@ -99,7 +93,7 @@ class Lab:
     def _batched(self, start: int, count: int) -> Parameters:
         """Gradients of so many draws, (draws, ...), at the noise that each has by itself."""
         if count > 1:
-            lifted = self.step.graph.grads  # type: ignore[attr-defined]
+            lifted = self.source.graph.grads  # type: ignore[attr-defined]
             drawn = [lifted.draw((self.seed, 0, i)) for i in range(start, start + count)]
             noise = [torch.stack(each) for each in zip(*drawn, strict=True)]
             args = pytree.tree_leaves((self.params, self.x, self.weight, *self.state))
@@ -116,7 +110,7 @@ class Lab:
 
     def _at_once(self, size: int) -> int:
         """How many draws of a block to take as one batch: small graphs are mostly overhead."""
-        graph = getattr(self.step, "graph", None)
+        graph = getattr(self.source, "graph", None)
         if self._alone or graph is None or graph.grads.kept or not graph.grads.noise:
             return 1
         return max(1, min(size, MOST_ENTRIES // entries_of(graph.grads)))
