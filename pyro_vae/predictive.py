@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.densities.dreams import dream
 from pyro_vae.densities.sites import base_law, data_frame, mean_of
 from pyro_vae.densities.traces import AtTheMean, sites_of, trace_of
-from pyro_vae.noise import seeded
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, observed_rows
@@ -40,7 +40,7 @@ def sample(
     """
     if int(num_samples) != num_samples or num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}, expected a whole number from 1 on")
-    with torch.no_grad(), seeded(seed), evaluating(program):
+    with torch.no_grad(), seeded(*Stream.PREDICTIVE.key(seed)), evaluating(program):
         if like is None and isinstance(program, VAE):
             x: Rows = program.likelihood(program.prior().sample((1,))).sample()
         elif like is None:
@@ -52,7 +52,7 @@ def sample(
             x = as_rows(like, program)
         index = torch.arange(num_samples) % len(observed_rows(x))
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
-        with seeded(seed, 1):
+        with seeded(*Stream.SHARED.key(seed)):
             learnt = poutine.condition(data=_latents(program, x, shared=True))
         with learnt:
             if not mean:
@@ -84,7 +84,7 @@ def encode(
         one latent.
     """
     rows = as_rows(x, program)
-    with torch.no_grad(), seeded(seed), evaluating(program):
+    with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is None:
             latents = _means(program, rows, shared=shared)
         else:
@@ -121,7 +121,7 @@ def reconstruct(program: Any, x: Any, *, num_draws: int | None = None, seed: int
     def at(latents: dict[str, Tensor]) -> Tensor:
         return _mean_of_x(program, poutine.condition(program.model, data=latents), rows)
 
-    with torch.no_grad(), seeded(seed), evaluating(program):
+    with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is None:
             return at(_means(program, rows))
         return torch.stack([at(_latents(program, rows)) for _ in range(_whole(num_draws))])

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vae.densities.sites import Site, base_law, data_frame, log_density, one_scale, per_datum
 from pyro_vae.densities.traces import sites_of, trace_of
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, NoiseMode, keyed, seeded
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
 
@@ -66,7 +66,7 @@ class Latents:
         """
         if num_rows(x) == 1:  # two rows show what depends on the row
             x = map_rows(lambda t: torch.cat([t, t]), x)
-        with _disable_current_modes(), torch.enable_grad(), seeded(0):
+        with _disable_current_modes(), torch.enable_grad(), seeded(*LOOK):
             drawn = _ancestral(program, x)
             if not drawn:
                 raise ValueError(
@@ -186,7 +186,7 @@ class Latents:
         Those outside the plate do not depend on the latents.
         """
         leaves = {name: value.requires_grad_() for name, value in values.items()}
-        with NoiseMode(keyed(0)) as mode:
+        with NoiseMode(keyed(*LOOK)) as mode:
             sites = self._scored(program, x, leaves)
         if mode.asked or mode.kept:
             raise ValueError(

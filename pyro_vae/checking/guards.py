@@ -12,7 +12,7 @@ from pyro_vae.checking.sites import ROLES, Mistakes, label
 from pyro_vae.checking.values import possible_parameters, possible_values
 from pyro_vae.densities.sites import data_frame, one_scale
 from pyro_vae.densities.traces import sites_of, trace_program
-from pyro_vae.noise import seeded
+from pyro_vae.noise import LOOK, seeded
 from pyro_vae.program.rows import Rows, map_rows, num_rows, observed_rows
 
 
@@ -26,7 +26,7 @@ def require_possible_data(program: Any, x: Rows) -> None:
     Raises:
         ValueError: what was found, what the site takes, and the next step.
     """
-    with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
+    with torch.no_grad(), seeded(*LOOK), pyro.validation_enabled(False):
         # A support does not depend on the row but for bounds such as a count of trials; of those
         # the first rows say nothing about the others, and the comparison below passes them over.
         traces = trace_program(program, map_rows(lambda t: t[:2], x), reparameterize=False)
@@ -51,7 +51,7 @@ def require_all_data(program: Any, x: Rows, num_data: int) -> None:
     Raises:
         ValueError: N as the plate has it, and as the data do.
     """
-    with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
+    with torch.no_grad(), seeded(*LOOK), pyro.validation_enabled(False):
         guide, model = map(sites_of, trace_program(program, x, reparameterize=False))
     shared = [n for n, s in guide.items() if not s["is_observed"] and data_frame(s) is None]
     if not shared:

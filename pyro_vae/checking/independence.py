@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pyro_vae.checking.sites import ROLES, Met, Mistakes, Role, Sites, by_row, first_line, label
 from pyro_vae.densities.sites import Site, base_law, is_deterministic, log_density, without_inverse
 from pyro_vae.densities.traces import RowsAreTheBatch, sites_of
-from pyro_vae.noise import Noise, NoiseMode, seeded
+from pyro_vae.noise import LOOK, Noise, NoiseMode, seeded
 from pyro_vae.program.rows import Rows, map_rows
 
 Scores = dict[tuple[Role, str], Tensor]  # role and site -> (rows,)
@@ -57,7 +57,7 @@ def sites_at(
     """
     tracer = poutine.trace()
     try:
-        with seeded(0), noise, RowsAreTheBatch(), _Fixed(latents), tracer:
+        with seeded(*LOOK), noise, RowsAreTheBatch(), _Fixed(latents), tracer:
             getattr(program, role)(x)
     except Exception as error:
         raise Failed(role, x, sites_of(tracer.trace)) from error

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pyro_vae.checking import independence, learning, sites, values
 from pyro_vae.checking.sites import Met, Mistakes
 from pyro_vae.densities.sites import closed_kl, data_frame, is_deterministic
-from pyro_vae.noise import NoiseMode, keyed
+from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, map_rows, num_rows, observed_rows
 
@@ -194,11 +194,11 @@ def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
     """One look at a program on a few rows: the report, or None where there are ``mistakes``."""
     met = Met({}, {}, observed_rows(x), getattr(program, "observed", "x"))
     try:
-        met.guide = independence.sites_at(program, "guide", x, {}, NoiseMode(keyed(0)))
+        met.guide = independence.sites_at(program, "guide", x, {}, NoiseMode(keyed(*LOOK, 0)))
         drawn = {n: site for n, site in met.guide.items() if not site["is_observed"]}
         rsample = all(getattr(site["fn"], "has_rsample", False) for site in drawn.values())
         latents = {n: s["value"] if rsample else s["value"].detach() for n, s in drawn.items()}
-        met.model = independence.sites_at(program, "model", x, latents, NoiseMode(keyed(1)))
+        met.model = independence.sites_at(program, "model", x, latents, NoiseMode(keyed(*LOOK, 1)))
     except independence.Failed as failed:
         if failed.role == "model":  # often the consequence of a wrong shape before
             met.model = failed.sites

@@ -23,7 +23,7 @@ from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.evidence.markov import CHAINS, require_enough_draws
-from pyro_vae.noise import seeded
+from pyro_vae.noise import LOOK, Stream, seeded
 from pyro_vae.optimizers import Adagrad
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
@@ -121,7 +121,7 @@ def compare(
 
 
 def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with seeded(seed):
+    with seeded(*Stream.PARAMETERS.key(seed)):
         program = build()
     if not isinstance(program, nn.Module):
         raise TypeError(
@@ -135,7 +135,7 @@ def _refuse_different_likelihoods(programs: Mapping[str, nn.Module], data: Any) 
     kinds = {}
     for name, program in programs.items():
         rows = map_rows(lambda t: t[:2], as_rows(data[:2], program))
-        with torch.no_grad(), seeded(0):
+        with torch.no_grad(), seeded(*LOOK):
             _, trace = trace_program(program, rows, reparameterize=False)
         site = sites_of(trace)[getattr(program, "observed", "x")]
         base = site["fn"]

@@ -18,7 +18,7 @@ from pyro_vae.densities.sites import base_law, data_frame
 from pyro_vae.densities.traces import sites_of, trace_program
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights
-from pyro_vae.noise import seeded
+from pyro_vae.noise import LOOK, Stream, seeded
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
 
@@ -29,7 +29,7 @@ def require_weights(program: nn.Module, rows: Rows) -> None:
         ValueError: naming the site: a latent that all data share, or a point (Delta), whose
             weights are all equal.
     """
-    with seeded(0):
+    with seeded(*LOOK):
         traces = trace_program(program, map_rows(lambda t: t[:2], rows), reparameterize=False)
     sites, model = map(sites_of, traces)
     for name in (n for n in sites if n in model):
@@ -77,7 +77,7 @@ def importance(
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
         table: Tensor | None = None
         for part in range(chunks):
-            log_w = function(rows, seed, number, part)
+            log_w = function(rows, *Stream.EVIDENCE.key(seed, number, part))
             if table is None:  # in one piece: small ones between large chunks scatter the memory
                 table = log_w.new_empty(chunks * chunk, count)
             table[part * chunk : (part + 1) * chunk] = log_w[:, :count]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.densities.sites import log_density
 from pyro_vae.densities.traces import sites_of, trace_of, trace_program
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, NoiseMode, keyed, seeded
 from pyro_vae.program.calling import trainable
 from pyro_vae.program.rows import Rows
 
@@ -48,7 +48,7 @@ def parts_of(
 def roles(program: Any, x: Rows) -> dict[str, str]:
     """Parameter -> "model", "guide", "both" or "neither", by what depends on it."""
     params = trainable(program)
-    with torch.enable_grad(), NoiseMode(keyed(0)), seeded(0):
+    with torch.enable_grad(), NoiseMode(keyed(*LOOK)), seeded(*LOOK):
         _, model = trace_program(program, x, reparameterize=False)
         guide = sites_of(trace_of(program.guide, x)).values()  # a flow knows its own draws alone
         by_model = [log_density(site) for site in sites_of(model).values()]

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vae.graphs.lifted import TENSOR, Lifted, Refusal
 from pyro_vae.graphs.probing import differs
-from pyro_vae.noise import Noise, NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, Noise, NoiseMode, keyed, seeded
 
 aten = torch.ops.aten
 
@@ -100,13 +100,13 @@ def _reason(error: Exception) -> str:
 
 def _record(function, args, differentiable: bool) -> Lifted | Refusal:
     leaves, in_spec = pytree.tree_flatten(args)
-    with NoiseMode(keyed(0), capturing=True) as first, seeded(0):
+    with NoiseMode(keyed(*LOOK), capturing=True) as first, seeded(*LOOK):
         example = function(*args)
     if differentiable and first.without_grad and torch.is_grad_enabled():
         return Refusal("gradients are switched off in a part of the program")
     out_leaves, out_spec = pytree.tree_flatten(example)
     constants = [TENSOR if isinstance(leaf, Tensor) else leaf for leaf in out_leaves]
-    noise = [keyed(0)(i, asked) for i, asked in enumerate(first.asked)]
+    noise = [keyed(*LOOK)(i, asked) for i, asked in enumerate(first.asked)]
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         given = tensors[len(leaves) :]
@@ -124,7 +124,7 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
         return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     flat_args = (*leaves, *noise)
-    with seeded(0):
+    with seeded(*LOOK):
         graph = make_fx(flat)(*flat_args)
         graph = make_fx(torch.func.functionalize(graph))(*flat_args)
     live = _clean(graph, len(leaves), keep_detach=differentiable)

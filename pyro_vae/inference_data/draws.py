@@ -20,7 +20,7 @@ from pyro_vae.densities.particles import densities
 from pyro_vae.densities.tables import Densities
 from pyro_vae.densities.traces import sites_of, trace_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, Key, NoiseMode, keyed, seeded
 from pyro_vae.program.rows import Rows, map_rows, num_rows, observed_rows
 
 Groups = dict[str, dict[str, Any]]  # group -> variable -> values
@@ -102,7 +102,7 @@ def drawn(
     x: Rows,
     of_size: Callable[[int], Chunk],
     particles: int,
-    key: tuple[int, ...],
+    key: Key,
     batch_size: int,
     max_elements: int = 2**21,
 ) -> Groups:
@@ -133,7 +133,7 @@ def drawn(
 def one_particle(program: nn.Module, x: Rows, predictive: bool) -> Densities:
     """One particle of the first row, which tells the shapes; refuses what has no such form."""
     first = map_rows(lambda t: t[:1], x)
-    with torch.no_grad(), NoiseMode(keyed(0)), seeded(0), pyro.validation_enabled(False):
+    with torch.no_grad(), NoiseMode(keyed(*LOOK)), seeded(*LOOK), pyro.validation_enabled(False):
         d = densities(program, first, 1, reparameterize=False)
         if predictive:
             try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.densities.rules import require_rows
 from pyro_vae.densities.sites import data_frame, is_deterministic, log_density, per_datum
 from pyro_vae.densities.traces import AtTheMean, sites_of, trace_of
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, NoiseMode, keyed, seeded
 from pyro_vae.objectives.base import EMPTY, Objective, State, Stats
 from pyro_vae.program.rows import Rows, observed_rows
 
@@ -36,7 +36,8 @@ class Autoencoder(Objective):
 
     def init(self, program: Any, x: Rows) -> State:
         # A graph cannot look whether a mean is nan.  Dropout draws here none of the step's noise.
-        with torch.no_grad(), NoiseMode(keyed(0)), seeded(0), pyro.validation_enabled(False):
+        noise = NoiseMode(keyed(*LOOK))
+        with torch.no_grad(), noise, seeded(*LOOK), pyro.validation_enabled(False):
             trace_of(program.guide, x, AtTheMean())
         return EMPTY
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.densities.traces import sites_of, trace_program
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.noise import seeded
+from pyro_vae.noise import LOOK, seeded
 from pyro_vae.program.rows import Rows
 
 
@@ -43,7 +43,7 @@ def warn_at_floor(program: nn.Module, x: Rows) -> None:
     floor: Any = getattr(getattr(program, "likelihood", None), "floor", None)
     if not isinstance(floor, float):
         return
-    with torch.no_grad(), seeded(0):
+    with torch.no_grad(), seeded(*LOOK):
         _, trace = trace_program(program, x, reparameterize=False)
     for name, site in sites_of(trace).items():
         scale = getattr(getattr(site["fn"], "base_dist", site["fn"]), "scale", None)
