@@ -15,11 +15,15 @@ PY = $(VENV)/bin/python
 RUN := $(VENV)/.installed
 TEST := $(VENV)/.installed-test
 
+# The tested versions: ArviZ 0.23 for Python 3.11, ArviZ 1 for those that can have it.
+WHICH = import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-3.12.txt")
+CONSTRAINTS := $(or $(shell $(or $(wildcard $(PY)),$(PYTHON)) -c '$(WHICH)' 2>/dev/null),constraints.txt)
+
 # Each worker has one thread: two workers of two threads each would wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test slow lint bench published lock clean
+.PHONY: help compare test slow matrix lint bench published lock clean
 .NOTPARALLEL: # one pip at a time
 
 help: ## this list
@@ -34,6 +38,9 @@ test: $(TEST) ## the tests and the examples in docstrings
 slow: $(TEST) ## the tests that take longer
 	$(PYTEST) -m slow $(ARGS)
 
+matrix: ## the tests that versions touch, under every Python, torch and ArviZ that can be had here
+	.ci/matrix $(ARGS)
+
 lint: $(TEST) ## style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -45,33 +52,35 @@ bench: $(RUN) ## the speed of a training step beside other ways to take it
 published: $(RUN) ## the paper's numbers beside ours (20 minutes; data in PYRO_VAE_DATA)
 	$(PY) benchmarks/published.py $(ARGS)
 
-# On the oldest Python we support: newer ones can use what it can, not the reverse. Without local
-# tags (+cpu) and GPU packages, so that the same file serves every build of torch.
+# PYTHON=python3.11 makes constraints.txt, PYTHON=python3.12 the other: newer Pythons can use what
+# these can, not the reverse. Without local tags (+cpu) and GPU packages, so that the same file
+# serves every build of torch.
 lock: VENV := .venv-lock
-lock: MUST_BE := ==
-lock: ## refresh constraints.txt with the newest versions
+lock: ## refresh constraints.txt (of the Python that PYTHON names) with the newest versions
 	@$(check_python)
+	@case $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') in 3.11|3.12) ;; \
+	  *) echo "error: make lock PYTHON=python3.11, and PYTHON=python3.12" >&2; exit 1;; esac
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	@$(choose_index); set -x; $(PY) -m pip install $$extra -e '.[test,notebook]'
 	$(PY) -m pip freeze --all --exclude-editable --exclude pip > $(VENV)/frozen
-	{ sed '/^#/!d' constraints.txt; \
+	{ sed '/^#/!d' $(CONSTRAINTS); \
 	  sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' $(VENV)/frozen | \
 	  LC_ALL=C sort -f; } > $(VENV)/constraints.txt
-	mv $(VENV)/constraints.txt constraints.txt
+	mv $(VENV)/constraints.txt $(CONSTRAINTS)
 	rm -rf $(VENV)
 
 clean: ## remove .venv and what was built
-	rm -rf $(VENV) .venv-lock build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lock .venv-matrix build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # --- installation -------------------------------------------------------------------------------
 
-$(RUN): $(VENV)/bin/pip pyproject.toml constraints.txt
-	@$(choose_index); set -x; $(PY) -m pip install $$extra -c constraints.txt -e .
+$(RUN): $(VENV)/bin/pip pyproject.toml $(CONSTRAINTS)
+	@$(choose_index); set -x; $(PY) -m pip install $$extra -c $(CONSTRAINTS) -e .
 	@touch $@
 
-$(TEST): $(VENV)/bin/pip pyproject.toml constraints.txt
-	@$(choose_index); set -x; $(PY) -m pip install $$extra -c constraints.txt -e '.[test]'
+$(TEST): $(VENV)/bin/pip pyproject.toml $(CONSTRAINTS)
+	@$(choose_index); set -x; $(PY) -m pip install $$extra -c $(CONSTRAINTS) -e '.[test]'
 	@# ArviZ 0.23 writes a file at its first import of a day, where two test workers would collide.
 	@$(PY) -W ignore -c 'import arviz'
 	@touch $(RUN) $@
@@ -81,10 +90,9 @@ $(VENV)/bin/pip:
 	@$(check_python)
 	$(PYTHON) -m venv $(VENV)
 
-MUST_BE := >=
 define check_python
-$(PYTHON) -c 'import sys; sys.exit(not sys.version_info[:2] $(MUST_BE) (3, 11))' || { \
-    echo "error: '$(PYTHON)' is not Python $(MUST_BE) 3.11; name one that is: make PYTHON=python3.11" >&2; \
+$(PYTHON) -c 'import sys; sys.exit(not sys.version_info[:2] >= (3, 11))' || { \
+    echo "error: '$(PYTHON)' is not Python >= 3.11; name one that is: make PYTHON=python3.11" >&2; \
     exit 1; }; \
 $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
     echo "error: '$(PYTHON)' cannot make a .venv; on Debian or Ubuntu: sudo apt install python3-venv" >&2; \

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae.torch_internals import TorchDispatchMode
 
 aten = torch.ops.aten
 Key = tuple[int, ...]

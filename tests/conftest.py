@@ -8,7 +8,10 @@ import pyro
 import pytest
 import torch
 
+from pyro_vae.engine.learner import Learner
 from pyro_vae.models import linear_gaussian
+from pyro_vae.training import fitting
+from pyro_vae.training.loop import Loop
 
 torch.set_num_threads(1)
 
@@ -51,6 +54,33 @@ def oracle():
 def x():
     """Nine real rows for ``oracle``, (9, 5)."""
     return torch.randn(9, 5, dtype=torch.float64)
+
+
+@pytest.fixture
+def real():
+    """Eight real rows of three for the programs of checks.py."""
+    return torch.randn(8, 3)
+
+
+@pytest.fixture
+def grey():
+    """Three hundred rows of forty grey values."""
+    return torch.rand(300, 40, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """Send a signal to this process within these steps; one record holds four steps."""
+    look, at = Learner.require_finite, {}
+
+    def looking(self, means, ask, grads=None):
+        if ask.key[-1] + 1 in at:
+            signal.raise_signal(at.pop(ask.key[-1] + 1))
+        return look(self, means, ask, grads)
+
+    monkeypatch.setattr(Learner, "require_finite", looking)
+    monkeypatch.setattr(fitting, "Loop", lambda **o: Loop(**{**o, "record_every": 4}))
+    return at
 
 
 # A shell that starts the tests in the background has SIGINT ignored, which Python and its children

@@ -25,8 +25,8 @@ from pyro_vae.runs import storage
 from pyro_vae.training import fitting
 from pyro_vae.training.batches import Batches
 
-from .test_checkpoint import assert_same, one_cycle
-from .test_engine import Parts, normal
+from .programs import Parts, normal
+from .saved_runs import assert_same, one_cycle
 from .test_training import binary_rows, small_vae, weights
 
 F64 = torch.float64

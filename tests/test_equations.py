@@ -1,7 +1,7 @@
 """The paper's equations by number, and facts about estimators: numpy on one side, we on the other.
 
-Equations (14), (21), (22) and (24) are in test_bayesian_vae.py, appendix D in
-test_markov_evidence.py.
+Equations (14), (21), (22) and (24) are in test_bayesian_vae.py and test_bayesian_conjugate.py,
+appendix D in test_markov_evidence.py.
 """
 
 import numpy as np

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import pyro_vae as pv
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NAME = f"pyro_vae-{PROJECT['version']}"
+NAME = f"pyro_vae-{pv.__version__}"
 MODELS = {f"pyro_vae/models/{path.name}" for path in (ROOT / "models").glob("*.py")}
 OTHERS = {str(path.relative_to(ROOT)) for path in (ROOT / "pyro_vae").rglob("*.py")}
 
@@ -87,9 +89,10 @@ def test_models_cannot_be_imported_under_a_second_name():
     assert "from pyro_vae.models import" in done.stderr
 
 
-def test_every_dependency_is_pinned_within_its_bounds():
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-3.12.txt"])
+def test_every_dependency_is_pinned_within_its_bounds(file):
     requirements = pytest.importorskip("packaging.requirements")
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / file).read_text().splitlines()
     pins = [requirements.Requirement(line) for line in lines if not line.startswith("#")]
 
     def normal(name):

@@ -18,7 +18,7 @@ from pyro_vae.engine.fused import FusedStep
 from pyro_vae.objectives import AEVB, MonteCarloEM, ScoreFunction, WakeSleep
 from pyro_vae.training import fitting
 
-from .test_checkpoint import assert_same
+from .saved_runs import assert_same
 from .test_compiled import Branching, Positive
 from .test_training import binary_rows, small_vae, weights
 

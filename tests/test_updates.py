@@ -16,8 +16,8 @@ from pyro_vae.engine.updates import AdagradRule, AdamRule, bind, numbers_of, reb
 from pyro_vae.objectives import AEVB, MonteCarloEM, WakeSleep
 from pyro_vae.training import fitting
 
+from .programs import FOLDER, program_and_rows
 from .test_compiled import F64, assert_alike, train
-from .test_engine import FOLDER, program_and_rows
 
 ALL = [AEVB("A"), AEVB("B"), WakeSleep(), MonteCarloEM(2)]
 PAIRS = [(n, o) for n in FOLDER for o in (ALL[:2] if n == "bayesian_vae" else ALL)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pyro_vae import errors
 from pyro_vae.cli.flags import Flag, flags_of, nearest
 
 Binarization = Literal["default", "none", "threshold", "static", "dynamic"]
@@ -238,8 +239,8 @@ def open_data(
     """
     from pyro_vae import datasets
 
-    if scale is not None and not 0 < scale < float("inf"):
-        raise ValueError(f"--scale is {scale}, expected a positive number, such as 255")
+    if scale is not None:
+        errors.positive("--scale", scale, "such as 255")
     path = Path(data).expanduser()
     looks_like_file = path.suffix.lower() in FILES or os.sep in data or path.is_file()
     if data in datasets.names() or not looks_like_file:

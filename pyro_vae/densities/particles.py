@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pyro_vae import errors
 from pyro_vae.densities.tables import Densities, Ways, one_particle
 from pyro_vae.densities.traces import tell_scale
 from pyro_vae.graphs.lifted import Lifted
@@ -26,7 +27,8 @@ from pyro_vae.graphs.lifting import capture_cache, lift, particles_by_vmap
 from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program.calling import call_with
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.program.rows import Rows, num_rows, repeated
+from pyro_vae.torch_internals import no_modes
 
 
 def densities(
@@ -58,8 +60,7 @@ def densities(
         ValueError: a guide without ``rsample`` under ``reparameterize=True``; a site that is
             scaled by something else than its plate.
     """
-    if num_particles < 1:
-        raise ValueError(f"num_particles is {num_particles}, expected a whole number from 1 on")
+    num_particles = errors.whole("num_particles", num_particles)
     ways = Ways(reparameterize, detach_guide, pathwise)
     if num_particles == 1:
         one = one_particle(program, x, ways)
@@ -134,8 +135,7 @@ def _repeated(program: Any, x: Rows, particles: int, ways: Ways, scale: float) -
     None where a latent has plates to the left of the data's, so that its rows are not in front.
     """
     rows = num_rows(x)
-    many = map_rows(lambda t: t.repeat(particles, *[1] * (t.dim() - 1)), x)
-    wide = one_particle(program, many, ways)
+    wide = one_particle(program, repeated(x, particles), ways)
     if any(len(value) != particles * rows for value in wide.latents.values()):
         return None
 
@@ -181,7 +181,7 @@ def _vmapped(program: nn.Module, x: Rows, particles: int, ways: Ways) -> Densiti
     learning = torch.is_grad_enabled()
     key = (id(program), str(form_of_args), shapes, ways, learning)
     if key not in capture_cache():  # a capture runs the function three times
-        with _no_modes():
+        with no_modes():
             examples = (
                 pytree.tree_map(example_of_weights, parameters),
                 pytree.tree_map(example, x),
@@ -199,9 +199,3 @@ def _vmapped(program: nn.Module, x: Rows, particles: int, ways: Ways) -> Densiti
     form = lifted.unflatten(torch.func.vmap(run)(noise))
     tell_scale(form.scale)
     return form._replace(kl={name: None if k is None else k.mean(0) for name, k in form.kl.items()})
-
-
-def _no_modes():
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    return _disable_current_modes()

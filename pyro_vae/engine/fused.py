@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.capture import Graph, capture_unit
@@ -35,6 +34,7 @@ from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.noise import keyed, seeded
 from pyro_vae.objectives.base import Objective
 from pyro_vae.program.calling import trainable
+from pyro_vae.torch_internals import traced
 
 Flat = Callable[..., Sequence[Tensor]]
 
@@ -120,20 +120,20 @@ def fuse(
         tensors = [torch.stack([t] * replicas) for t in tensors]
         update = torch.vmap(update)
     with torch.no_grad(), seeded(*ask.key):  # tracing runs the draws that stay in the graph
-        code: Flat = _in_place(make_fx(update)(*tensors), len(params), num_inputs)
+        code: Flat = _in_place(traced(update, *tensors), len(params), num_inputs)
         refresh: Any = None if graph.refresh is None else graph.refresh.run
         if machine:
-            whole = make_fx(code)(*[t.clone() for t in tensors])
+            whole = traced(code, *[t.clone() for t in tensors])
             made = machine_code(whole, *tensors, kept=bool(kept))
             if isinstance(made, Refusal):
                 return made
             code = made
         if refresh is not None and replicas:
             given = [*inputs, *graph.refresh.draw(ask.key)]  # type: ignore[union-attr]
-            refresh = make_fx(torch.vmap(refresh))(*[torch.stack([t] * replicas) for t in given])
+            refresh = traced(torch.vmap(refresh), *[torch.stack([t] * replicas) for t in given])
     unit = None
     if machine and graph.refresh is not None and not replicas:
-        unit = _compiled_unit(program, objective, ask)  # type: ignore[arg-type]  # what is captured is ours
+        unit = _compiled_unit(program, objective, ask)  # type: ignore[arg-type]
         if isinstance(unit, Refusal):
             return unit
     return FusedStep(

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import pyro
 import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from pyro_vae.densities.traces import trace_program
+from pyro_vae.densities.look import Look
 from pyro_vae.engine.functions import Sums
-from pyro_vae.noise import Key, NoiseMode, keyed, seeded
+from pyro_vae.noise import Key
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.calling import Parameters
 from pyro_vae.program.rows import Rows
@@ -119,23 +118,18 @@ def means_of(names: tuple[str, ...], sums: Sequence[float]) -> dict[str, float]:
 
 def blame(program: nn.Module, x: Rows, grads: Parameters, key: tuple) -> str:
     """What is not finite at this step: a site and its first row, or else parameters."""
-    from pyro_vae.densities.sites import log_density
-    from pyro_vae.densities.traces import sites_of
-
     try:
-        with torch.no_grad(), NoiseMode(keyed(*key)), seeded(*key), pyro.validation_enabled(False):
-            guide, model = trace_program(program, x, reparameterize=False)
-            for where, trace in (("guide", guide), ("model", model)):
-                for name, site in sites_of(trace).items():
-                    value = log_density(site)
-                    if not value.isfinite().all():
-                        rows = (~value.isfinite()).nonzero()
-                        row = int(rows[0, -1]) if rows.numel() else 0
-                        return (
-                            f'the {where}\'s site "{name}" has log density '
-                            f"{float(value.flatten()[(~value.isfinite()).flatten()][0])} "
-                            f"at row {row} of the batch"
-                        )
+        for role, name, site in Look.at(program, x, rows=None, key=key):
+            with torch.no_grad():
+                value = site.density()
+            if not value.isfinite().all():
+                rows = (~value.isfinite()).nonzero()
+                row = int(rows[0, -1]) if rows.numel() else 0
+                return (
+                    f'the {role}\'s site "{name}" has log density '
+                    f"{float(value.flatten()[(~value.isfinite()).flatten()][0])} "
+                    f"at row {row} of the batch"
+                )
     except ValueError as error:  # a distribution refused its parameters
         return str(error).splitlines()[0]
     bad = [name for name, g in grads.items() if not g.isfinite().all()]

@@ -24,7 +24,6 @@ Source: Kingma & Welling (2014), appendix D; Gelfand & Dey (1994).
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ from pyro_vae.chains.sampling import sample_posterior
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights, pareto_khat
 from pyro_vae.noise import LOOK, Stream, seed_of, seeded
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.program.rows import Rows, num_rows, repeated
 
 CHAINS = 4  # of each datum
 NARROW = 0.9  # standard deviation of the kernel density over that of its draws
@@ -148,7 +147,7 @@ def _draws(
     **options,
 ) -> Tensor:
     """At least ``num_draws`` draws of each row, dealt to chains of its own, (S, C, B, J)."""
-    many = map_rows(partial(_repeated, times=chains), rows)
+    many = repeated(rows, chains)
     seed = seed_of(*Stream.PIECES.key(seed, number)) >> 1
     options |= {"num_draws": -(-num_draws // chains), "seed": seed}
     # Chains that start from plain draws of the prior end in modes that hardly count: on MNIST with
@@ -199,10 +198,6 @@ def _kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
     return (constant - log_det[:, None] + density).T
 
 
-def _repeated(rows: Tensor, times: int) -> Tensor:
-    return rows.repeat(times, *[1] * (rows.dim() - 1))
-
-
 class _Scorer:
     """log p(x, T(u)) + log |det T'(u)| for many u of the same rows, in pieces of bounded size."""
 
@@ -221,6 +216,6 @@ class _Scorer:
         """(K, B, J) to (K, B)."""
         tables = []
         for piece in u.split(self._at_once):
-            many = map_rows(partial(_repeated, times=len(piece)), self._rows)
+            many = repeated(self._rows, len(piece))
             tables.append(self._function((many, piece.flatten(0, 1)), *LOOK).view(piece.shape[:2]))
         return torch.cat(tables)

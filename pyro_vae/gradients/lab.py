@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_vae.densities.traces import DataScale, trace_program
+from pyro_vae.densities.look import Look
+from pyro_vae.densities.traces import DataScale
 from pyro_vae.engine.choosing import gradient_source
 from pyro_vae.engine.learner import blame
 from pyro_vae.gradients.groups import Groups
 from pyro_vae.graphs.compiling import entries_of
-from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
+from pyro_vae.noise import NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.base import EMPTY, Objective, State
 from pyro_vae.program.calling import Parameters, trainable
 from pyro_vae.program.rows import Rows, num_rows
@@ -70,8 +71,8 @@ class Lab:
         like = next(iter(self.params.values()))
         self.weight = torch.ones(num_rows(x), dtype=like.dtype, device=like.device)
         self.source = gradient_source(program, objective, x, self.state)
-        with torch.no_grad(), seeded(*LOOK), DataScale() as scale:
-            trace_program(program, x)
+        with DataScale() as scale:
+            Look.at(program, x, rows=None)
         self.count = num_rows(x) * scale.value
         if own and self.state.shared:
             for i in range(warmup):

@@ -14,15 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.probing import close
 from pyro_vae.graphs.products import multiplications, quicken
 from pyro_vae.noise import LOOK, seeded
+from pyro_vae.torch_internals import machine_code_of, traced
 
 aten = torch.ops.aten
 APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)}
@@ -62,15 +61,10 @@ def machine_code(
             warnings.simplefilter("ignore")  # the compiler's own, of its own code
             # Not torch.compile: its guards ask at every call whether Python has changed, and a
             # graph has none; on small nets they take as long as the arithmetic.
-            apart = make_fx(graph, decomposition_table=APART)(*copies())
+            apart = traced(graph, *copies(), apart=APART)
             if not options.get("triton.cudagraphs"):
                 quicken(apart)
-            code = torch._inductor.standalone_compile(
-                apart,
-                list(copies()),
-                dynamic_shapes="from_example_inputs",
-                options={"config_patches": options},
-            )
+            code = machine_code_of(apart, copies(), options)
             with seeded(*LOOK):
                 got = code(*mine)
             with seeded(*LOOK):

@@ -18,14 +18,12 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vae.graphs.lifted import TENSOR, Lifted, Refusal
 from pyro_vae.graphs.probing import differs
 from pyro_vae.noise import LOOK, Noise, NoiseMode, keyed, seeded
+from pyro_vae.torch_internals import fx_graph_cse, no_modes, traced
 
 aten = torch.ops.aten
 
@@ -75,7 +73,7 @@ def lift(
     Returns:
         :class:`Lifted`, or a :class:`Refusal` with the reason.
     """
-    with _disable_current_modes(), pyro.validation_enabled(False):
+    with no_modes(), pyro.validation_enabled(False):
         try:
             with _capture_scope({}):
                 lifted = _record(function, args, differentiable)
@@ -125,8 +123,8 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
 
     flat_args = (*leaves, *noise)
     with seeded(*LOOK):
-        graph = make_fx(flat)(*flat_args)
-        graph = make_fx(torch.func.functionalize(graph))(*flat_args)
+        graph = traced(flat, *flat_args)
+        graph = traced(torch.func.functionalize(graph), *flat_args)
     live = _clean(graph, len(leaves), keep_detach=differentiable)
     if not first.kept:  # two equal draws are two draws; two equal products are one
         graph.graph = fx_graph_cse(graph.graph)

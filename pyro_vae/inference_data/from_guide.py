@@ -17,8 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import errors
 from pyro_vae.checking.guards import require_numbers, require_possible_data
+from pyro_vae.densities.look import Look
 from pyro_vae.densities.tables import Densities
+from pyro_vae.densities.traces import observed_site
 from pyro_vae.evidence.importance import require_weights
 from pyro_vae.evidence.weights import from_log_weights, warn_about_tails
 from pyro_vae.inference_data.datasets import AXES, NOTES, as_dataset, attributes_of, wrapped
@@ -26,7 +29,7 @@ from pyro_vae.inference_data.draws import (
     Groups,
     as_array,
     drawn,
-    one_particle,
+    form_of,
     posterior_groups,
     prior_groups,
 )
@@ -114,22 +117,19 @@ def to_inference_data(
     Sources: Kumar et al. (2019), ArviZ; khat: Vehtari et al. (2024); for the log-likelihood and
     leave-one-out: Merkle, Furr & Rabe-Hesketh (2019).
     """
-    for name, value, least in (
-        ("num_draws", num_draws, 1),
-        ("chains", chains, 1),
-        ("num_prior", num_prior, 0),
-        ("batch_size", batch_size, 1),
-    ):
-        if int(value) != value or value < least:
-            raise ValueError(f"{name} is {value}, expected a whole number from {least} on")
-    rows, observed = as_rows(x, program), getattr(program, "observed", "x")
+    num_draws, chains = errors.whole("num_draws", num_draws), errors.whole("chains", chains)
+    num_prior, seed = errors.whole("num_prior", num_prior, 0), errors.seed_number(seed)
+    batch_size = errors.whole("batch_size", batch_size)
+    max_bytes = errors.whole("max_bytes", max_bytes)
+    rows, observed = as_rows(x, program), observed_site(program)
     particles = num_draws * chains
     posterior, prior = posterior_groups(observed, predictive), prior_groups(observed, predictive)
     made: Groups = {}
     with evaluating(program):
-        require_possible_data(program, rows)
-        require_weights(program, rows)
-        form = one_particle(program, rows, predictive)
+        look = Look.at(program, rows)
+        require_possible_data(look, rows)
+        require_weights(look)
+        form = form_of(look, program, predictive)
         constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
         _refuse_names({*form.latents, observed, *constants})
         _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
@@ -186,7 +186,7 @@ def _true_latents(given: Any, form: Densities, rows: int) -> dict[str, np.ndarra
                 f'true_latents has "{name}", expected latents of the guide: '
                 f"{', '.join(form.latents)}"
             )
-        expected = (rows, *form.latents[name].shape[2:])
+        expected = (rows, *form.latents[name].shape[1:])
         if truth.shape != expected:
             raise ValueError(
                 f'true_latents of "{name}" have shape {truth.shape}, expected {expected}: one '
@@ -200,7 +200,7 @@ def _refuse_size(
 ) -> None:
     """Compare what the result will take with what it may, before anything is drawn."""
     rows, table = num_rows(x), form.log_q.element_size()
-    latents = sum(v[0, 0].numel() * v.element_size() for v in form.latents.values())
+    latents = sum(v[0].numel() * v.element_size() for v in form.latents.values())
     draw = observed_rows(x)[0]
     replicated = draw.numel() * draw.element_size() if predictive else 0
     needed = rows * (particles * (latents + 3 * table + replicated))

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import nn
 
+from pyro_vae import defaults, errors
 from pyro_vae.checking.guards import require_all_data, require_possible_data
+from pyro_vae.densities.look import Look
 from pyro_vae.engine.choosing import make_step, require_alike, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
@@ -52,16 +53,16 @@ def fit(
     samples: int | None = None,
     epochs: float | None = None,
     steps: int | None = None,
-    batch_size: int = 100,
+    batch_size: int = defaults.BATCH_SIZE,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adagrad,
-    lr: float | Sequence[float] = 0.02,
+    lr: float | Sequence[float] = defaults.LR,
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
     clip: float | None = None,
-    weight_prior: float = 0.0,
-    seed: int | Sequence[int] = 0,
+    weight_prior: float = defaults.WEIGHT_PRIOR,
+    seed: int | Sequence[int] = defaults.SEED,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    engine: str = "auto",
+    engine: str = defaults.ENGINE,
     validation: Any = None,
     evaluate_every: int | None = None,
     early_stopping: int | None = None,
@@ -156,7 +157,7 @@ def fit(
         first.learner,
         engine,
         ask,
-        prior=WeightPrior(weight_prior, first.batches.num_data),
+        prior=WeightPrior(settings[0].weight_prior, first.batches.num_data),
         num_steps=num_steps,
         replicas=len(loops) if many else 0,
     )
@@ -167,7 +168,7 @@ def fit(
         go_on(folder, first, manifests[0], num_steps)
     label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
     with (
-        keeping(first, manifests[0], num_steps, folder, checkpoint_every),
+        keeping(first, manifests[0], num_steps, folder, settings[0].checkpoint_every),
         reporter(progress, num_samples, label=label) as report,
     ):
         told = list(callbacks)
@@ -198,9 +199,9 @@ def _side_by_side(
         if _several(value)
     }
     if replicas is not None:
-        lengths["replicas"] = replicas
+        lengths["replicas"] = errors.whole("replicas", replicas)
     count = next(iter(lengths.values()))
-    if len(set(lengths.values())) > 1 or not isinstance(count, Integral) or count < 1:
+    if len(set(lengths.values())) > 1 or count < 1:
         raise ValueError(f"replicas are counted as {lengths}, expected one whole number from 1 on")
     for name in ("out", "early_stopping"):
         if options[name]:
@@ -214,7 +215,7 @@ def _side_by_side(
     if len({id(p) for p in programs}) < len(programs):
         raise ValueError("program holds one program twice, expected one for each replica")
     programs += [copy.deepcopy(program) for _ in range(count - len(programs))]
-    seeds = seed if _several(seed) else [seed + r for r in range(count)]
+    seeds = seed if _several(seed) else [errors.seed_number(seed) + r for r in range(count)]
     rates = lr if _several(lr) else [lr] * count
     each_options = [options | {"seed": s, "lr": r} for s, r in zip(seeds, rates, strict=True)]
     return programs, each_options
@@ -229,9 +230,11 @@ def _set_up(
     rows = as_rows(x, program)
     batches = Batches(x, program, settings.batch_size, settings.seed)
     num_steps, _ = settings.budget(batches)
-    materialize(program, batches(0)[1])
-    require_possible_data(program, rows)
-    require_all_data(program, batches(0)[1], batches.num_data)
+    first = batches(0)[1]
+    materialize(program, first)
+    look = Look.at(program, first, rows=None)
+    require_possible_data(look, rows)
+    require_all_data(look, batches.num_data)
     held_out = None
     if settings.validation is not None:
         held_out = as_rows(settings.validation, program)
@@ -240,7 +243,7 @@ def _set_up(
                 f"a row of validation is {_shape(held_out)}, expected {_shape(rows)} as in x; to "
                 "flatten rows: x.reshape(len(x), -1)"
             )
-        require_possible_data(program, held_out)
+        require_possible_data(look, held_out)
     if settings.early_stopping and not getattr(chosen, "has_bound", True):
         raise ValueError(
             f"early_stopping watches the held-out bound, and {type(chosen).__name__} has none: "

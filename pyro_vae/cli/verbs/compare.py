@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pyro_vae import defaults
 from pyro_vae.cli.sources import Binarization, find_objective, open_data, put, results
 
 
@@ -13,11 +14,11 @@ def run_compare(
     *,
     data: str = "digits",
     objectives: list[str] = ["AEVB", "WakeSleep", "MonteCarloEM"],  # noqa: B006
-    samples: int = 150_000,
-    seeds: int = 3,
+    samples: int = defaults.SAMPLES,
+    seeds: int = defaults.SEEDS,
     latent_dim: int = 2,
     hidden_dim: int = 128,
-    lr: float = 0.02,
+    lr: float = defaults.LR,
     out: Path = Path("comparison"),
     binarize: Binarization = "default",
     data_dir: Path | None = None,

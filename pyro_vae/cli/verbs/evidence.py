@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+from pyro_vae import defaults, errors
 from pyro_vae.cli.sources import Binarization, Model, open_data, put, results
 from pyro_vae.cli.verbs.fit import error_of_mean
 from pyro_vae.errors import PyroVaeWarning
@@ -18,12 +19,12 @@ def run_evidence(
     *,
     data: str = "digits",
     program: Model | None = None,
-    method: Literal["importance", "reciprocal"] = "importance",
+    method: Literal["importance", "reciprocal"] = defaults.METHOD,
     proposal: Literal["auto", "guide", "hmc"] = "auto",
-    num_particles: int = 1000,
-    num_draws: int = 200,
+    num_particles: int = defaults.NUM_PARTICLES,
+    num_draws: int = defaults.NUM_DRAWS,
     num_data: int | None = None,
-    seed: int = 0,
+    seed: int = defaults.SEED,
     out: Path | None = None,
     binarize: Binarization = "default",
     data_dir: Path | None = None,
@@ -48,8 +49,8 @@ def run_evidence(
         scale: what the values of a file are divided by, such as 255.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
     """
-    if num_data is not None and num_data < 1:
-        raise ValueError(f"--num_data is {num_data}, expected a whole number from 1 on")
+    if num_data is not None:
+        errors.whole("--num_data", num_data)
     import pyro_vae as pv
 
     loaded = open_data(data, binarize, data_dir, scale, labels_key)

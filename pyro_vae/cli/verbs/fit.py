@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pyro_vae import defaults
 from pyro_vae.cli.sources import (
     Binarization,
     Model,
@@ -29,13 +30,13 @@ def run_fit(
     samples: int | None = None,
     epochs: float | None = None,
     steps: int | None = None,
-    batch_size: int = 100,
-    lr: float = 0.02,
+    batch_size: int = defaults.BATCH_SIZE,
+    lr: float = defaults.LR,
     optimizer: str = "adagrad",
     clip: float | None = None,
-    weight_prior: float = 0.0,
-    seed: int = 0,
-    engine: str = "auto",
+    weight_prior: float = defaults.WEIGHT_PRIOR,
+    seed: int = defaults.SEED,
+    engine: str = defaults.ENGINE,
     device: str | None = None,
     early_stopping: int | None = None,
     evaluate_every: int | None = None,

@@ -1,0 +1,57 @@
+"""What the package takes from inside torch, in one place, and what differs between its versions.
+
+A graph is captured, compared and compiled by parts of torch that it does not promise to keep:
+
+* ``make_fx`` records what a function does to tensors.  From 2.14 on, without a table of its own, it
+  applies one that turns ``detach`` into ``alias``: every stop-gradient is lost when the graph is
+  differentiated once more (which the comparison after a capture finds).  An empty table keeps the
+  operations as they were called, as in 2.9 to 2.13.
+* ``fx_graph_cse`` merges equal operations; it has stayed what it was from 2.9 on.
+* ``standalone_compile`` makes machine code of a graph without the guards of ``torch.compile``; it
+  came with 2.8.  Its compiler is imported when it is asked for: the import alone writes to a cache.
+* ``TorchDispatchMode`` sees every operation; ``no_modes`` hides those that are active.
+
+To try another version of torch: ``make matrix``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as no_modes
+
+__all__ = ["TorchDispatchMode", "fx_graph_cse", "machine_code_of", "no_modes", "traced"]
+
+
+def traced(
+    function: Callable[..., Any],
+    *args: Tensor,
+    apart: Mapping[Any, Callable[..., Any]] | None = None,
+) -> fx.GraphModule:
+    """The operations that a function of flat tensors comes to, as a graph.
+
+    Args:
+        function: flat tensors in, a list of tensors out.
+        args: example tensors.
+        apart: for an operation, a function of simpler ones to record in its place.
+    """
+    return make_fx(function, decomposition_table=dict(apart or {}))(*args)
+
+
+def machine_code_of(
+    graph: fx.GraphModule, tensors: Sequence[Tensor], options: dict[str, Any]
+) -> Callable[..., Sequence[Tensor]]:
+    """A flat graph of tensors of these shapes as machine code; raises what the compiler raises."""
+    from torch._inductor import standalone_compile
+
+    return standalone_compile(
+        graph,
+        list(tensors),
+        dynamic_shapes="from_example_inputs",
+        options={"config_patches": options},
+    )
