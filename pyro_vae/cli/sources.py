@@ -67,7 +67,7 @@ class Model:
         """
         from torch import nn
 
-        from pyro_vae.noise import seeded
+        from pyro_vae.noise import Stream, seeded
 
         filled = self._takes_dim
         positional, named = [], dict(options)
@@ -77,7 +77,7 @@ class Model:
                 positional.append(data_dim)
             else:
                 named[filled] = data_dim
-        with seeded(seed):
+        with seeded(*Stream.PARAMETERS.key(seed)):
             try:
                 program = self.build(*positional, **named)
             except (Exception, SystemExit) as error:
