@@ -26,7 +26,7 @@ from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.evidence.markov import CHAINS, require_enough_draws
-from pyro_vae.noise import seeded
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.objectives.base import names_of
 from pyro_vae.optimizers import Adagrad
 from pyro_vae.program.calling import evaluating
@@ -126,7 +126,7 @@ def compare(
 
 
 def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with seeded(seed):
+    with seeded(*Stream.PARAMETERS.key(seed)):
         program = build()
     if not isinstance(program, nn.Module):
         raise TypeError(

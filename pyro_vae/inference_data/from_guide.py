@@ -33,6 +33,7 @@ from pyro_vae.inference_data.draws import (
     posterior_groups,
     prior_groups,
 )
+from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows, observed_rows
@@ -132,9 +133,9 @@ def to_inference_data(
         constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
         _refuse_names({*form.latents, observed, *constants})
         _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
-        groups = drawn(program, rows, posterior, particles, (seed, 0), batch_size)
+        groups = drawn(program, rows, posterior, particles, Stream.POSTERIOR.key(seed), batch_size)
         if num_prior:
-            made = drawn(program, rows, prior, num_prior, (seed, 1), batch_size)
+            made = drawn(program, rows, prior, num_prior, Stream.PRIOR.key(seed), batch_size)
     log_w = groups["sample_stats"]["lp"] - groups["sample_stats"]["log_q"]  # (K, N)
     evidence = from_log_weights(torch.from_numpy(log_w))
     require_numbers(evidence.value, "log p(x)")

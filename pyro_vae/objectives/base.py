@@ -78,6 +78,12 @@ class Objective(Recorded, ELBO, metaclass=_Made):
 
     refresh_every: int = 0  # 0: never; else a new minibatch is drawn and refreshed that often
     has_bound: bool = True  # whether the guide is trained, so that an ELBO means something
+    # What an author says of the class, from which the folder's tests derive what they ask of it:
+    estimates: str | None = None  # the mean of -loss: "elbo", "K-sample bound"
+    takes_global: bool = True  # latents outside the plate; else it refuses them by name
+    needs_rsample: bool = True  # of the guide, and so no discrete latents
+    least_particles: int | None = 1  # None: it takes no num_particles
+    scores_twice: bool = False  # the density of a draw, so the guide may draw nothing but its sites
     # Where ``refresh`` calls one costly pure function of its rows over and over: that function,
     # (program, x, rows) -> tensors.  An engine may compile it and call
     # ``refresh(program, x, state, unit=compiled, noise=source)``, with which no program is needed.

@@ -15,7 +15,7 @@ from torch import nn
 
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.listing import called, rebuilt_all
-from pyro_vae.noise import seeded
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.objectives.base import EMPTY, State
 from pyro_vae.program.calling import materialize
 from pyro_vae.recording import differences
@@ -167,7 +167,7 @@ def _built(folder: Path, record: Any, kind: str) -> nn.Module:
         )
     module = importlib.import_module(f"pyro_vae.models.{record['model']}")
     try:
-        with seeded(0):
+        with seeded(*Stream.PARAMETERS.key(0)):
             return called(module.build, rebuilt_all(record["options"]), record["model"])
     except ValueError as error:
         raise _pass_it(f"{folder} holds a {kind} that cannot be built by name: {error}") from error
