@@ -18,6 +18,7 @@ from pyro_vae.cli.verbs.data import run_data
 from pyro_vae.cli.verbs.evidence import run_evidence
 from pyro_vae.cli.verbs.fit import run_fit
 from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.version import __version__
 
 VERBS: dict[str, Callable[..., int]] = {
     "check": run_check,
@@ -44,6 +45,9 @@ def run(arguments: Sequence[str], stop: Stop) -> int:
     verb, *rest = list(arguments) or ["--help"]
     if verb in ("-h", "--help"):
         print(_overview())
+        return 0
+    if verb == "--version":
+        print(f"pyro-vae {__version__}")
         return 0
     if verb not in VERBS:
         return _complain("", nearest(verb, list(VERBS)))

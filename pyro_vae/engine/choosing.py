@@ -95,7 +95,10 @@ def make_step(
     options: dict[str, Any] = {"replicas": replicas, "machine": machine}
     step = fuse(graph, program, objective, rule, clip, ask, **options)
     if isinstance(step, Refusal):
-        return _unless_asked(engine, GraphStep(graph, f"not {what}: {step}"))
+        slower = _unless_asked(engine, GraphStep(graph, f"not {what}: {step}"))
+        if machine:
+            compiling.warn_not_compiled(str(step))
+        return slower
     return step
 
 
