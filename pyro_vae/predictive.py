@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.densities.dreams import dream
-from pyro_vae.densities.sites import base_law, data_frame, mean_of
-from pyro_vae.densities.traces import AtTheMean, sites_of, trace_of
-from pyro_vae.noise import seeded
+from pyro_vae.densities.sites import Sites, latents_of
+from pyro_vae.densities.traces import At, AtTheMean, dreamt_sites, observed_site, sites_of
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, observed_rows
@@ -40,7 +38,7 @@ def sample(
         (n, ...) in the form of x.
     """
     num_samples, seed = errors.whole("num_samples", num_samples), errors.seed_number(seed)
-    with torch.no_grad(), seeded(seed), evaluating(program):
+    with torch.no_grad(), seeded(*Stream.PREDICTIVE.key(seed)), evaluating(program):
         if like is None and isinstance(program, VAE):
             x: Rows = program.likelihood(program.prior().sample((1,))).sample()
         elif like is None:
@@ -52,12 +50,11 @@ def sample(
             x = as_rows(like, program)
         index = torch.arange(num_samples) % len(observed_rows(x))
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
-        with seeded(seed, 1):
-            learnt = poutine.condition(data=_latents(program, x, shared=True))
-        with learnt:
-            if not mean:
-                return observed_rows(dream(program, x)[0])
-            return _mean_of_x(program, poutine.uncondition(program.model), x)
+        with seeded(*Stream.SHARED.key(seed)):
+            learnt = _latents(program, x, shared=True)
+        if not mean:
+            return observed_rows(dream(program, x, learnt)[0])
+        return _mean_of_x(program, dreamt_sites(program, x, learnt), x)
 
 
 def encode(
@@ -85,7 +82,7 @@ def encode(
     """
     num_draws, seed = _whole(num_draws), errors.seed_number(seed)
     rows = as_rows(x, program)
-    with torch.no_grad(), seeded(seed), evaluating(program):
+    with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is None:
             latents = _means(program, rows, shared=shared)
         else:
@@ -120,9 +117,9 @@ def reconstruct(program: Any, x: Any, *, num_draws: int | None = None, seed: int
     rows = as_rows(x, program)
 
     def at(latents: dict[str, Tensor]) -> Tensor:
-        return _mean_of_x(program, poutine.condition(program.model, data=latents), rows)
+        return _mean_of_x(program, sites_of(program.model, rows, At(latents)), rows)
 
-    with torch.no_grad(), seeded(seed), evaluating(program):
+    with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is None:
             return at(_means(program, rows))
         return torch.stack([at(_latents(program, rows)) for _ in range(num_draws)])
@@ -132,24 +129,24 @@ def _whole(num_draws: int | None) -> int | None:
     return None if num_draws is None else errors.whole("num_draws", num_draws)
 
 
-def _latents(program: Any, x: Rows, *, shared: bool | None = None) -> dict[str, Tensor]:
+def _latents(
+    program: Any, x: Rows, *handlers: Any, shared: bool | None = None
+) -> dict[str, Tensor]:
     """Latents by site: those that all data share, those of each datum, or, by None, all."""
-    sites = sites_of(trace_of(program.guide, x))
     return {
-        name: site["value"]
-        for name, site in sites.items()
-        if not site["is_observed"] and shared in (None, data_frame(site) is None)
+        name: site.value
+        for name, site in latents_of(sites_of(program.guide, x, *handlers)).items()
+        if shared in (None, site.is_global)
     }
 
 
-def _mean_of_x(program: Any, model: Callable[[Rows], Any], x: Rows) -> Tensor:
-    """The mean of the likelihood where ``model`` runs, in the form of x."""
-    name = getattr(program, "observed", "x")
-    fn = sites_of(trace_of(model, x))[name]["fn"]
-    mean = mean_of(fn)
+def _mean_of_x(program: Any, model: Sites, x: Rows) -> Tensor:
+    """The mean of the likelihood among the sites of a model, in the form of x."""
+    site = model[observed_site(program)]
+    mean = site.mean()
     if mean is None:
         raise ValueError(
-            f'the likelihood of "{name}", {type(base_law(fn)).__name__}, has no mean: ask for '
+            f'the likelihood of "{site.name}", {site.family}, has no mean: ask for '
             "draws of x, pv.sample(program, n, like=x)"
         )
     return mean.reshape(observed_rows(x).shape)
@@ -157,4 +154,4 @@ def _mean_of_x(program: Any, model: Callable[[Rows], Any], x: Rows) -> Tensor:
 
 def _means(program: Any, x: Rows, *, shared: bool | None = None) -> dict[str, Tensor]:
     with pyro.validation_enabled(False):
-        return AtTheMean()(lambda: _latents(program, x, shared=shared))()
+        return _latents(program, x, AtTheMean(), shared=shared)

@@ -58,10 +58,10 @@ def made(monkeypatch):
     """The steps that fits have made; single eager runs of one objective share a graph."""
     steps, shared = [], {}
 
-    def make(program, objective, engine, ask, **options):
-        key = id(objective), engine, options["replicas"]
+    def make(learner, engine, ask, **options):
+        key = id(learner.objective), engine, options["replicas"]
         if key not in shared or options["replicas"]:
-            shared[key] = choosing.make_step(program, objective, engine, ask, **options)
+            shared[key] = choosing.make_step(learner, engine, ask, **options)
         steps.append(shared[key])
         return steps[-1]
 

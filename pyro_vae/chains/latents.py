@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
-from pyro_vae.densities.sites import Site, base_law, data_frame, log_density, one_scale, per_datum
-from pyro_vae.densities.traces import sites_of, trace_of
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.densities.look import looking
+from pyro_vae.densities.sites import Site, Sites, base_law, latents_of, one_scale, values_of
+from pyro_vae.densities.traces import At, sites_of
+from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.rows import Rows, map_rows, num_rows
-from pyro_vae.torch_internals import no_modes
 
 
 class _Part(NamedTuple):
@@ -56,7 +55,7 @@ class Latents:
     def of(cls, program: Any, x: Rows) -> Latents:
         """Learn the latents from one run of the model, and check it by another.
 
-        Torch's generators are left as they were.
+        Torch's generators and the program's buffers are left as they were.
 
         Raises:
             ValueError: for what HMC cannot move: a global latent, a discrete one, an angle, a
@@ -66,15 +65,15 @@ class Latents:
         """
         if num_rows(x) == 1:  # two rows show what depends on the row
             x = map_rows(lambda t: torch.cat([t, t]), x)
-        with no_modes(), torch.enable_grad(), seeded(0):
-            drawn = _ancestral(program, x)
+        with torch.enable_grad(), looking(program, validate=True):
+            drawn = latents_of(sites_of(program.model, x))
             if not drawn:
                 raise ValueError(
                     "the model has no latent site, expected at least one in "
                     'pyro.plate("data", ...): there is nothing to sample'
                 )
             latents = cls(tuple(_part(site, num_rows(x)) for site in drawn.values()))
-            latents._check_rest(program, x, {n: s["value"].detach() for n, s in drawn.items()})
+            latents._check_rest(program, x, {n: s.value.detach() for n, s in drawn.items()})
         return latents
 
     @property
@@ -131,8 +130,8 @@ class Latents:
             values[name] = value
             total = total + log_det
         for site in self._scored(program, x, values).values():
-            if data_frame(site) is not None:
-                total = total + per_datum(site, log_density(site))
+            if not site.is_global:
+                total = total + site.per_datum()
         return total
 
     def log_likelihood(self, program: Any, x: Rows, u: Tensor) -> Tensor:
@@ -140,22 +139,19 @@ class Latents:
         values = self.constrain(u)
         total = u.new_zeros(len(u))
         for name, site in self._scored(program, x, values).items():
-            if name not in values and data_frame(site) is not None:
-                total = total + per_datum(site, log_density(site))
+            if name not in values and not site.is_global:
+                total = total + site.per_datum()
         return total
 
     def from_prior(self, program: Any, x: Rows) -> Tensor:
         """An ancestral draw of the latents given the covariates, (B, J)."""
         with torch.no_grad():
-            sites = _ancestral(program, x)
-            return self.unconstrain({name: site["value"] for name, site in sites.items()})
+            return self.unconstrain(values_of(sites_of(program.model, x)))
 
     def from_guide(self, program: Any, x: Rows) -> Tensor:
         """A draw of the latents from q(z | x), (B, J)."""
         with torch.no_grad():
-            sites = sites_of(trace_of(program.guide, x))
-            drawn = {name: s["value"] for name, s in sites.items() if not s["is_observed"]}
-            return self.unconstrain(drawn)
+            return self.unconstrain(values_of(sites_of(program.guide, x)))
 
     # ---
 
@@ -177,8 +173,8 @@ class Latents:
             result[part.name] = value, rows_first.reshape(*u.shape[:-1], -1).sum(-1)
         return result
 
-    def _scored(self, program: Any, x: Rows, values: dict[str, Tensor]) -> dict[str, Site]:
-        return sites_of(trace_of(poutine.condition(program.model, data=values), x))
+    def _scored(self, program: Any, x: Rows, values: dict[str, Tensor]) -> Sites:
+        return sites_of(program.model, x, At(values))
 
     def _check_rest(self, program: Any, x: Rows, values: dict[str, Tensor]) -> None:
         """The other sites are a function of the latents, row by row, and scaled by the plate alone.
@@ -186,7 +182,7 @@ class Latents:
         Those outside the plate do not depend on the latents.
         """
         leaves = {name: value.requires_grad_() for name, value in values.items()}
-        with NoiseMode(keyed(0)) as mode:
+        with NoiseMode(keyed(*LOOK)) as mode:
             sites = self._scored(program, x, leaves)
         if mode.asked or mode.kept:
             raise ValueError(
@@ -197,17 +193,15 @@ class Latents:
         one_scale({}, sites)
         first = next(iter(leaves.values())).new_zeros(())  # log p(x, z) of row 0
         for name, site in sites.items():
-            events = log_density(site)
-            if data_frame(site) is not None:
-                first = first + per_datum(site, events)[0]
-            elif _slopes(events.sum(), leaves):
+            if not site.is_global:
+                first = first + site.per_datum()[0]
+            elif _slopes(site.density().sum(), leaves):
                 raise ValueError(
                     f'site "{name}" depends on the latents and is outside pyro.plate("data", ...), '
                     "expected each datum's density in its own row: indent it under the plate"
                 )
         for name, slope in _slopes(first, leaves).items():
-            frame = data_frame(sites[name])
-            others = slope.movedim(frame.dim - sites[name]["fn"].event_dim, 0)[1:]
+            others = slope.movedim(_axis(sites[name]), 0)[1:]
             if bool((others.nan_to_num() != 0).any()):
                 raise ValueError(
                     f'log p(x, z) of row 0 depends on "{name}" of other rows, expected rows that '
@@ -224,35 +218,33 @@ def _slopes(total: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
 
 
-def _ancestral(program: Any, x: Rows) -> dict[str, Site]:
-    """The latent sites of one run of the model."""
-    sites = sites_of(trace_of(program.model, x))
-    return {name: site for name, site in sites.items() if not site["is_observed"]}
+def _axis(site: Site) -> int:
+    """Of the rows in a value, from the right."""
+    if site.axis is None:
+        raise ValueError(
+            f'latent site "{site.name}" is not in a vectorized pyro.plate("data", ...), expected '
+            "every latent to belong to a row: indent it under the plate; where all data share it, "
+            "fix it with pyro.poutine.condition, or learn it as a parameter"
+        )
+    return site.axis - len(site.event_shape)
 
 
 def _part(site: Site, rows: int) -> _Part:
     """A latent site's place in u."""
-    name, fn, frame = f'latent site "{site["name"]}"', site["fn"], data_frame(site)
-    if frame is None or frame.dim is None:
+    name, law, axis = f'latent site "{site.name}"', site.law, _axis(site)
+    if law.support.is_discrete:
         raise ValueError(
-            f'{name} is not in a vectorized pyro.plate("data", ...), expected every latent to '
-            "belong to a row: indent it under the plate; where all data share it, fix it with "
-            "pyro.poutine.condition, or learn it as a parameter"
-        )
-    if fn.support.is_discrete:
-        raise ValueError(
-            f"{name} is discrete ({type(fn).__name__}), and Hamiltonian Monte Carlo moves along "
+            f"{name} is discrete ({type(law).__name__}), and Hamiltonian Monte Carlo moves along "
             'gradients: score by draws of the guide, proposal="guide"; train by WakeSleep(), '
             "ReweightedWakeSleep() or ScoreFunction(); or sum it out inside the likelihood"
         )
-    if _is_angle(fn):
+    if _is_angle(law):
         raise ValueError(
-            f"{name} is an angle ({type(base_law(fn)).__name__}), expected a density that does not "
+            f"{name} is an angle ({site.family}), expected a density that does not "
             "repeat on the real line, where HMC would wander from period to period: train by "
             'AEVB() or WakeSleep(), and take log p(x) with proposal="guide"'
         )
-    axis = frame.dim - fn.event_dim  # of the rows in the value
-    support = _fixed(fn.support, axis, name)
+    support = _fixed(law.support, axis, name)
     try:
         transform = biject_to(support)
     except NotImplementedError:
@@ -261,13 +253,13 @@ def _part(site: Site, rows: int) -> _Part:
             "R^n: choose another distribution for it"
         ) from None
     axis += transform.codomain.event_dim - transform.domain.event_dim
-    shape = list(transform.inv(site["value"].detach()).shape)
+    shape = list(transform.inv(site.value.detach()).shape)
     if shape.pop(axis) != rows:
         raise ValueError(
-            f"{name} has shape {tuple(site['value'].shape)} and x has {rows} rows, expected one "
+            f"{name} has shape {tuple(site.value.shape)} and x has {rows} rows, expected one "
             f'draw a row: write `with pyro.plate("data", len(x)):`'
         )
-    return _Part(site["name"], tuple(shape), axis, transform)
+    return _Part(site.name, tuple(shape), axis, transform)
 
 
 def _is_angle(law: Any) -> bool:

@@ -2,65 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import pyro
-import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyro_vae.checking.sites import ROLES, Mistakes, label
+from pyro_vae.checking.sites import Mistakes, label
 from pyro_vae.checking.values import possible_parameters, possible_values
-from pyro_vae.densities.sites import data_frame, one_scale
-from pyro_vae.densities.traces import sites_of, trace_program
-from pyro_vae.noise import seeded
-from pyro_vae.program.rows import Rows, map_rows, num_rows, observed_rows
+from pyro_vae.densities.look import Look
+from pyro_vae.densities.sites import Site
+from pyro_vae.program.rows import Rows, observed_rows
 
 
-def require_possible_data(program: Any, x: Rows) -> None:
-    """Refuse data to which the likelihood gives no density, looking at every row.
+def require_possible_data(look: Look, x: Rows) -> None:
+    """Refuse data to which the likelihood gives no density, every row of them.
 
     With validation off, which captured graphs and ``python -O`` have, a Bernoulli scores a pixel
     of 255 without complaint, and the more the better.  So do impossible parameters, such as a
-    negative scale, which are looked for in the first rows.
+    negative scale, which are looked for in the rows of the look.
+
+    Args:
+        look: at the program, on some rows of its data.
+        x: all rows, of these or other data.
 
     Raises:
         ValueError: what was found, what the site takes, and the next step.
     """
-    with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
-        # A support does not depend on the row but for bounds such as a count of trials; of those
-        # the first rows say nothing about the others, and the comparison below passes them over.
-        traces = trace_program(program, map_rows(lambda t: t[:2], x), reparameterize=False)
     mistakes = Mistakes()
-    for role, trace in zip(ROLES, traces, strict=True):
-        for name, site in sites_of(trace).items():
-            possible_parameters(site, label(role, name), mistakes)
-    site = sites_of(traces[1]).get(getattr(program, "observed", "x"), {})
-    if isinstance(site.get("value"), Tensor) and site["mask"] is None:
-        rows = observed_rows(x)
-        value = rows.reshape(len(rows), *site["value"].shape[1:])
-        possible_values({**site, "value": value}, "data", mistakes)
+    for role, name, each in look:
+        possible_parameters(each, label(role, name), mistakes)
+    if (site := look.likelihood) is not None and isinstance(site.value, Tensor):
+        if not (site.is_masked or _has_bounds_by_row(site)):  # they say nothing about other rows
+            rows = observed_rows(x)
+            site = replace(site, value=rows.reshape(len(rows), *site.value.shape[1:]))
+        possible_values(site, "data", mistakes)
     if mistakes:
         raise ValueError(mistakes[0])
 
 
-def require_all_data(program: Any, x: Rows, num_data: int) -> None:
+def _has_bounds_by_row(site: Site) -> bool:
+    """Whether the values that a site takes may differ from row to row, as a count of trials."""
+
+    def by_row(bound: Any) -> bool:
+        if isinstance(bound, Tensor):
+            return bound.dim() >= site.value.dim()
+        if isinstance(bound, constraints.Constraint):
+            bound = list(vars(bound).values())
+        return isinstance(bound, list | tuple) and any(map(by_row, bound))
+
+    try:
+        return by_row(site.law.support)
+    except (NotImplementedError, AttributeError):
+        return False  # no support that could be asked
+
+
+def require_all_data(look: Look, num_data: int) -> None:
     """Refuse shared latents whose plate speaks of another number of data than there are.
 
     Their terms would count too often or too seldom beside those of the data.
 
+    Args:
+        look: at the program, on a whole minibatch.
+        num_data: N.
+
     Raises:
         ValueError: N as the plate has it, and as the data do.
     """
-    with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
-        guide, model = map(sites_of, trace_program(program, x, reparameterize=False))
-    shared = [n for n, s in guide.items() if not s["is_observed"] and data_frame(s) is None]
-    if not shared:
-        return
-    declared = round(one_scale(guide, model) * num_rows(x))
-    if declared != num_data:
+    shared = [name for name, site in look.latents.items() if site.is_global]
+    if shared and look.num_data != num_data:
         raise ValueError(
             f'latent site "{shared[0]}" is shared by all data, of which pyro.plate("data", ...) '
-            f"counts {declared} where there are {num_data}: write "
+            f"counts {look.num_data} where there are {num_data}: write "
             f'pyro.plate("data", {num_data}, subsample_size=len(x)), or build the program with '
             f"num_data={num_data}"
         )

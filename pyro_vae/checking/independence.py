@@ -14,54 +14,48 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.checking.sites import ROLES, Met, Mistakes, Role, Sites, by_row, first_line, label
-from pyro_vae.densities.sites import Site, base_law, is_deterministic, log_density, without_inverse
-from pyro_vae.densities.traces import RowsAreTheBatch, sites_of
-from pyro_vae.noise import Noise, NoiseMode, seeded
-from pyro_vae.program.rows import Rows, map_rows
+from pyro_vae.checking.sites import Met, Mistakes, first_line, label
+from pyro_vae.densities.look import ROLES, Role
+from pyro_vae.densities.sites import Site, Sites, by_row
+from pyro_vae.densities.traces import At, sites_of
+from pyro_vae.noise import LOOK, Noise, NoiseMode, seeded
+from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
 
 Scores = dict[tuple[Role, str], Tensor]  # role and site -> (rows,)
 
 
-class _Fixed(Messenger):
-    """Gives latents the values it is told."""
-
-    def __init__(self, latents: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.latents = latents
-
-    def _pyro_sample(self, msg) -> None:
-        if msg["value"] is None and msg["name"] in self.latents:
-            msg["value"] = self.latents[msg["name"]]
-
-
 class Failed(Exception):
-    """The program's own code raised; holds the sites that were met before."""
+    """The program's own code raised on these rows."""
 
-    def __init__(self, role: Role, x: Rows, sites: Sites) -> None:
+    def __init__(self, role: Role, x: Rows) -> None:
         super().__init__(role)
-        self.role, self.x, self.sites = role, x, sites
+        self.role, self.x = role, x
 
 
 def sites_at(
-    program: nn.Module, role: Role, x: Rows, latents: dict[str, Tensor], noise: NoiseMode
+    program: nn.Module,
+    role: Role,
+    x: Rows,
+    latents: dict[str, Tensor],
+    noise: NoiseMode,
+    into: Sites | None = None,
 ) -> Sites:
     """The sites of model or guide on ``x``, at these latents and this noise.
+
+    Args:
+        program, role, x, latents, noise: what is run, and where.
+        into: takes the sites, also those that were met before a failure.
 
     Raises:
         Failed: where the program's own code raises, from that.
     """
-    tracer = poutine.trace()
     try:
-        with seeded(0), noise, RowsAreTheBatch(), _Fixed(latents), tracer:
-            getattr(program, role)(x)
+        with seeded(*LOOK), noise:
+            return sites_of(getattr(program, role), x, At(latents), into=into)
     except Exception as error:
-        raise Failed(role, x, sites_of(tracer.trace)) from error
-    return sites_of(tracer.trace)
+        raise Failed(role, x) from error
 
 
 def add_failure(failed: Failed, mistakes: Mistakes, advice: str = "") -> None:
@@ -82,13 +76,13 @@ def add_failure(failed: Failed, mistakes: Mistakes, advice: str = "") -> None:
     mistakes.cause = mistakes.cause or error
 
 
-def independence(program: nn.Module, x: Rows, met: Met, mistakes: Mistakes) -> list[str]:
+def independence(program: nn.Module, met: Met, mistakes: Mistakes) -> list[str]:
     """Find sites whose rows see one another; returns notes on what could not be compared."""
-    rows, notes = len(met.x), []
+    rows, notes = num_rows(met.x), []
     drawn: set[str] = set()  # latents of the guide that it can score only where it draws them
     kept: list[str] = []  # random operations that no constant can stand for
     for name, latent in met.guide.items():
-        transform = without_inverse(latent["fn"], latent["value"])
+        transform = latent.without_inverse()
         if transform is not None:
             drawn.add(name)
             lacks = f"{transform} of {label('guide', name)} has no inverse"
@@ -106,7 +100,7 @@ def independence(program: nn.Module, x: Rows, met: Met, mistakes: Mistakes) -> l
     alone: Scores = {}
     for how, index in {"": everything, **selections}.items():
         try:
-            together, others = _selected(program, x, met, drawn, index.to(met.x.device))
+            together, others = _selected(program, met, drawn, index.to(device_of(met.x)))
         except Failed as failed:
             advice = f"it runs on {rows} rows, so write it for any number of them"
             add_failure(failed, mistakes, advice)
@@ -116,14 +110,14 @@ def independence(program: nn.Module, x: Rows, met: Met, mistakes: Mistakes) -> l
         for (role, name), density in together.items():
             site = met.sites(role).get(name)
             if site is not None and (role, name) in alone:
-                change = _change(alone[role, name], density, index, site["fn"].event_shape)
+                change = _change(alone[role, name], density, index, site.event_shape)
                 if change:
                     changes.setdefault((role, name), []).append(f"{change} {how}")
     if kept and changes:
         which = ", ".join(dict.fromkeys(kept))
         return [*notes, f"rows were not compared: {which} draws other noise for other batches"]
     for (role, name), found in changes.items():
-        is_point = isinstance(base_law(met.sites(role)[name]["fn"]), dist.Delta)
+        is_point = isinstance(met.sites(role)[name].base, dist.Delta)
         mistakes.add(
             label(role, name),
             f"{'location' if is_point else 'log density'} {', '.join(found)}",
@@ -134,7 +128,7 @@ def independence(program: nn.Module, x: Rows, met: Met, mistakes: Mistakes) -> l
 
 
 def _selected(
-    program: nn.Module, x: Rows, met: Met, drawn: set[str], index: Tensor
+    program: nn.Module, met: Met, drawn: set[str], index: Tensor
 ) -> tuple[Scores, list[str]]:
     """Log densities of selected rows at their latents, and draws that no constant stood for.
 
@@ -142,13 +136,13 @@ def _selected(
     """
     latents: dict[str, Tensor] = {}
     for _, name, site in met:
-        if not site["is_observed"]:
-            value, axis = site["value"].detach(), met.axis(site)
+        if not site.observed:
+            value, axis = site.value.detach(), met.axis(site)
             if axis is not None:
-                axis -= len(site["fn"].event_shape)
+                axis -= len(site.event_shape)
                 latents[name] = value.index_select(axis, index)
             latents.setdefault(name, value)
-    x = map_rows(lambda t: t[index], x)
+    x = map_rows(lambda t: t[index], met.x)
     result: Scores = {}
     kept: list[str] = []
     for role in ROLES:
@@ -158,7 +152,7 @@ def _selected(
             axis = met.axis(sites[name]) if name in sites else None
             # The density of a site that lost its plate may have no rows to compare.
             lost = axis is None and name in met.outside
-            if (role, name) in met.scored and not lost and not is_deterministic(site):
+            if (role, name) in met.scored and not lost and not site.is_deterministic:
                 result[role, name] = by_row(_number(site), axis)
         kept += noise.kept
     return result, kept
@@ -172,10 +166,10 @@ def _constant(index: int, noise: Noise) -> Tensor:
 
 def _number(site: Site) -> Tensor:
     """What is compared, one number an event: the log density."""
-    fn, batch = base_law(site["fn"]), site["fn"].batch_shape
-    if isinstance(fn, dist.Delta):  # its density asks for equality to the last bit
-        return fn.v.detach().expand(site["value"].shape).reshape(*batch, -1).sum(-1)
-    return log_density(site).detach()
+    law = site.base
+    if isinstance(law, dist.Delta):  # its density asks for equality to the last bit
+        return law.v.detach().expand(site.value.shape).reshape(*site.batch_shape, -1).sum(-1)
+    return site.density().detach()
 
 
 def _change(alone: Tensor, together: Tensor, index: Tensor, event: torch.Size) -> str | None:

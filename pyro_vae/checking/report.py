@@ -12,21 +12,21 @@ what takes further runs in :mod:`~pyro_vae.checking.independence`.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vae.checking import independence, learning, sites, values
 from pyro_vae.checking.sites import Met, Mistakes
-from pyro_vae.densities.sites import closed_kl, data_frame, is_deterministic
-from pyro_vae.noise import NoiseMode, keyed
+from pyro_vae.densities.sites import closed_kl, latents_of
+from pyro_vae.densities.traces import observed_site
+from pyro_vae.noise import LOOK, NoiseMode, keyed
+from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.inputs import as_rows
-from pyro_vae.program.rows import Rows, map_rows, num_rows, observed_rows
+from pyro_vae.program.rows import Rows, map_rows, num_rows
 
 MAX_ROWS = 64
 
@@ -137,7 +137,7 @@ def check(program: nn.Module, x: Any) -> Report:
             )
     rows, mistakes = _first_rows(program, x), Mistakes()
     with (
-        _left_as_it_was(program),
+        left_as_it_was(program),
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),
         torch.enable_grad(),
@@ -166,42 +166,17 @@ def _first_rows(program: nn.Module, x: Any) -> Rows:
     return map_rows(lambda t: t[:MAX_ROWS].detach(), rows)
 
 
-@contextlib.contextmanager
-def _left_as_it_was(program: nn.Module) -> Iterator[None]:
-    """Put parameters and buffers back, and drop those that appeared."""
-    before: list[tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]] = []
-    for module in program.modules():
-        tensors: dict[str, Any]
-        for tensors in (module._parameters, module._buffers):
-            values = {
-                name: tensor.detach().clone()
-                for name, tensor in tensors.items()
-                if tensor is not None and not nn.parameter.is_lazy(tensor)
-            }
-            before.append((tensors, dict(tensors), values))
-    try:
-        yield
-    finally:
-        for tensors, known, values in before:
-            tensors.clear()
-            tensors.update(known)
-            for name, value in values.items():
-                if not torch.equal(known[name], value):
-                    known[name].data.copy_(value)
-
-
 def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
     """One look at a program on a few rows: the report, or None where there are ``mistakes``."""
-    met = Met({}, {}, observed_rows(x), getattr(program, "observed", "x"))
+    met = Met({}, {}, x, observed_site(program))
     try:
-        met.guide = independence.sites_at(program, "guide", x, {}, NoiseMode(keyed(0)))
-        drawn = {n: site for n, site in met.guide.items() if not site["is_observed"]}
-        rsample = all(getattr(site["fn"], "has_rsample", False) for site in drawn.values())
-        latents = {n: s["value"] if rsample else s["value"].detach() for n, s in drawn.items()}
-        met.model = independence.sites_at(program, "model", x, latents, NoiseMode(keyed(1)))
+        independence.sites_at(program, "guide", x, {}, NoiseMode(keyed(*LOOK, 0)), met.guide)
+        drawn = latents_of(met.guide)
+        rsample = all(site.has_rsample for site in drawn.values())
+        latents = {n: s.value if rsample else s.value.detach() for n, s in drawn.items()}
+        independence.sites_at(program, "model", x, latents, NoiseMode(keyed(*LOOK, 1)), met.model)
     except independence.Failed as failed:
         if failed.role == "model":  # often the consequence of a wrong shape before
-            met.model = failed.sites
             sites.shapes(met, mistakes)
         independence.add_failure(failed, mistakes)
         return None
@@ -214,7 +189,7 @@ def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
         values.values,
     ):
         rule(met, mistakes)
-    notes = independence.independence(program, x, met, mistakes)
+    notes = independence.independence(program, met, mistakes)
     learning.gradients(program, met, rsample, mistakes)
     return None if mistakes else _report(program, met, rsample, notes)
 
@@ -222,31 +197,30 @@ def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
 def _report(program: nn.Module, met: Met, rsample: bool, notes: list[str]) -> Report:
     closed = closed_kl(met.guide, met.model)
     found = []
-    for name in {**met.model, **met.guide}:
+    for name, site in ({**met.model, **met.guide} | met.model).items():
         p, q = met.model.get(name), met.guide.get(name)
-        site = p or q or {}
-        if sites.is_factor(site):
+        if site.is_factor:
             kind = "factor"
-        elif is_deterministic(site):
+        elif site.is_deterministic:
             kind = "deterministic"
-        elif site["is_observed"]:
+        elif site.observed:
             kind = "observed"
         elif p is None:
             kind = "auxiliary"
         else:
-            kind = "global" if data_frame(p) is None else "latent"
+            kind = "global" if p.is_global else "latent"
         kl = None
         if kind in ("latent", "global", "auxiliary"):
             kl = "sampled" if closed.get(name) is None else "closed"
-        event = tuple(site["fn"].event_shape)
-        names = sites.family(p), sites.family(q)
-        found.append(SiteReport(name, kind, event, *names, kl))
+        event = tuple(site.event_shape)
+        families = None if p is None else p.family, None if q is None else q.family
+        found.append(SiteReport(name, kind, event, *families, kl))
     return Report(
         program=type(program).__name__,
-        num_rows=len(met.x),
+        num_rows=num_rows(met.x),
         sites=tuple(found),
         num_parameters=sum(p.numel() for p in program.parameters() if p.requires_grad),
-        scale=float(met.model[met.observed]["scale"]),
+        scale=float(met.model[met.observed].scale),
         reparameterized=rsample,
         notes=tuple(notes),
     )

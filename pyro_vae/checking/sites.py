@@ -6,21 +6,17 @@ that show in them.  :func:`pyro_vae.check` runs the program and calls them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_vae.densities.dreams import is_x_itself
+from pyro_vae.densities.look import Look, Role
 from pyro_vae.densities.rules import without_counterpart
-from pyro_vae.densities.sites import Site, base_law, data_frame, is_deterministic
-
-Role = Literal["guide", "model"]
-ROLES: tuple[Role, Role] = ("guide", "model")
-Sites = dict[str, Site]
+from pyro_vae.densities.sites import Site, latents_of
+from pyro_vae.program.rows import num_rows, observed_rows
 
 
 class Mistakes(list[str]):
@@ -34,64 +30,32 @@ class Mistakes(list[str]):
             self.append(line)
 
 
-@dataclass
-class Met:
-    """The sites of guide and model on one batch, the model at the guide's latents.
+@dataclass(frozen=True, eq=False)
+class Met(Look):
+    """A look with gradients, and what the rules find out about its sites.
 
     Attributes:
-        guide, model: the sites by name.
-        x: the observed rows.
-        observed: the name of the observed site.
         outside: latents and observations of a datum that are not in the data plate.
         scored: log densities (batch shape), with their gradients, of the sites that have one.
     """
 
-    guide: Sites
-    model: Sites
-    x: Tensor
-    observed: str
     outside: set[str] = field(default_factory=set)
     scored: dict[tuple[Role, str], Tensor] = field(default_factory=dict)
 
-    def sites(self, role: Role) -> Sites:
-        return self.guide if role == "guide" else self.model
-
-    def __iter__(self) -> Iterator[tuple[Role, str, Site]]:
-        for role in ROLES:
-            for name, site in self.sites(role).items():
-                yield role, name, site
-
     def axis(self, site: Site) -> int | None:
         """The batch dimension that counts the rows, from the right; None for a global site."""
-        frame, batch = data_frame(site), site["fn"].batch_shape
-        if frame is not None:
-            return frame.dim
-        found = [dim for dim in range(-len(batch), 0) if batch[dim] == len(self.x)]
-        return found[0] if found and site["name"] in self.outside else None
+        if not site.is_global or site.name not in self.outside:
+            return site.axis
+        batch, rows = site.batch_shape, num_rows(self.x)
+        return next((dim for dim in range(-len(batch), 0) if batch[dim] == rows), None)
 
 
 def label(role: Role, name: str) -> str:
     return f'site "{name}" of the {role}'
 
 
-def is_factor(site: Site) -> bool:
-    return isinstance(site["fn"], dist.Unit)
-
-
 def is_observation(site: Site) -> bool:
-    return site["is_observed"] and not is_factor(site) and not is_deterministic(site)
-
-
-def family(site: Site | None) -> str | None:
-    """The name of a site's distribution."""
-    return None if site is None else type(base_law(site["fn"])).__name__
-
-
-def by_row(events: Tensor, axis: int | None) -> Tensor:
-    """Sum over all batch dimensions but that of the rows: (B,), or () for a global site."""
-    if axis is None:
-        return events.sum()
-    return events.movedim(axis, 0).flatten(1).sum(1) if events.dim() > 1 else events
+    return site.observed and not site.is_factor and not site.is_deterministic
 
 
 def first_line(error: BaseException) -> str:
@@ -107,17 +71,16 @@ def plates(met: Met, mistakes: Mistakes) -> None:
     """Rows live in the plate "data"; a latent outside it is global."""
     write = 'with pyro.plate("data", len(x)):'
     other: set[str] = set()  # plates of another name that hold the observed rows
-    if met.observed in met.model and data_frame(met.model[met.observed]) is None:
-        other = {frame.name for frame in met.model[met.observed]["cond_indep_stack"]}
+    if met.likelihood is not None and met.likelihood.is_global:
+        other = {plate.name for plate in met.likelihood.plates}
     for role, name, site in met:
-        if is_deterministic(site):
+        if site.is_deterministic:
             continue
-        frame, where = data_frame(site), label(role, name)
-        declared = {frame.dim for frame in site["cond_indep_stack"]}
-        batch = tuple(site["fn"].batch_shape)
+        where, batch = label(role, name), tuple(site.batch_shape)
+        declared = {plate.dim for plate in site.plates}
         extra = [d for d in range(-len(batch), 0) if batch[d] != 1 and d not in declared]
-        misnamed = other & {frame.name for frame in site["cond_indep_stack"]}
-        if frame is not None and frame.dim is not None:
+        misnamed = other & {plate.name for plate in site.plates}
+        if site.axis is not None:
             if extra:
                 mistakes.add(
                     where,
@@ -126,7 +89,7 @@ def plates(met: Met, mistakes: Mistakes) -> None:
                     "declare the others as dimensions of an event with .to_event(n)",
                 )
             continue
-        if frame is not None:
+        if not site.is_global:
             got, advice = 'pyro.plate("data", ...) is a for loop', f"write `{write}`"
         elif misnamed:
             got, advice = f'lives in pyro.plate("{min(misnamed)}", ...)', f"write `{write}`"
@@ -140,8 +103,8 @@ def plates(met: Met, mistakes: Mistakes) -> None:
         met.outside.add(name)
         mistakes.add(where, got, 'all rows at once in a plate named "data"', advice)
     for name in sorted(met.guide.keys() & met.model.keys() - met.outside):
-        in_guide = data_frame(met.guide[name]) is not None
-        if in_guide != (data_frame(met.model[name]) is not None):
+        in_guide = not met.guide[name].is_global
+        if in_guide == met.model[name].is_global:
             inside, outside = ("guide", "model") if in_guide else ("model", "guide")
             met.outside.add(name)
             mistakes.add(
@@ -154,38 +117,38 @@ def plates(met: Met, mistakes: Mistakes) -> None:
 
 def scales(met: Met, mistakes: Mistakes) -> None:
     """One size and one scale N / B for all rows, 1 for everything else."""
-    frames = {(role, name): data_frame(site) for role, name, site in met}
-    first = frames.get(("model", met.observed)) or next(filter(None, frames.values()), None)
+    rows = num_rows(met.x)
+    plates = [site.plate for _, _, site in met if site.plate is not None]
+    first = (met.likelihood and met.likelihood.plate) or next(iter(plates), None)
     for role, name, site in met:
-        frame, where, scale = frames[role, name], label(role, name), 1.0
-        if frame is not None and first is not None:
-            total = frame.full_size or frame.size
-            scale = total / frame.size
-            if frame.size != len(met.x):
+        plate, where, scale = site.plate, label(role, name), 1.0
+        if plate is not None and first is not None:
+            scale = plate.total / plate.size
+            if plate.size != rows:
                 mistakes.add(
                     where,
-                    f'pyro.plate("data", ...) has {frame.size} rows',
-                    f"the {len(met.x)} of x",
+                    f'pyro.plate("data", ...) has {plate.size} rows',
+                    f"the {rows} of x",
                     "pass len(x), or subsample_size=len(x)",
                 )
-            elif total < frame.size:
+            elif plate.total < plate.size:
                 mistakes.add(
                     where,
-                    f'pyro.plate("data", ...) has size {total}',
-                    f"at least the {frame.size} rows of x",
+                    f'pyro.plate("data", ...) has size {plate.total}',
+                    f"at least the {plate.size} rows of x",
                     "pass the number N of all data, or len(x)",
                 )
-            if total != (first.full_size or first.size):
+            if plate.total != first.total:
                 mistakes.add(
                     where,
-                    f'pyro.plate("data", ...) has size {total}',
-                    f"{first.full_size or first.size} as at the observed site",
+                    f'pyro.plate("data", ...) has size {plate.total}',
+                    f"{first.total} as at the observed site",
                     "give the plate one size in model and guide",
                 )
-        if abs(float(site["scale"]) - scale) > 1e-6 * scale:
+        if abs(float(site.scale) - scale) > 1e-6 * scale:
             mistakes.add(
                 where,
-                f"log density scaled by {float(site['scale']):g}",
+                f"log density scaled by {float(site.scale):g}",
                 f"{scale:g}",
                 'subsample only pyro.plate("data", ...), and weigh terms in an objective of your '
                 "own in place of poutine.scale",
@@ -194,8 +157,8 @@ def scales(met: Met, mistakes: Mistakes) -> None:
 
 def latents(met: Met, mistakes: Mistakes) -> None:
     """Model and guide have the same latents, but for those that the guide's points hang on."""
-    for name, site in met.model.items():
-        if not site["is_observed"] and name not in met.guide and name != met.observed:
+    for name in latents_of(met.model):
+        if name not in met.guide and name != met.observed:
             mistakes.add(
                 label("model", name),
                 "missing in the guide",
@@ -208,7 +171,7 @@ def latents(met: Met, mistakes: Mistakes) -> None:
                 label("guide", name), "observed in the guide", "latents alone", "drop obs=..."
             )
     for name, site in met.guide.items():
-        if name in met.model and not _same_mask(site["mask"], met.model[name]["mask"]):
+        if name in met.model and not _same_mask(site.mask, met.model[name].mask):
             mistakes.add(
                 label("guide", name),
                 "masked otherwise than in the model",
@@ -238,16 +201,16 @@ def _same_mask(a: Any, b: Any) -> bool:
 def shapes(met: Met, mistakes: Mistakes) -> None:
     """A value has the batch and event shape of its distribution; Pyro would broadcast it."""
     for name, site in met.model.items():
-        if name in met.outside or is_factor(site) or is_deterministic(site):
+        if name in met.outside or site.is_factor or site.is_deterministic:
             continue
-        batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
+        batch, event = tuple(site.batch_shape), tuple(site.event_shape)
         got, advice = "observed shape", "reshape x, or let the likelihood return this shape"
-        if not site["is_observed"]:
+        if not site.observed:
             got, advice = "the guide draws shape", "give model and guide the same event shape"
-        if tuple(site["value"].shape) != batch + event:
+        if tuple(site.value.shape) != batch + event:
             mistakes.add(
                 label("model", name),
-                f"{got} {tuple(site['value'].shape)}",
+                f"{got} {tuple(site.value.shape)}",
                 f"{batch + event} = batch {batch} + event {event}",
                 advice,
             )
@@ -265,7 +228,7 @@ def observation(met: Met, mistakes: Mistakes) -> None:
             advice += f', or say which it is with pv.Program(..., observed="{observed[0]}")'
         mistakes.add(where, got, "an observed site", advice)
         return
-    if not is_x_itself(met.model[met.observed]["value"], met.x):
+    if not is_x_itself(met.model[met.observed].value, observed_rows(met.x)):
         mistakes.add(
             where,
             "observes something computed from x",

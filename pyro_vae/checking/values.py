@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.checking.sites import Met, Mistakes, by_row, family, first_line, label
-from pyro_vae.densities.sites import Site, base_law, log_density
+from pyro_vae.checking.sites import Met, Mistakes, first_line, label
+from pyro_vae.densities.sites import Site, by_row
 
 
 def values(met: Met, mistakes: Mistakes) -> None:
@@ -24,14 +24,14 @@ def values(met: Met, mistakes: Mistakes) -> None:
         if role == "model" and len(mistakes) == before:
             possible_values(site, where, mistakes)
         try:
-            events = log_density(site)
+            events = site.density()
             density = by_row(events, met.axis(site)).detach()
         except Exception as error:  # of shapes or a family of the user's own
             if not any(line.startswith(where) for line in mistakes):  # else a consequence
                 mistakes.cause = mistakes.cause or error
                 mistakes.add(
                     where,
-                    f"log_prob of {family(site)} fails ({first_line(error)})",
+                    f"log_prob of {site.family} fails ({first_line(error)})",
                     "log densities (B,)",
                     "compare the shapes of the value and of the distribution",
                 )
@@ -41,7 +41,7 @@ def values(met: Met, mistakes: Mistakes) -> None:
         if len(mistakes) == before and not finite.all():
             row = int((~finite).flatten().nonzero()[0])
             got = f"log density {density.flatten()[row].item()}"
-            value = site["value"]
+            value = site.value
             advice = "bound scales away from zero and logits away from infinity"
             if name == met.observed and value.is_floating_point() and not value.isfinite().all():
                 advice = "x is not finite there; drop or impute such rows"
@@ -52,9 +52,9 @@ def values(met: Met, mistakes: Mistakes) -> None:
 
 def possible_parameters(site: Site, where: str, mistakes: Mistakes) -> None:
     """A distribution's parameters are possible; with validation off nobody else asks."""
-    fn = base_law(site["fn"])
-    for name, constraint in getattr(fn, "arg_constraints", {}).items():
-        value = fn.__dict__.get(name)  # other parameters are computed from these
+    law = site.base
+    for name, constraint in getattr(law, "arg_constraints", {}).items():
+        value = law.__dict__.get(name)  # other parameters are computed from these
         if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
             continue
         if value.is_floating_point() and not value.isfinite().all():
@@ -62,7 +62,7 @@ def possible_parameters(site: Site, where: str, mistakes: Mistakes) -> None:
         if not constraint.check(value).all():
             mistakes.add(
                 where,
-                f"{name} of {family(site)} {_range(value)}",
+                f"{name} of {site.family} {_range(value)}",
                 describe(constraint),
                 "map the network's output there, with softplus, exp or sigmoid",
             )
@@ -70,33 +70,33 @@ def possible_parameters(site: Site, where: str, mistakes: Mistakes) -> None:
 
 def possible_values(site: Site, where: str, mistakes: Mistakes) -> None:
     """The value of a site is possible under its distribution."""
-    value, mask = site["value"], site["mask"]
+    value, mask = site.value, site.mask
     if not isinstance(value, Tensor) or not value.numel() or mask is False:
         return
     if value.is_floating_point() and not value.isfinite().all():
         return  # shows in the density, with its row
     try:
-        inside = _possible(site["fn"], value)
+        inside = _possible(site.law, value)
     except (NotImplementedError, AttributeError, RuntimeError):
         return  # no support that could be asked, or a shape that is a mistake of its own
     if isinstance(mask, Tensor):
         inside = inside | ~mask.bool()
     if not inside.all():
         advice = "choose a guide with the support of the prior"
-        if site["is_observed"]:
-            advice = _advice_for_data(site["fn"].support, value)
-        mistakes.add(where, f"values {_range(value)}", describe(site["fn"].support), advice)
+        if site.observed:
+            advice = _advice_for_data(site.law.support, value)
+        mistakes.add(where, f"values {_range(value)}", describe(site.law.support), advice)
 
 
-def _possible(fn: Any, value: Tensor) -> Tensor:
-    """Which values are in the support, or masked by ``fn.mask(...)``."""
-    law = fn
+def _possible(whole: Any, value: Tensor) -> Tensor:
+    """Which values are in the support, or masked by ``law.mask(...)``."""
+    law = whole
     while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
         law = law.base_dist
     if isinstance(law, dist.MaskedDistribution):
         inside = law.base_dist.support.check(value)
         return inside | ~torch.as_tensor(law._mask, dtype=torch.bool, device=value.device)
-    return fn.support.check(value)
+    return whole.support.check(value)
 
 
 def _advice_for_data(support: Any, value: Tensor) -> str:

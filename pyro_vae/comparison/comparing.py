@@ -20,16 +20,16 @@ from pyro_vae import defaults, errors
 from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.sampling import LEAST_WARMUP
 from pyro_vae.comparison.table import Comparison, dataset_of
-from pyro_vae.densities.traces import sites_of, trace_program
+from pyro_vae.densities.look import Look
+from pyro_vae.densities.traces import observed_site
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.evidence.markov import CHAINS, require_enough_draws
-from pyro_vae.noise import seeded
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.optimizers import Adagrad
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
-from pyro_vae.program.rows import map_rows
 from pyro_vae.runs.run import Run
 from pyro_vae.training.fitting import fit
 
@@ -127,7 +127,7 @@ def compare(
 
 
 def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with seeded(seed):
+    with seeded(*Stream.PARAMETERS.key(seed)):
         program = build()
     if not isinstance(program, nn.Module):
         raise TypeError(
@@ -140,14 +140,13 @@ def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 def _refuse_different_likelihoods(programs: Mapping[str, nn.Module], data: Any) -> None:
     kinds = {}
     for name, program in programs.items():
-        rows = map_rows(lambda t: t[:2], as_rows(data[:2], program))
-        with torch.no_grad(), seeded(0):
-            _, trace = trace_program(program, rows, reparameterize=False)
-        site = sites_of(trace)[getattr(program, "observed", "x")]
-        base = site["fn"]
-        while hasattr(base, "base_dist"):
-            base = base.base_dist
-        kinds[name] = f"{type(base).__name__} of event shape {tuple(site['fn'].event_shape)}"
+        site = Look.at(program, as_rows(data[:2], program)).likelihood
+        if site is None:
+            raise ValueError(
+                f'builds["{name}"] has no site "{observed_site(program)}" that observes x, '
+                "expected one: pv.check(program, x) says more"
+            )
+        kinds[name] = f"{site.family} of event shape {tuple(site.event_shape)}"
     if len(set(kinds.values())) > 1:
         raise ValueError(
             f"the models have different likelihoods ({kinds}), so their nats are on different "

@@ -2,63 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
-from pyro_vae.densities.sites import data_frame, is_deterministic, log_density, per_datum
-from pyro_vae.densities.traces import sites_of, trace_of
+from pyro_vae.densities.traces import At, dreamt_sites, observed_site, sites_of
 from pyro_vae.program.rows import Rows, observed_rows
 
 
-def dream(program: Any, x: Rows) -> tuple[Rows, dict[str, Tensor]]:
+def dream(
+    program: Any, x: Rows, at: Mapping[str, Tensor] | None = None
+) -> tuple[Rows, dict[str, Tensor]]:
     """Draw latents and data from the model: (x', z) in the form of ``x``, without gradients.
+
+    Args:
+        program: the program.
+        x: says what x looks like, and holds the covariates.
+        at: latents that are given, in place of draws from the prior.
 
     Raises:
         ValueError: where the model scores something else than x itself (a function of it, a
             masked part, a second observation), because then its draws are no draws of x.
     """
-    name = getattr(program, "observed", "x")
+    name = observed_site(program)
     with torch.no_grad():
-        sites = sites_of(trace_of(poutine.uncondition(program.model), x))
-    if name not in sites or not sites[name]["infer"].get("was_observed"):
+        sites = dreamt_sites(program, x, at or {})
+    site, rows = sites.get(name), observed_rows(x)
+    if site is None or not site.was_observed:
         raise ValueError(
             f'the model has no observed site "{name}" (sites: {", ".join(sites) or "none"}): name '
             "it so, or say which it is with pv.Program(..., observed=...)"
         )
-    site, rows = sites[name], observed_rows(x)
-    if not is_x_itself(site["infer"]["obs"], rows):
+    if not is_x_itself(site.given, rows):
         raise ValueError(
             f'the observed site "{name}" takes a function of x, so a dream of it is no dream of x: '
             "observe x itself and put the function into the likelihood"
         )
-    if site["mask"] is not None or _has_mask(site["fn"]):
+    if site.is_masked:
         raise ValueError(
             f'the observed site "{name}" is masked, so a dream of it says nothing about the '
             "missing values: use AEVB for masked data"
         )
-    others = [n for n, s in sites.items() if s["infer"].get("was_observed") and n != name]
-    others = [n for n in others if not is_deterministic(sites[n])]
+    others = [n for n, s in sites.items() if s.was_observed and n != name]
+    others = [n for n in others if not sites[n].is_deterministic]
     if others:
         raise ValueError(
             f'the model observes "{others[0]}" beside "{name}", so a dream of "{name}" alone is no '
             "draw from it: pass what is given as a covariate that no site observes, or use AEVB"
         )
-    value = site["value"].reshape(rows.shape)
-    latents = {n: s["value"] for n, s in sites.items() if not s["infer"].get("was_observed")}
+    value = site.value.reshape(rows.shape)
+    latents = {n: s.value for n, s in sites.items() if not s.was_observed}
     return ({**x, "x": value} if isinstance(x, dict) else value), latents
-
-
-def _has_mask(law: Any) -> bool:
-    """Whether ``law.mask(...)`` stands anywhere in a nest of distributions."""
-    while law is not None:
-        if isinstance(law, MaskedDistribution):
-            return True
-        law = getattr(law, "base_dist", None)
-    return False
 
 
 def is_x_itself(value: Any, x: Tensor) -> bool:
@@ -82,8 +78,8 @@ def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tens
     Raises:
         ValueError: where guide and latents name different sites.
     """
-    trace = trace_of(poutine.condition(program.guide, data=latents), x)
-    sites = {n: s for n, s in sites_of(trace).items() if not is_deterministic(s)}
+    sites = sites_of(program.guide, x, At(latents))
+    sites = {n: s for n, s in sites.items() if not s.is_deterministic}
     if set(sites) != set(latents):
         raise ValueError(
             f"the guide has the sites {sorted(sites)} and the model draws {sorted(latents)}: "
@@ -91,10 +87,10 @@ def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tens
         )
     total = torch.zeros((), device=observed_rows(x).device)
     for name, site in sites.items():
-        if data_frame(site) is None:
+        if site.is_global:
             raise ValueError(
                 f'latent site "{name}" is outside pyro.plate("data", ...): a sleep phase has no '
                 "row of its own for a global latent; use AEVB"
             )
-        total = total + per_datum(site, log_density(site))
+        total = total + site.per_datum()
     return total

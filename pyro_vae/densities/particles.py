@@ -27,7 +27,7 @@ from pyro_vae.graphs.lifting import capture_cache, lift, particles_by_vmap
 from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program.calling import call_with
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.program.rows import Rows, num_rows, repeated
 from pyro_vae.torch_internals import no_modes
 
 
@@ -135,8 +135,7 @@ def _repeated(program: Any, x: Rows, particles: int, ways: Ways, scale: float) -
     None where a latent has plates to the left of the data's, so that its rows are not in front.
     """
     rows = num_rows(x)
-    many = map_rows(lambda t: t.repeat(particles, *[1] * (t.dim() - 1)), x)
-    wide = one_particle(program, many, ways)
+    wide = one_particle(program, repeated(x, particles), ways)
     if any(len(value) != particles * rows for value in wide.latents.values()):
         return None
 

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from pyro.distributions import Delta, Pareto, Uniform
 
-from pyro_vae.densities.sites import Site, base_law, data_frame, observes_nothing
+from pyro_vae.densities.sites import Sites, latents_of
 
 
-def require_rows(guide: dict[str, Site], model: dict[str, Site]) -> None:
+def require_rows(guide: Sites, model: Sites) -> None:
     """What makes a number per datum wrong without any error: ``pv.check`` says more."""
     for name, site in model.items():
-        latent, inside = not site["is_observed"], data_frame(site) is not None
+        latent, inside = not site.observed, not site.is_global
         if latent and name not in guide:
             raise ValueError(
                 f'latent site "{name}" is in the model and not in the guide, so its density would '
                 "be missing from log q: sample it in the guide as well"
             )
-        if latent and (data_frame(guide[name]) is not None) != inside:
+        if latent and guide[name].observed:
+            raise ValueError(
+                f'latent site "{name}" of the model is given a value in the guide, so it would be '
+                "drawn from the prior: sample it there, without obs=... or pyro.deterministic"
+            )
+        if latent and guide[name].is_global == inside:
             where = "model" if inside else "guide"
             raise ValueError(
                 f'latent site "{name}" is in pyro.plate("data", ...) in the {where} alone: indent '
                 "it under the plate in both, or in neither if all data share it"
             )
-        has_rows = bool(site["fn"].batch_shape) or not latent
-        if not inside and has_rows and not observes_nothing(site):
+        has_rows = bool(site.batch_shape) or not latent
+        if not inside and has_rows and not site.observes_nothing:
             raise ValueError(
                 f'site "{name}" is outside pyro.plate("data", ...), so it has no density per '
                 'datum: write `with pyro.plate("data", len(x)):` around the sites of a datum'
@@ -37,7 +42,7 @@ def require_rows(guide: dict[str, Site], model: dict[str, Site]) -> None:
         )
 
 
-def without_counterpart(guide: dict[str, Site], model: dict[str, Site]) -> list[str]:
+def without_counterpart(guide: Sites, model: Sites) -> list[str]:
     """The guide's latents whose density would be in log q and in no term of log p.
 
     Their entropy would raise the bound above log p(x), by as much as one likes.  An auxiliary one
@@ -46,50 +51,47 @@ def without_counterpart(guide: dict[str, Site], model: dict[str, Site]) -> list[
     datum and global ones are told apart.
     """
     found = []
-    for name, site in guide.items():
-        if site["is_observed"] or name in model:
+    for name, site in latents_of(guide).items():
+        if name in model:
             continue
-        local = data_frame(site) is not None
         drawn = [
-            base_law(guide[n]["fn"])
-            for n, s in model.items()
-            if not s["is_observed"] and n in guide and (data_frame(s) is not None) == local
+            guide[n].base
+            for n, s in latents_of(model).items()
+            if n in guide and s.is_global == site.is_global
         ]
         points = bool(drawn) and all(isinstance(law, Delta) for law in drawn)
-        if not (points and site["infer"].get("is_auxiliary")):
+        if not (points and site.is_auxiliary):
             found.append(name)
     return found
 
 
-def require_score(guide: dict[str, Site]) -> None:
+def require_score(guide: Sites) -> None:
     """What has no density, or one whose support moves, has no score that could train it."""
-    for name, site in guide.items():
-        law = base_law(site["fn"])
-        if not site["is_observed"] and isinstance(law, (Delta, Uniform)):
+    for name, site in latents_of(guide).items():
+        if isinstance(site.base, (Delta, Uniform)):
             raise ValueError(
-                f'latent site "{name}" has the guide {type(law).__name__}, whose log density says '
+                f'latent site "{name}" has the guide {site.family}, whose log density says '
                 "nothing about where it should move, so without reparameterization its gradient "
                 'would silently be zero: use AEVB("A"), or a guide with a density everywhere'
             )
 
 
-def require_fixed_support(guide: dict[str, Site]) -> None:
+def require_fixed_support(guide: Sites) -> None:
     """Where the edges of a density move with parameters, its score is not zero on average."""
-    for name, site in guide.items():
-        law = base_law(site["fn"])
-        if not site["is_observed"] and isinstance(law, (Uniform, Pareto)):
+    for name, site in latents_of(guide).items():
+        if isinstance(site.base, (Uniform, Pareto)):
             raise ValueError(
-                f'latent site "{name}" has the guide {type(law).__name__}, whose support moves '
+                f'latent site "{name}" has the guide {site.family}, whose support moves '
                 "with its parameters, so leaving the score of q out would leave out its entropy "
                 "too: use AEVB() or IWAE()"
             )
 
 
-def require_rsample(guide: dict[str, Site]) -> None:
-    for name, site in guide.items():
-        if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
+def require_rsample(guide: Sites) -> None:
+    for name, site in latents_of(guide).items():
+        if not site.has_rsample:
             raise ValueError(
-                f'latent site "{name}" has the guide {type(site["fn"]).__name__}, which is not '
+                f'latent site "{name}" has the guide {type(site.law).__name__}, which is not '
                 "reparameterized, so its gradient would silently be zero: use a distribution "
                 "with rsample, or an objective that does not reparameterize: ScoreFunction() for "
                 "the same bound, ReweightedWakeSleep() or WakeSleep()"

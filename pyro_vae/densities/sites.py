@@ -1,87 +1,234 @@
-"""One site of a trace: its density, its place in the plates, its KL term."""
+"""A site: one ``pyro.sample`` statement, its density, its place in the plates, its KL term.
+
+A site inside the plate of the data belongs to a datum; one outside it is *global*: all data share
+it.  :mod:`~pyro_vae.densities.traces` makes sites out of what Pyro wrote down, and decides there
+which plate is the data's.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import torch
 from pyro.distributions import Delta, Independent, Unit
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-Site = dict[str, Any]
 
+class Plate(NamedTuple):
+    """A plate as a site sees it.
 
-def mean_of(fn: Any, *, look: bool = True) -> Tensor | None:
-    """A distribution's mean, None where it has none, or where a ``look`` at it shows a nan."""
-    try:
-        mean = fn.mean
-    except NotImplementedError:
-        return None
-    return None if look and mean.isnan().any() else mean  # a Categorical's is nan
-
-
-def data_frame(site: Site) -> Any:
-    """The frame of ``pyro.plate("data", ...)`` that a site lives in, or None."""
-    return next((f for f in site["cond_indep_stack"] if f.name == "data"), None)
-
-
-def log_density(site: Site) -> Tensor:
-    """The site's log density, masked but unscaled, one entry an event.
-
-    Raises:
-        ValueError: at a value that a flow without an inverse did not draw itself.
+    Attributes:
+        name: as in ``pyro.plate(name, ...)``.
+        dim: the batch dimension that counts its members, from the right; None in a ``for`` loop.
+        size: how many of its members are here.
+        total: how many it has in all.
     """
-    fn, value = site["fn"], site["value"]
-    try:
-        log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
-    except (KeyError, NotImplementedError) as error:
-        transform = without_inverse(fn, value)
-        if transform is None:
-            raise
-        raise ValueError(
-            f'site "{site["name"]}": {transform} has no inverse, so its density is known only at '
-            "the draw that it has just made, and is asked for at another value: train such a guide "
-            "by AEVB(); WakeSleep() and priors need a transform with an inverse, such as "
-            "pyro.distributions.transforms.affine_coupling"
-        ) from error
-    return scale_and_mask(log_prob, 1.0, site["mask"])
+
+    name: str
+    dim: int | None
+    size: int
+    total: int
 
 
-def without_inverse(fn: Any, value: Tensor) -> str | None:
-    """The transform of a flow that leads no given value back, by name; None where all do."""
-    value = value.detach().clone()  # transforms know their last result again, as an object
-    for transform in reversed(getattr(base_law(fn), "transforms", [])):
+@dataclass(frozen=True, eq=False, slots=True)
+class Site:
+    """One ``pyro.sample`` statement as a run of a program met it.
+
+    Attributes:
+        name: as in ``pyro.sample(name, ...)``.
+        law: the distribution.
+        value: what was drawn or observed.
+        observed: whether the value was given; factors and deterministic sites count as such.
+        mask: of ``poutine.mask``; the distribution may have another.
+        scale: what plates and ``poutine.scale`` multiply the log density by.
+        plate: the plate of the data; None for a global site.
+        plates: all plates, the data's among them.
+        is_deterministic: of ``pyro.deterministic``: a name for a number, without a density.
+        is_auxiliary: marked ``infer={"is_auxiliary": True}``.
+        was_observed: whether ``given`` was taken from it, so that the value is a draw.
+        given: what it observed before.
+        args, kwargs: further arguments of the distribution.
+    """
+
+    name: str
+    law: Any
+    value: Any
+    observed: bool
+    mask: Tensor | bool | None = None
+    scale: float | Tensor = 1.0
+    plate: Plate | None = None
+    plates: tuple[Plate, ...] = ()
+    is_deterministic: bool = False
+    is_auxiliary: bool = False
+    was_observed: bool = False
+    given: Any = None
+    args: tuple = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    # --- where it is, and what shape it has -----------------------------------------------------
+
+    @property
+    def is_global(self) -> bool:
+        """Whether all data share it."""
+        return self.plate is None
+
+    @property
+    def axis(self) -> int | None:
+        """The batch dimension that counts the data, from the right; None for a global site."""
+        return None if self.plate is None else self.plate.dim
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self.law.batch_shape
+
+    @property
+    def event_shape(self) -> torch.Size:
+        return self.law.event_shape
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def base(self) -> Any:
+        """The distribution without the wrappers that only rearrange its dimensions."""
+        return base_law(self.law)
+
+    @property
+    def family(self) -> str:
+        """The name of the distribution."""
+        return type(self.base).__name__
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether it is a ``pyro.factor``."""
+        return isinstance(self.law, Unit)
+
+    @property
+    def observes_nothing(self) -> bool:
+        """Whether it is a ``pyro.factor`` or a ``pyro.deterministic``."""
+        return self.observed and isinstance(self.base, (Unit, Delta))
+
+    @property
+    def is_point(self) -> bool:
+        """Whether it is a latent at one value, a Delta."""
+        return not self.observed and isinstance(self.base, Delta)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether gradients flow through its draws."""
+        return bool(getattr(self.law, "has_rsample", False))
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a mask of any kind leaves values out."""
+        return self.mask is not None or _has_mask(self.law)
+
+    def mean(self, *, look: bool = True) -> Tensor | None:
+        """Its mean, None where it has none, or where a ``look`` at it shows a nan."""
         try:
-            value = transform.inv(value)
-        except (KeyError, NotImplementedError):
-            return type(transform).__name__
-    return None
+            mean = self.law.mean
+        except NotImplementedError:
+            return None
+        return None if look and mean.isnan().any() else mean  # a Categorical's is nan
+
+    def without_inverse(self) -> str | None:
+        """The transform of a flow that leads no given value back, by name; None where all do."""
+        value = self.value.detach().clone()  # transforms know their last result, as an object
+        for transform in reversed(getattr(self.base, "transforms", [])):
+            try:
+                value = transform.inv(value)
+            except (KeyError, NotImplementedError):
+                return type(transform).__name__
+        return None
+
+    # --- densities ------------------------------------------------------------------------------
+
+    def density(self) -> Tensor:
+        """The log density, masked but unscaled, one entry an event.
+
+        Raises:
+            ValueError: at a value that a flow without an inverse did not draw itself.
+        """
+        try:
+            log_prob = self.law.log_prob(self.value, *self.args, **self.kwargs)
+        except (KeyError, NotImplementedError) as error:
+            transform = self.without_inverse()
+            if transform is None:
+                raise
+            raise ValueError(
+                f'site "{self.name}": {transform} has no inverse, so its density is known only at '
+                "the draw that it has just made, and is asked for at another value: train such a "
+                "guide by AEVB(); WakeSleep() and priors need a transform with an inverse, such as "
+                "pyro.distributions.transforms.affine_coupling"
+            ) from error
+        return scale_and_mask(log_prob, 1.0, self.mask)
+
+    def per_datum(self) -> Tensor:
+        """The log density summed over all plates but the data's: (B,), of a global site ()."""
+        return self.by_row(self.density())
+
+    def by_row(self, events: Tensor) -> Tensor:
+        """Sum of one number an event over all plates but the data's: (B,), of a global site ().
+
+        Raises:
+            ValueError: where the plate of the data is a ``for`` loop.
+        """
+        if self.plate is not None and self.plate.dim is None:
+            raise ValueError(
+                f'site "{self.name}" is in a `for` loop over pyro.plate("{self.plate.name}", ...), '
+                "expected all rows at once, because the rows of a loop are sites of their own: "
+                f'write `with pyro.plate("{self.plate.name}", len(x)):`'
+            )
+        return by_row(events, self.axis)
 
 
-def per_datum(site: Site, events: Tensor) -> Tensor:
-    """Sum over all plates but the data's: (..., B, ...) to (B,); a global site to ()."""
-    frame = data_frame(site)
-    if frame is None:
+Sites = dict[str, Site]  # by name, in the order of the program
+
+
+def by_row(events: Tensor, axis: int | None) -> Tensor:
+    """Sum over all batch dimensions but that of the rows: (B,); without one ()."""
+    if axis is None:
         return events.sum()
-    rows = events.movedim(frame.dim, -1)
+    rows = events.movedim(axis, -1)
     return rows.sum(tuple(range(rows.dim() - 1))) if rows.dim() > 1 else rows
 
 
-def base_law(fn: Any) -> Any:
+def latents_of(sites: Sites) -> Sites:
+    """The sites that are drawn and not given."""
+    return {name: site for name, site in sites.items() if not site.observed}
+
+
+def values_of(sites: Sites) -> dict[str, Tensor]:
+    """The values of the latents by site."""
+    return {name: site.value for name, site in sites.items() if not site.observed}
+
+
+def base_law(law: Any) -> Any:
     """A distribution without the wrappers that only rearrange its dimensions."""
-    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
-        fn = fn.base_dist
-    return fn
+    while isinstance(law, (Independent, MaskedDistribution, ExpandedDistribution)):
+        law = law.base_dist
+    return law
 
 
-def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tensor | None]:
+def _has_mask(law: Any) -> bool:
+    """Whether ``law.mask(...)`` stands anywhere in a nest of distributions."""
+    while law is not None:
+        if isinstance(law, MaskedDistribution):
+            return True
+        law = getattr(law, "base_dist", None)
+    return False
+
+
+def closed_kl(guide: Sites, model: Sites) -> dict[str, Tensor | None]:
     """KL(q || p) of each latent where a closed form is registered: (B,), of a global one ()."""
     shared = [
         name
         for name, site in model.items()  # without what pyro.deterministic names in both
-        if name in guide and not (site["is_observed"] or guide[name]["is_observed"])
+        if name in guide and not (site.observed or guide[name].observed)
     ]
     # (torch's KL from a Delta forgets its log_density, so that is left to sampling.)
     # If the guide draws its sites in another order, the prior of one may depend on a site that
@@ -91,40 +238,34 @@ def closed_kl(guide: dict[str, Site], model: dict[str, Site]) -> dict[str, Tenso
     for name in shared:
         q, p = guide[name], model[name]
         result[name] = None
-        if mean_field and not isinstance(base_law(q["fn"]), Delta):
+        if mean_field and not q.is_point:
             try:
-                kl = kl_divergence(q["fn"], p["fn"])
+                kl = kl_divergence(q.law, p.law)
             except NotImplementedError:
                 continue
-            if not isinstance(kl, Tensor) or kl.shape != q["fn"].batch_shape:
+            if not isinstance(kl, Tensor) or kl.shape != q.batch_shape:
                 continue
-            result[name] = per_datum(q, scale_and_mask(kl, 1.0, q["mask"]))
+            result[name] = q.by_row(scale_and_mask(kl, 1.0, q.mask))
     return result
 
 
-def one_scale(guide: dict[str, Site], model: dict[str, Site]) -> float:
-    """N / B, which all sites of a datum have; those outside the plate have 1."""
+def one_scale(guide: Sites, model: Sites) -> float:
+    """N / B, which all sites of a datum have; those outside the plate have 1.
+
+    Raises:
+        ValueError: where a site is scaled by something else.
+    """
     first = None
     for name, site in [*model.items(), *guide.items()]:
-        scale = float(site["scale"])
-        if data_frame(site) is not None:
+        scale = float(site.scale)
+        if not site.is_global:
             first = first or (name, scale)
-        expected = 1.0 if data_frame(site) is None or first is None else first[1]
+        expected = 1.0 if site.is_global or first is None else first[1]
         if scale != expected:
-            like = f'{expected:g} like "{first[0]}"' if first and data_frame(site) else "1"
+            like = "1" if first is None or site.is_global else f'{expected:g} like "{first[0]}"'
             raise ValueError(
                 f'the log density of site "{name}" is scaled by {scale:g}, expected {like}: the '
                 "rows' plate, in model and guide, is the only scale that a program has; a factor "
                 "on one term, such as a warm-up, belongs in an objective"
             )
     return first[1] if first else 1.0
-
-
-def is_deterministic(site: Site) -> bool:
-    """Whether a site is a ``pyro.deterministic``: a name for a number, without a density."""
-    return bool(site["infer"].get("_deterministic"))
-
-
-def observes_nothing(site: Site) -> bool:
-    """Whether a site is a ``pyro.factor`` or ``pyro.deterministic``."""
-    return isinstance(base_law(site["fn"]), (Unit, Delta)) and site["is_observed"]

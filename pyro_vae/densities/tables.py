@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.densities.rules import (
@@ -14,16 +14,8 @@ from pyro_vae.densities.rules import (
     require_rsample,
     require_score,
 )
-from pyro_vae.densities.sites import (
-    Site,
-    closed_kl,
-    data_frame,
-    is_deterministic,
-    log_density,
-    one_scale,
-    per_datum,
-)
-from pyro_vae.densities.traces import Detached, sites_of, trace_of
+from pyro_vae.densities.sites import Sites, closed_kl, latents_of, one_scale, values_of
+from pyro_vae.densities.traces import At, Detached, sites_of
 from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program.calling import call_with
 from pyro_vae.program.rows import Rows, num_rows, observed_rows
@@ -114,11 +106,9 @@ class Ways(NamedTuple):
 
 def one_particle(program: Any, x: Rows, ways: Ways) -> Densities:
     """One particle: tables (B,), global densities ()."""
-    draws = [] if ways.reparameterize else [Detached()]
-    drawn = trace_of(program.guide, x, *draws)
-    guide_trace = _with_leaves(drawn) if ways.pathwise else drawn
-    model_trace = trace_of(poutine.replay(program.model, trace=guide_trace), x)
-    guide, model = sites_of(guide_trace), sites_of(model_trace)
+    drawn = sites_of(program.guide, x, *([] if ways.reparameterize else [Detached()]))
+    guide = _with_leaves(drawn) if ways.pathwise else drawn
+    model = sites_of(program.model, x, At(values_of(guide)))
     require_rows(guide, model)
     if ways.reparameterize:
         require_rsample(guide)
@@ -127,7 +117,15 @@ def one_particle(program: Any, x: Rows, ways: Ways) -> Densities:
     scored = guide
     if ways.detach_guide or ways.pathwise:
         require_fixed_support(guide)
-        scored = sites_of(_guide_with_detached_parameters(program, x, guide_trace))
+        scored = _guide_with_detached_parameters(program, x, guide)
+    tables = tabulated(x, guide, model, scored)
+    if ways.pathwise:
+        tables = tables._replace(path=_path(drawn, tables.latents, tables.log_w))
+    return tables
+
+
+def tabulated(x: Rows, guide: Sites, model: Sites, scored: Sites | None = None) -> Densities:
+    """The tables of one particle from the sites that keep the rules; ``scored`` gives log q."""
     like = observed_rows(x)
     rows = torch.zeros(num_rows(x), device=like.device, dtype=_dtype(model, like))
     prior, likelihood, log_q = rows, rows, rows
@@ -135,49 +133,44 @@ def one_particle(program: Any, x: Rows, ways: Ways) -> Densities:
     log_ratio: dict[str, Tensor] = {}
     global_ratio: dict[str, Tensor] = {}
     for name, site in model.items():
-        if data_frame(site) is None and is_deterministic(site):
+        if site.is_global and site.is_deterministic:
             continue
-        value = per_datum(site, log_density(site))
-        if data_frame(site) is None:
+        value = site.per_datum()
+        if site.is_global:
             global_p = global_p + value
             global_ratio[name] = -value
-        elif site["is_observed"]:
+        elif site.observed:
             likelihood = likelihood + value
         else:
             prior = prior + value
             log_ratio[name] = -value
-    for name, site in scored.items():
-        value = per_datum(site, log_density(site))
-        if data_frame(site) is None:
+    for name, site in (guide if scored is None else scored).items():
+        value = site.per_datum()
+        if site.is_global:
             global_q = global_q + value
             global_ratio[name] = global_ratio.get(name, 0.0) + value
         else:
             log_q = log_q + value
             log_ratio[name] = log_ratio.get(name, 0.0) + value
-    latents = {name: site["value"] for name, site in guide.items() if not site["is_observed"]}
-    path = None
-    if ways.pathwise:
-        path = _path(sites_of(drawn), latents, prior + likelihood - log_q)
     return Densities(
-        prior, likelihood, log_q, closed_kl(guide, model), log_ratio, global_ratio, latents,
-        global_p, global_q, one_scale(guide, model), path,
+        prior, likelihood, log_q, closed_kl(guide, model), log_ratio, global_ratio,
+        values_of(guide), global_p, global_q, one_scale(guide, model),
     )  # fmt: skip
 
 
-def _with_leaves(guide: poutine.Trace) -> poutine.Trace:
+def _with_leaves(guide: Sites) -> Sites:
     """The same draws, each a leaf of its own."""
-    leaves = guide.copy()
-    for name, site in sites_of(guide).items():
-        if not site["is_observed"]:
-            leaf = site["value"].detach()
-            leaf = leaf.requires_grad_() if leaf.is_floating_point() else leaf
-            leaves.nodes[name] = {**site, "value": leaf}  # type: ignore[typeddict-item]
+    leaves = dict(guide)
+    for name, site in latents_of(guide).items():
+        leaf = site.value.detach()
+        leaf = leaf.requires_grad_() if leaf.is_floating_point() else leaf
+        leaves[name] = replace(site, value=leaf)
     return leaves
 
 
-def _path(drawn: dict[str, Site], leaves: dict[str, Tensor], log_w: Tensor) -> Tensor:
+def _path(drawn: Sites, leaves: dict[str, Tensor], log_w: Tensor) -> Tensor:
     """What has the gradient of ``log_w`` (B,) along the draws of each datum, and the value 0."""
-    local = [name for name in leaves if data_frame(drawn[name]) is not None]
+    local = [name for name in leaves if not drawn[name].is_global]
     # With a graph of their own, because a capture takes an operation without one for a mistake.
     slopes = torch.autograd.grad(
         log_w.sum(), [leaves[name] for name in local], create_graph=True, allow_unused=True
@@ -186,20 +179,19 @@ def _path(drawn: dict[str, Site], leaves: dict[str, Tensor], log_w: Tensor) -> T
     for name, slope in zip(local, slopes, strict=True):
         if slope is not None:
             site = drawn[name]
-            moved = slope.detach() * (site["value"] - site["value"].detach())
-            events = moved.reshape(*site["fn"].batch_shape, -1).sum(-1)
-            path = path + per_datum(site, events)
+            moved = slope.detach() * (site.value - site.value.detach())
+            path = path + site.by_row(moved.reshape(*site.batch_shape, -1).sum(-1))
     return path
 
 
-def _dtype(model: dict[str, Site], like: Tensor) -> torch.dtype:
+def _dtype(model: Sites, like: Tensor) -> torch.dtype:
     for site in model.values():
-        if isinstance(site["value"], Tensor) and site["value"].is_floating_point():
-            return site["value"].dtype
+        if isinstance(site.value, Tensor) and site.value.is_floating_point():
+            return site.value.dtype
     return like.dtype if like.is_floating_point() else torch.get_default_dtype()
 
 
-def _guide_with_detached_parameters(program: Any, x: Rows, guide: poutine.Trace) -> poutine.Trace:
+def _guide_with_detached_parameters(program: Any, x: Rows, guide: Sites) -> Sites:
     """The guide's densities at the same latents, as a function of the latents alone."""
     if not isinstance(program, nn.Module):
         raise TypeError(
@@ -209,13 +201,10 @@ def _guide_with_detached_parameters(program: Any, x: Rows, guide: poutine.Trace)
     parameters = {name: p.detach() for name, p in program.named_parameters()}
     # Views, because a flow that knows its own last draw again would answer from its memory, in
     # which the path through the flow's own parameters is missing.
-    views = guide.copy()
-    for name, site in guide.nodes.items():
-        if site["type"] == "sample" and isinstance(site["value"], Tensor):
-            views.nodes[name] = {**site, "value": site["value"].view_as(site["value"])}
+    views = {name: value.view_as(value) for name, value in values_of(guide).items()}
 
-    def replayed(program: Any) -> poutine.Trace:
-        return trace_of(poutine.replay(program.guide, trace=views), x)
+    def again(program: Any) -> Sites:
+        return sites_of(program.guide, x, At(views))
 
     def refuse(index: int, noise: Noise) -> Tensor:
         raise ValueError(
@@ -224,8 +213,8 @@ def _guide_with_detached_parameters(program: Any, x: Rows, guide: poutine.Trace)
             "leave that noise out of the guide"
         )
 
-    with NoiseMode(refuse) as again:
-        trace = call_with(program, parameters, replayed)
-    if again.kept:
+    with NoiseMode(refuse) as mode:
+        scored = call_with(program, parameters, again)
+    if mode.kept:
         refuse(0, Noise("", (), torch.float32, torch.device("cpu")))
-    return trace
+    return scored

@@ -12,6 +12,7 @@ from pyro_vae import defaults, errors
 from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.sampling import LEAST_WARMUP
 from pyro_vae.checking.guards import require_numbers, require_possible_data
+from pyro_vae.densities.look import Look
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.importance import importance, require_weights
 from pyro_vae.evidence.markov import CHAINS, fitted_proposal, reciprocal, require_enough_draws
@@ -109,9 +110,10 @@ def log_evidence(
     }
     rows = as_rows(x, program)
     with torch.no_grad(), evaluating(program):
-        require_possible_data(program, rows)
+        look = Look.at(program, rows)
+        require_possible_data(look, rows)
         if from_guide:
-            require_weights(program, rows)
+            require_weights(look)
             evidence = importance(program, rows, num_particles=num_particles, **pieces)
         else:
             dim = Latents.of(program, map_rows(lambda t: t[:2], rows)).dim

@@ -10,45 +10,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro.distributions import Delta
 from torch import Tensor, nn
 
+from pyro_vae.densities.look import Look
 from pyro_vae.densities.particles import densities
-from pyro_vae.densities.sites import base_law, data_frame
-from pyro_vae.densities.traces import sites_of, trace_program
+from pyro_vae.densities.sites import latents_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights
-from pyro_vae.noise import seeded
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.noise import Stream
+from pyro_vae.program.rows import Rows, num_rows
 
 
-def require_weights(program: nn.Module, rows: Rows) -> None:
+def require_weights(look: Look) -> None:
     """Refuse guides whose draws have no weights of a datum that mean anything.
 
     Raises:
         ValueError: naming the site: a latent that all data share, or a point (Delta), whose
             weights are all equal.
     """
-    with seeded(0):
-        traces = trace_program(program, map_rows(lambda t: t[:2], rows), reparameterize=False)
-    sites, model = map(sites_of, traces)
-    for name in (n for n in sites if n in model):
-        both = (sites[name], model[name])
-        if all(data_frame(site) is None and not site["is_observed"] for site in both):
-            raise ValueError(
-                f'latent site "{name}" is outside pyro.plate("data", ...), so all data share it '
-                "and there is no log p(x) per datum: fix it with pyro.poutine.condition, or use "
-                "pv.elbo"
-            )
-    if any(site["infer"].get("is_auxiliary") for site in sites.values()):
+    prior = latents_of(look.model)
+    shared = [n for n, s in look.latents.items() if s.is_global and n in prior]
+    shared = [name for name in shared if prior[name].is_global]  # else the plate is missing in one
+    if shared:
+        raise ValueError(
+            f'latent site "{shared[0]}" is outside pyro.plate("data", ...), so all data share it '
+            "and there is no log p(x) per datum: fix it with pyro.poutine.condition, or use "
+            "pv.elbo"
+        )
+    if any(site.is_auxiliary for site in look.guide.values()):
         return  # the points are functions of draws that have a density of their own
-    for name, site in sites.items():
-        if isinstance(base_law(site["fn"]), Delta) and not site["is_observed"]:
-            raise ValueError(
-                f'the guide of "{name}" is a point (Delta), whose draws have no weights to '
-                'estimate log p(x) from: use pv.log_evidence with proposal="hmc", and '
-                "pyro_vae.chains.sample_posterior for draws"
-            )
+    points = [name for name, site in look.guide.items() if site.is_point]
+    if points:
+        raise ValueError(
+            f'the guide of "{points[0]}" is a point (Delta), whose draws have no weights to '
+            'estimate log p(x) from: use pv.log_evidence with proposal="hmc", and '
+            "pyro_vae.chains.sample_posterior for draws"
+        )
 
 
 def importance(
@@ -77,7 +74,7 @@ def importance(
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
         table: Tensor | None = None
         for part in range(chunks):
-            log_w = function(rows, seed, number, part)
+            log_w = function(rows, *Stream.EVIDENCE.key(seed, number, part))
             if table is None:  # in one piece: small ones between large chunks scatter the memory
                 table = log_w.new_empty(chunks * chunk, count)
             table[part * chunk : (part + 1) * chunk] = log_w[:, :count]

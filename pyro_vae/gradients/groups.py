@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.densities.sites import log_density
-from pyro_vae.densities.traces import sites_of, trace_of, trace_program
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.densities.look import looking
+from pyro_vae.densities.sites import values_of
+from pyro_vae.densities.traces import sites_of, sites_of_both
 from pyro_vae.program.calling import trainable
 from pyro_vae.program.rows import Rows
 
@@ -48,12 +48,12 @@ def parts_of(
 def roles(program: Any, x: Rows) -> dict[str, str]:
     """Parameter -> "model", "guide", "both" or "neither", by what depends on it."""
     params = trainable(program)
-    with torch.enable_grad(), NoiseMode(keyed(0)), seeded(0):
-        _, model = trace_program(program, x, reparameterize=False)
-        guide = sites_of(trace_of(program.guide, x)).values()  # a flow knows its own draws alone
-        by_model = [log_density(site) for site in sites_of(model).values()]
-        by_guide = [log_density(site) for site in guide]
-        by_guide += [site["value"] for site in guide if not site["is_observed"]]  # a point's place
+    with torch.enable_grad(), looking(program):
+        _, model = sites_of_both(program, x, reparameterize=False)
+        guide = sites_of(program.guide, x)  # a flow knows its own draws alone
+        by_model = [site.density() for site in model.values()]
+        by_guide = [site.density() for site in guide.values()]
+        by_guide += values_of(guide).values()  # a point's place
 
     def reached(terms: list[Tensor]) -> set[str]:
         terms = [term.sum() for term in terms if term.requires_grad]

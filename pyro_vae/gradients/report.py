@@ -23,12 +23,13 @@ from torch import nn
 
 from pyro_vae import errors
 from pyro_vae.checking.guards import require_possible_data
+from pyro_vae.densities.look import Look
 from pyro_vae.engine.choosing import translate
 from pyro_vae.gradients.groups import parts_of
 from pyro_vae.gradients.lab import BLOCKS, Draws, Lab, costs
 from pyro_vae.gradients.moments import moments
 from pyro_vae.objectives.base import Objective
-from pyro_vae.program.calling import materialize, require_program
+from pyro_vae.program.calling import left_as_it_was, materialize, require_program
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import num_rows
 from pyro_vae.progress import Record, reporter
@@ -103,8 +104,8 @@ def gradient_report(
 ) -> GradientReport:
     r"""Bias, variance, signal-to-noise and cost of each objective's gradient, for this program.
 
-    Nothing is trained.  Parameters and the batch stay fixed, so all that varies is the noise that
-    the objectives draw.
+    Nothing is trained, and buffers are put back.  Parameters and the batch stay fixed, so all that
+    varies is the noise that the objectives draw.
 
     Args:
         program: the program, trained as far as the question asks for: estimators rank differently
@@ -158,16 +159,19 @@ def gradient_report(
     require_program(program)
     x = as_rows(x, program)
     materialize(program, x)
-    require_possible_data(program, x)
+    require_possible_data(Look.at(program, x), x)
     chosen = _named(objectives)
     (name_of_reference, against), *_ = (
         chosen if reference is None else _named([reference])
     ).items()
     parts = parts_of(program, x, groups)
     order = {name_of_reference: against, **chosen}
-    labs = {name: Lab(program, x, objective, seed, warmup) for name, objective in order.items()}
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    with reporter(progress, len(labs) * num_draws * num_rows(x), label="gradients") as report:
+    with (
+        left_as_it_was(program, parameters=False),
+        reporter(progress, len(order) * num_draws * num_rows(x), label="gradients") as report,
+    ):
+        labs = {name: Lab(program, x, objective, seed, warmup) for name, objective in order.items()}
         told, started = 0, time.perf_counter()
 
         def tell() -> None:
@@ -181,10 +185,11 @@ def gradient_report(
             draws = lab.draw(num_draws, parts, tell)
             first = first or draws
             rows[name] = {group: moments(draws, first, group) for group in parts}
+        spent = costs({name: labs[name] for name in chosen})
     return GradientReport(
         _dataset(
             {name: rows[name] for name in chosen},
-            costs({name: labs[name] for name in chosen}),
+            spent,
             {
                 "reference": name_of_reference,
                 "num_draws": num_draws,

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.densities.dreams import dream
+from pyro_vae.densities.look import Look, looking
 from pyro_vae.densities.particles import densities
-from pyro_vae.densities.tables import Densities
-from pyro_vae.densities.traces import sites_of, trace_of
+from pyro_vae.densities.rules import require_rows
+from pyro_vae.densities.sites import values_of
+from pyro_vae.densities.tables import Densities, tabulated
+from pyro_vae.densities.traces import sites_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
-from pyro_vae.noise import NoiseMode, keyed, seeded
-from pyro_vae.program.rows import Rows, map_rows, num_rows, observed_rows
+from pyro_vae.program.rows import Rows, num_rows, observed_rows, repeated
 
 Groups = dict[str, dict[str, Any]]  # group -> variable -> values
 Chunk = Callable[[Any, Rows], Groups]  # (B, ...) -> values (K, B, ...)
@@ -40,8 +41,7 @@ def posterior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
             }
             if predictive:
                 flat = {name: value.flatten(0, 1) for name, value in d.latents.items()}
-                with poutine.condition(data=flat):
-                    replicated, _ = dream(program, _repeated(rows, size))
+                replicated, _ = dream(program, repeated(rows, size), flat)
                 groups["posterior_predictive"] = {observed: observed_rows(replicated)}
             return _by_particle(groups, size, num_rows(rows))
 
@@ -55,7 +55,7 @@ def prior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
 
     def of_size(size: int) -> Chunk:
         def draw(program: Any, rows: Rows) -> Groups:
-            many = _repeated(rows, size)
+            many = repeated(rows, size)
             if predictive:
                 replicated, latents = dream(program, many)
                 groups: Groups = {
@@ -63,18 +63,12 @@ def prior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
                     "prior_predictive": {observed: observed_rows(replicated)},
                 }
             else:
-                sites = sites_of(trace_of(program.model, many)).items()
-                groups = {"prior": {n: s["value"] for n, s in sites if not s["is_observed"]}}
+                groups = {"prior": values_of(sites_of(program.model, many))}
             return _by_particle(groups, size, num_rows(rows))
 
         return draw
 
     return of_size
-
-
-def _repeated(rows: Rows, times: int) -> Rows:
-    """(B, ...) to (K B, ...): rows are independent, so K particles are K times the rows."""
-    return map_rows(lambda t: t.repeat(times, *[1] * (t.dim() - 1)), rows)
 
 
 def _by_particle(groups: Groups, particles: int, rows: int) -> Groups:
@@ -130,20 +124,20 @@ def drawn(
     return result
 
 
-def one_particle(program: nn.Module, x: Rows, predictive: bool) -> Densities:
-    """One particle of the first row, which tells the shapes; refuses what has no such form."""
-    first = map_rows(lambda t: t[:1], x)
-    with torch.no_grad(), NoiseMode(keyed(0)), seeded(0), pyro.validation_enabled(False):
-        d = densities(program, first, 1, reparameterize=False)
-        if predictive:
-            try:
-                dream(program, first)
-            except ValueError as error:
-                raise ValueError(
-                    f"no x can be drawn for the predictive groups: {error}; or leave them out, "
-                    "predictive=False"
-                ) from error
-    return d
+def form_of(look: Look, program: nn.Module, predictive: bool) -> Densities:
+    """One particle of the rows of a look, which tells the shapes; refuses what has no such form."""
+    require_rows(look.guide, look.model)
+    if predictive:
+        try:
+            with torch.no_grad(), looking(program):
+                dream(program, look.x)
+        except ValueError as error:
+            raise ValueError(
+                f"no x can be drawn for the predictive groups: {error}; or leave them out, "
+                "predictive=False"
+            ) from error
+    with torch.no_grad(), pyro.validation_enabled(False):
+        return tabulated(look.x, look.guide, look.model)
 
 
 def as_array(value: Any) -> np.ndarray:

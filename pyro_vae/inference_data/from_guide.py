@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from pyro_vae import errors
 from pyro_vae.checking.guards import require_numbers, require_possible_data
+from pyro_vae.densities.look import Look
 from pyro_vae.densities.tables import Densities
+from pyro_vae.densities.traces import observed_site
 from pyro_vae.evidence.importance import require_weights
 from pyro_vae.evidence.weights import from_log_weights, warn_about_tails
 from pyro_vae.inference_data.datasets import AXES, NOTES, as_dataset, attributes_of, container
@@ -27,10 +29,11 @@ from pyro_vae.inference_data.draws import (
     Groups,
     as_array,
     drawn,
-    one_particle,
+    form_of,
     posterior_groups,
     prior_groups,
 )
+from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows, observed_rows
@@ -119,20 +122,21 @@ def to_inference_data(
     batch_size = errors.whole("batch_size", batch_size)
     max_bytes = errors.whole("max_bytes", max_bytes)
     wrapped = container()  # before there is anything to lose
-    rows, observed = as_rows(x, program), getattr(program, "observed", "x")
+    rows, observed = as_rows(x, program), observed_site(program)
     particles = num_draws * chains
     posterior, prior = posterior_groups(observed, predictive), prior_groups(observed, predictive)
     made: Groups = {}
     with evaluating(program):
-        require_possible_data(program, rows)
-        require_weights(program, rows)
-        form = one_particle(program, rows, predictive)
+        look = Look.at(program, rows)
+        require_possible_data(look, rows)
+        require_weights(look)
+        form = form_of(look, program, predictive)
         constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
         _refuse_names({*form.latents, observed, *constants})
         _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
-        groups = drawn(program, rows, posterior, particles, (seed, 0), batch_size)
+        groups = drawn(program, rows, posterior, particles, Stream.POSTERIOR.key(seed), batch_size)
         if num_prior:
-            made = drawn(program, rows, prior, num_prior, (seed, 1), batch_size)
+            made = drawn(program, rows, prior, num_prior, Stream.PRIOR.key(seed), batch_size)
     log_w = groups["sample_stats"]["lp"] - groups["sample_stats"]["log_q"]  # (K, N)
     evidence = from_log_weights(torch.from_numpy(log_w))
     require_numbers(evidence.value, "log p(x)")
@@ -183,7 +187,7 @@ def _true_latents(given: Any, form: Densities, rows: int) -> dict[str, np.ndarra
                 f'true_latents has "{name}", expected latents of the guide: '
                 f"{', '.join(form.latents)}"
             )
-        expected = (rows, *form.latents[name].shape[2:])
+        expected = (rows, *form.latents[name].shape[1:])
         if truth.shape != expected:
             raise ValueError(
                 f'true_latents of "{name}" have shape {truth.shape}, expected {expected}: one '
@@ -197,7 +201,7 @@ def _refuse_size(
 ) -> None:
     """Compare what the result will take with what it may, before anything is drawn."""
     rows, table = num_rows(x), form.log_q.element_size()
-    latents = sum(v[0, 0].numel() * v.element_size() for v in form.latents.values())
+    latents = sum(v[0].numel() * v.element_size() for v in form.latents.values())
     draw = observed_rows(x)[0]
     replicated = draw.numel() * draw.element_size() if predictive else 0
     needed = rows * (particles * (latents + 3 * table + replicated))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.networks.mlp import MLP, positive
+from pyro_vae.program.parts import Likelihood
 
 
-class Gaussian(nn.Module):
+class Gaussian(Likelihood):
     r"""p(x | z) = N(mu(z), diag s(z)^2), both from one hidden layer, s learnt per pixel.
 
     Args:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import errors
+from pyro_vae.recording import Recorded
 
 
-class MLP(nn.Sequential):
+class MLP(Recorded, nn.Sequential):
     """One hidden layer with tanh: x (B, in) -> (B, out).
 
     Args:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.densities.look import looking
 from pyro_vae.densities.rules import require_rows
-from pyro_vae.densities.sites import data_frame, is_deterministic, log_density, per_datum
-from pyro_vae.densities.traces import AtTheMean, sites_of, trace_of
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.densities.sites import values_of
+from pyro_vae.densities.traces import At, AtTheMean, sites_of
 from pyro_vae.objectives.base import EMPTY, Objective, State, Stats
 from pyro_vae.program.rows import Rows, observed_rows
 
@@ -36,23 +34,21 @@ class Autoencoder(Objective):
 
     def init(self, program: Any, x: Rows) -> State:
         # A graph cannot look whether a mean is nan.  Dropout draws here none of the step's noise.
-        with torch.no_grad(), NoiseMode(keyed(0)), seeded(0), pyro.validation_enabled(False):
-            trace_of(program.guide, x, AtTheMean())
+        with torch.no_grad(), looking(program):
+            sites_of(program.guide, x, AtTheMean())
         return EMPTY
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
-        guide_trace = trace_of(program.guide, x, AtTheMean(look=False))
-        model_trace = trace_of(poutine.replay(program.model, trace=guide_trace), x)
-        guide, model = sites_of(guide_trace), sites_of(model_trace)
+        guide = sites_of(program.guide, x, AtTheMean(look=False))
+        model = sites_of(program.model, x, At(values_of(guide)))
         require_rows(guide, model)
         total = torch.zeros((), device=observed_rows(x).device)
         for name, site in model.items():
-            if data_frame(site) is None and not is_deterministic(site):
+            if site.is_global and not site.is_deterministic:
                 raise ValueError(
                     f'site "{name}" is outside pyro.plate("data", ...), shared by all data: an '
                     "auto-encoder has a code and a loss for each datum; use AEVB()"
                 )
-            if site["is_observed"]:
-                value = per_datum(site, log_density(site))
-                total = total + value
+            if site.observed:
+                total = total + site.per_datum()
         return -total, {"reconstruction": total.detach()}

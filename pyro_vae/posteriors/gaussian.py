@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.networks.mlp import MLP, positive
+from pyro_vae.program.parts import Posterior
 
 
-class Gaussian(nn.Module):
+class Gaussian(Posterior):
     r"""q(z | x) = N(mu(x), diag sigma(x)^2), mean and log variance from one hidden layer.
 
     Args:

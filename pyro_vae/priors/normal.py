@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import errors
+from pyro_vae.program.parts import Prior
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(Prior):
     r"""z ~ N(0, I / alpha), without parameters.
 
     Args:

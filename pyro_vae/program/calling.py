@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.program.rows import Rows, observed_rows
 
 
@@ -24,6 +25,37 @@ def evaluating(program: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextlib.contextmanager
+def left_as_it_was(program: Any, *, parameters: bool = True) -> Iterator[None]:
+    """Let a program run, and put back what moved: running statistics do at every call in training.
+
+    Args:
+        program: the program; what is no module holds nothing.
+        parameters: put parameters back too, and drop those and the buffers that appeared; without,
+            what the first call makes stays.
+    """
+    before: list[tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]] = []
+    for module in program.modules() if isinstance(program, nn.Module) else ():
+        tables: list[dict[str, Any]] = [module._buffers]
+        for tensors in [*tables, module._parameters] if parameters else tables:
+            values = {
+                name: tensor.detach().clone()
+                for name, tensor in tensors.items()
+                if tensor is not None and not nn.parameter.is_lazy(tensor)
+            }
+            before.append((tensors, dict(tensors), values))
+    try:
+        yield
+    finally:
+        for tensors, known, values in before:
+            if parameters:
+                tensors.clear()
+            tensors.update(known)
+            for name, value in values.items():
+                if not torch.equal(known[name], value):
+                    known[name].data.copy_(value)
 
 
 class _Call(nn.Module):
@@ -70,14 +102,20 @@ def require_program(program: Any) -> None:
 def materialize(program: Any, x: Rows) -> None:
     """Run model and guide once, so that parameters which ``pyro.param`` creates are there.
 
+    Buffers are put back.
+
     Raises:
         ValueError: where they fail on these rows; the cause is chained.
     """
-    from pyro_vae.noise import seeded
-
-    for name in ("guide", "model"):
+    for number, name in enumerate(("guide", "model")):
+        key = Stream.CREATED.key(0, number)  # or what both create would begin alike
         try:
-            with torch.no_grad(), seeded(0), pyro.poutine.block():
+            with (
+                torch.no_grad(),
+                left_as_it_was(program, parameters=False),
+                seeded(*key),
+                pyro.poutine.block(),
+            ):
                 getattr(program, name)(x)
         except RuntimeError as error:  # torch on shapes and dtypes
             rows = observed_rows(x)

@@ -30,6 +30,11 @@ def map_rows(function: Callable[[Tensor], Tensor], x: Rows) -> Rows:
     return function(x)
 
 
+def repeated(x: Rows, times: int) -> Rows:
+    """(B, ...) to (K B, ...): rows are independent, so K particles are K times the rows."""
+    return map_rows(lambda t: t.repeat(times, *[1] * (t.dim() - 1)), x)
+
+
 def num_rows(x: Rows) -> int:
     """The number of data in ``x``; entries of a dict must agree on it."""
     rows = len(observed_rows(x))

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.densities.traces import sites_of, trace_program
+from pyro_vae.densities.look import Look
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.noise import seeded
 from pyro_vae.program.rows import Rows
 
 
@@ -43,13 +42,11 @@ def warn_at_floor(program: nn.Module, x: Rows) -> None:
     floor: Any = getattr(getattr(program, "likelihood", None), "floor", None)
     if not isinstance(floor, float):
         return
-    with torch.no_grad(), seeded(0):
-        _, trace = trace_program(program, x, reparameterize=False)
-    for name, site in sites_of(trace).items():
-        scale = getattr(getattr(site["fn"], "base_dist", site["fn"]), "scale", None)
-        if not site["is_observed"] or not isinstance(scale, Tensor):
+    for name, site in Look.at(program, x, rows=None).model.items():
+        scale = getattr(site.base, "scale", None)
+        if not site.observed or not isinstance(scale, Tensor):
             continue
-        events = scale.reshape(-1, site["fn"].event_shape.numel())
+        events = scale.reshape(-1, site.event_shape.numel())
         stuck = int((events < 1.05 * floor).all(0).sum())
         if stuck:
             warnings.warn(

@@ -1,0 +1,98 @@
+"""One look at a program: its sites on a few rows, at fixed noise, and nothing of it moves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyro
+import torch
+
+from pyro_vae.densities.sites import Site, Sites, latents_of, one_scale
+from pyro_vae.densities.traces import observed_site, sites_of_both
+from pyro_vae.noise import LOOK, Key, NoiseMode, keyed, seeded
+from pyro_vae.program.calling import left_as_it_was
+from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.torch_internals import no_modes
+
+Role = Literal["guide", "model"]
+ROLES: tuple[Role, Role] = ("guide", "model")
+
+FEW = 2  # rows that show what a program consists of
+
+
+@contextlib.contextmanager
+def looking(program: Any, key: Key = LOOK, *, validate: bool = False) -> Iterator[None]:
+    """Run a program without leaving a mark: on torch's generators, on its buffers, on a capture.
+
+    Args:
+        program: what is looked at.
+        key: of the noise.
+        validate: let Pyro's validation be as it is; else it is off, as in training.
+    """
+    validation = contextlib.nullcontext() if validate else pyro.validation_enabled(False)
+    with (
+        no_modes(),
+        left_as_it_was(program, parameters=False),
+        validation,
+        seeded(*key),
+        NoiseMode(keyed(*key)),
+    ):
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """The sites of guide and model on a few rows, the model at the guide's latents.
+
+    Attributes:
+        guide, model: the sites by name.
+        x: the rows.
+        observed: the name of the site that observes x.
+    """
+
+    guide: Sites
+    model: Sites
+    x: Rows
+    observed: str
+
+    @classmethod
+    def at(cls, program: Any, x: Rows, *, rows: int | None = FEW, key: Key = LOOK) -> Look:
+        """Run guide and model once, without gradients and with Pyro's validation off.
+
+        Args:
+            program: the program; parameters that it makes on its first call stay, everything else
+                is left as it was.
+            x: data (N, ...).
+            rows: how many of the first rows to look at; None for all.
+            key: of the noise.
+        """
+        few = x if rows is None else map_rows(lambda t: t[:rows], x)
+        with torch.no_grad(), looking(program, key):
+            guide, model = sites_of_both(program, few, reparameterize=False)
+        return cls(guide, model, few, observed_site(program))
+
+    def sites(self, role: Role) -> Sites:
+        return self.guide if role == "guide" else self.model
+
+    def __iter__(self) -> Iterator[tuple[Role, str, Site]]:
+        for role in ROLES:
+            for name, site in self.sites(role).items():
+                yield role, name, site
+
+    @property
+    def likelihood(self) -> Site | None:
+        """The site that observes x."""
+        return self.model.get(self.observed)
+
+    @property
+    def latents(self) -> Sites:
+        """The guide's latents."""
+        return latents_of(self.guide)
+
+    @property
+    def num_data(self) -> int:
+        """N, as the plate of the data counts them."""
+        return round(one_scale(self.guide, self.model) * num_rows(self.x))
