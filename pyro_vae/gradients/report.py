@@ -78,6 +78,7 @@ class GradientReport:
 
     def save(self, path: str | Path) -> None:
         """Write the data set as netCDF; ``xarray.open_dataset`` reads it anywhere."""
+        errors.require_libraries("h5netcdf", "h5py")
         self.dataset.to_netcdf(path, engine="h5netcdf")
 
     def __repr__(self) -> str:
