@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_vae import likelihoods, posteriors, priors
+from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.networks.mlp import positive
 from pyro_vae.program.rows import Rows, num_rows, observed_rows
 from pyro_vae.program.vae import VAE, built_by_name
@@ -63,20 +63,16 @@ class BayesianVAE(VAE):
         floor: float = 1e-4,
     ) -> None:
         super().__init__(prior=prior, likelihood=likelihood, posterior=posterior)
-        if int(num_data) != num_data or num_data < 1:
-            raise ValueError(
-                f"num_data is {num_data}, expected the whole number of data that share the "
-                "weights: pass the rows of the training data, num_data=len(x)"
-            )
-        if not floor < weight_std < math.inf:
-            raise ValueError(f"weight_std is {weight_std}, expected a number above {floor}")
+        why = "of data that share the weights, the rows of the training data: num_data=len(x)"
+        self.num_data = errors.whole("num_data", num_data, why=why)
+        self.floor = floor = errors.positive("floor", floor)
+        weight_std = errors.within("weight_std", weight_std, f"({floor}, inf)", "above the floor")
         uncertain = [(n, p) for n, p in likelihood.named_parameters() if p.requires_grad]
         if not uncertain:
             raise ValueError(
                 f"{type(likelihood).__name__} has no parameter that requires a gradient, so there "
                 "is nothing to be uncertain about: pass it to a plain pv.VAE"
             )
-        self.num_data, self.floor = int(num_data), floor
         start = 2 * math.log(weight_std) + math.log1p(-((floor / weight_std) ** 2))
         self.log_variance = nn.ParameterDict(  # torch allows no dots in a parameter's name
             {name.replace(".", "/"): torch.full_like(p, start) for name, p in uncertain}
@@ -149,6 +145,7 @@ def build(
         >>> sorted(vae.log_variance)
         ['network/0/bias', 'network/0/weight', 'network/2/bias', 'network/2/weight']
     """
+    prior_precision = errors.positive("prior_precision", prior_precision)
     return BayesianVAE(
         num_data=num_data,
         prior=prior or priors.StandardNormal(latent_dim, prior_precision),

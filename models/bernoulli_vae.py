@@ -13,7 +13,7 @@ from __future__ import annotations
 import pyro
 from torch import Tensor, nn
 
-from pyro_vae import likelihoods, posteriors, priors
+from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.program.vae import VAE, built_by_name
 
 
@@ -60,6 +60,9 @@ def build(
         >>> build(64, latent_dim=2, hidden_dim=8).posterior.network[0].in_features
         64
     """
+    prior_precision = errors.positive("prior_precision", prior_precision)
+    if posterior_precision is not None:
+        posterior_precision = errors.positive("posterior_precision", posterior_precision)
     return BernoulliVAE(
         prior=prior or priors.StandardNormal(latent_dim, prior_precision),
         likelihood=likelihood

@@ -16,7 +16,7 @@ from __future__ import annotations
 import pyro
 from torch import Tensor, nn
 
-from pyro_vae import likelihoods, posteriors, priors
+from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.program.vae import VAE, built_by_name
 
 
@@ -61,6 +61,9 @@ def build(
         init_std: standard deviation of the initial weights; None is torch's own initialization.
         prior, likelihood, posterior: objects of your own in place of these.
     """
+    prior_precision = errors.positive("prior_precision", prior_precision)
+    if posterior_precision is not None:
+        posterior_precision = errors.positive("posterior_precision", posterior_precision)
     return GaussianVAE(
         prior=prior or priors.StandardNormal(latent_dim, prior_precision),
         likelihood=likelihood

@@ -33,6 +33,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import errors
 from pyro_vae.networks.mlp import positive
 from pyro_vae.program.base import Program
 from pyro_vae.program.vae import built_by_name
@@ -54,9 +55,9 @@ class Spread(nn.Module):
         super().__init__()
         if form not in ("isotropic", "diagonal", "full"):
             raise ValueError(f'form is {form!r}, expected "isotropic", "diagonal" or "full"')
-        if not floor < scale < math.inf:
-            raise ValueError(f"scale is {scale}, expected a number above the floor {floor}")
-        self.dim, self.form, self.floor = dim, form, floor
+        self.dim, self.form = errors.whole("dim", dim), form
+        self.floor = errors.positive("floor", floor)
+        scale = errors.within("scale", scale, f"({self.floor}, inf)", "it starts above its floor")
         start = torch.full(() if form == "isotropic" else (dim,), scale)
         self.log_variance = nn.Parameter(self._log_variance(start))
         if form == "full":
@@ -108,7 +109,7 @@ class LinearGaussian(Program):
     def __init__(self, weight: Tensor, *, prior_precision: float, noise: Spread, guide: Spread):
         super().__init__()
         data_dim, latent_dim = weight.shape
-        self.alpha = float(prior_precision)
+        self.alpha = errors.positive("prior_precision", prior_precision)
         self.weight = nn.Parameter(weight)  # W (D, J)
         self.bias = nn.Parameter(torch.zeros(data_dim))  # b (D,)
         self.noise = noise  # Sigma
@@ -231,11 +232,10 @@ def build(
         >>> torch.allclose(oracle.elbo(x), oracle.log_evidence(x))
         True
     """
-    for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim)):
-        if int(size) != size or size < 1:
-            raise ValueError(f"{name} is {size}, expected a whole number from 1 on")
-    if not 0 < prior_precision < math.inf:
-        raise ValueError(f"prior_precision is {prior_precision}, expected a positive number")
+    data_dim = errors.whole("data_dim", data_dim)
+    latent_dim = errors.whole("latent_dim", latent_dim)
+    prior_precision = errors.positive("prior_precision", prior_precision)
+    noise_scale = errors.positive("noise_scale", noise_scale)
     if posterior not in ("diagonal", "full"):
         raise ValueError(f'posterior is {posterior!r}, expected "diagonal" or "full"')
     if weight is None:

@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import posteriors, priors
+from pyro_vae import errors, posteriors, priors
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.program.base import Program
 from pyro_vae.program.vae import built_by_name
@@ -77,6 +77,7 @@ class LogisticLVM(Program):
         Warns:
             PyroVaeWarning: where half the nodes give another answer, by more than 1e-3 nats.
         """
+        nodes = errors.whole("nodes", nodes, most=MAX_NODES)
         value = self._log_joint(x, nodes)[1].logsumexp(0)
         coarse = self._log_joint(x, (nodes + 1) // 2)[1].logsumexp(0)
         error = (value - coarse).detach().abs().max().item()
@@ -95,7 +96,7 @@ class LogisticLVM(Program):
 
         Arguments and errors are those of :meth:`log_evidence`.
         """
-        z, log_joint = self._log_joint(x, nodes)
+        z, log_joint = self._log_joint(x, errors.whole("nodes", nodes, most=MAX_NODES))
         weight = log_joint.softmax(0)  # (M, B)
         mean = weight.T @ z
         centred = z.unsqueeze(1) - mean  # (M, B, J)
@@ -110,8 +111,6 @@ class LogisticLVM(Program):
                 f"quadrature over {latent_dim} latents needs nodes^{latent_dim} points, and this "
                 "one stops at 2: use pv.log_evidence, which samples"
             )
-        if not 1 <= nodes <= MAX_NODES:
-            raise ValueError(f"nodes is {nodes}, expected a whole number from 1 to {MAX_NODES}")
         # The probabilists' rule: sum_m v_m f(t_m) = E f(t), t ~ N(0, 1), with sum_m v_m = 1.
         t, v = np.polynomial.hermite_e.hermegauss(nodes)
         log_v = np.log(v / v.sum())
@@ -149,6 +148,9 @@ def build(
         >>> coin.log_evidence(torch.ones(1, 1)).exp().item()  # any w
         0.5
     """
+    data_dim = errors.whole("data_dim", data_dim)
+    latent_dim = errors.whole("latent_dim", latent_dim)
+    prior_precision = errors.positive("prior_precision", prior_precision)
     prior = priors.StandardNormal(latent_dim, prior_precision)
     encoder = posteriors.Gaussian(data_dim, latent_dim, hidden_dim)
     weight = torch.randn(data_dim, latent_dim) if weight is None else weight

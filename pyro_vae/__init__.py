@@ -17,8 +17,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pyro_vae.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from pyro_vae import datasets, models, objectives, optimizers
+    from pyro_vae import (
+        datasets,
+        distributions,
+        likelihoods,
+        models,
+        networks,
+        objectives,
+        optimizers,
+        plotting,
+        posteriors,
+        priors,
+    )
     from pyro_vae.checking import check
     from pyro_vae.comparison import Comparison, compare
     from pyro_vae.errors import PyroVaeWarning
@@ -29,8 +42,6 @@ if TYPE_CHECKING:
     from pyro_vae.program import VAE, Program
     from pyro_vae.runs import Run, load
     from pyro_vae.training import fit
-
-__version__ = "0.1.0"
 
 _HOME = {
     "VAE": "program",
@@ -52,7 +63,10 @@ _HOME = {
     "to_inference_data": "inference_data",
     "PyroVaeWarning": "errors",
 }
-_MODULES = ("datasets", "engine", "models", "objectives", "optimizers")
+_MODULES = (
+    "datasets", "distributions", "engine", "likelihoods", "models", "networks", "objectives",
+    "optimizers", "plotting", "posteriors", "priors",
+)  # fmt: skip
 
 __all__ = [
     "VAE",
@@ -65,15 +79,21 @@ __all__ = [
     "check",
     "compare",
     "datasets",
+    "distributions",
     "elbo",
     "encode",
     "fit",
     "gradient_report",
+    "likelihoods",
     "load",
     "log_evidence",
     "models",
+    "networks",
     "objectives",
     "optimizers",
+    "plotting",
+    "posteriors",
+    "priors",
     "reconstruct",
     "sample",
     "to_inference_data",

@@ -1,5 +1,102 @@
-"""The one warning class of the package: numbers that are at risk."""
+"""The one warning class of the package, and the checks of numbers that callers give.
+
+A number is whole or real for what it is worth, not for its type: 1e3, numpy's and torch's scalars
+are as good as 1000.  Truth values, text and None are no numbers.  What comes back is Python's own.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import reprlib
+from typing import Any
 
 
 class PyroVaeWarning(UserWarning):
     """A number is at risk: an unreliable estimate, a value at its bound, a sampled KL term."""
+
+
+def whole(
+    name: str, value: Any, least: int | None = 1, most: int | None = None, why: str = ""
+) -> int:
+    """A whole number from ``least`` to ``most``, as an int.
+
+    Args:
+        name: what the caller knows it by, for the message.
+        value: what was given.
+        least, most: the bounds, both allowed; None for none.
+        why: what to do, or why, for the end of the message.
+
+    Raises:
+        TypeError: no number at all.
+        ValueError: a fraction, an infinity, nan, or out of bounds.
+    """
+    expected = "a whole number"
+    if most is not None:
+        expected += f" from {least} to {most}"
+    elif least is not None:
+        expected += f" from {least} on"
+    given = _number(name, value, expected, why)
+    fits = math.isfinite(given) and given == int(given)
+    if not (fits and (least is None or given >= least) and (most is None or given <= most)):
+        raise ValueError(_message(name, value, expected, why))
+    return int(given)
+
+
+def seed_number(value: Any, name: str = "seed") -> int:
+    """A seed as an int.
+
+    Raises:
+        TypeError, ValueError: as of :func:`whole`; or 2**62 and more, which leaves no room to
+            tell steps and replicas apart.
+    """
+    given = whole(name, value, least=None)
+    if abs(given) >= 2**62:
+        raise ValueError(_message(name, value, "a whole number below 2**62", ""))
+    return given
+
+
+def positive(name: str, value: Any, why: str = "") -> float:
+    """A finite number above 0, as a float.
+
+    Raises:
+        TypeError, ValueError: as of :func:`within`.
+    """
+    return _bounded(name, value, "(0, inf)", "a positive number", why)
+
+
+def within(name: str, value: Any, interval: str, why: str = "") -> float:
+    """A finite number of an interval such as "[0, 1)", as a float.
+
+    Raises:
+        TypeError: no number at all.
+        ValueError: an infinity, nan, or outside of the interval.
+    """
+    return _bounded(name, value, interval, f"a number in {interval}", why)
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def _bounded(name: str, value: Any, interval: str, expected: str, why: str) -> float:
+    given = _number(name, value, expected, why)
+    low, high = map(float, interval[1:-1].split(","))
+    above = given >= low if interval[0] == "[" else given > low
+    below = given <= high if interval[-1] == "]" else given < high
+    if not (math.isfinite(given) and above and below):
+        raise ValueError(_message(name, value, expected, why))
+    return float(given)
+
+
+def _number(name: str, value: Any, expected: str, why: str) -> Any:
+    """The number as Python's own; of a tensor or an array, a single one without dimensions."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(_message(name, value, expected, why, type(value).__name__))
+    return value
+
+
+def _message(name: str, value: Any, expected: str, why: str, kind: str = "") -> str:
+    got = " ".join(reprlib.repr(value).split()) + (f" ({kind})" if kind else "")
+    return f"{name} is {got}, expected {expected}" + (f": {why}" if why else "")

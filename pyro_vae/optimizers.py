@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.program.calling import Parameters
+from pyro_vae import errors
 
 
 class Adagrad(torch.optim.Adagrad):
@@ -31,8 +31,8 @@ class Adagrad(torch.optim.Adagrad):
     def __init__(
         self, params: Any, lr: float = 0.02, *, accumulate_steps: int = 100, **options: Any
     ) -> None:
-        if accumulate_steps < 0:
-            raise ValueError(f"accumulate_steps is {accumulate_steps}, expected 0 or more")
+        accumulate_steps = errors.whole("accumulate_steps", accumulate_steps, 0)
+        errors.within("lr", lr, "[0, inf)")
         super().__init__(params, lr=lr, **options)
         for group in self.param_groups:  # in the groups, so that it is saved with the state
             group["accumulate_steps"] = accumulate_steps
@@ -57,7 +57,7 @@ class Adagrad(torch.optim.Adagrad):
 
 
 def make_optimizer(
-    optimizer: Callable[..., torch.optim.Optimizer], parameters: Parameters, lr: float
+    optimizer: Callable[..., torch.optim.Optimizer], parameters: dict[str, Tensor], lr: float
 ) -> torch.optim.Optimizer:
     values = list(parameters.values())
     make: Callable[..., Any] = optimizer

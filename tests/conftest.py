@@ -8,6 +8,7 @@ import pyro
 import pytest
 import torch
 
+from pyro_vae.engine.learner import Learner
 from pyro_vae.models import linear_gaussian
 from pyro_vae.training import fitting
 from pyro_vae.training.loop import Loop
@@ -70,14 +71,14 @@ def grey():
 @pytest.fixture
 def stop(monkeypatch):
     """Send a signal to this process within these steps; one record holds four steps."""
-    look, at = Loop._require_finite, {}
+    look, at = Learner.require_finite, {}
 
-    def looking(self, means, x, grads, key):
-        if key[2] + 1 in at:
-            signal.raise_signal(at.pop(key[2] + 1))
-        return look(self, means, x, grads, key)
+    def looking(self, means, ask, grads=None):
+        if ask.key[-1] + 1 in at:
+            signal.raise_signal(at.pop(ask.key[-1] + 1))
+        return look(self, means, ask, grads)
 
-    monkeypatch.setattr(Loop, "_require_finite", looking)
+    monkeypatch.setattr(Learner, "require_finite", looking)
     monkeypatch.setattr(fitting, "Loop", lambda **o: Loop(**{**o, "record_every": 4}))
     return at
 

@@ -11,7 +11,7 @@ import torch
 from pyro_vae import engine
 from pyro_vae.densities.dreams import dream
 from pyro_vae.densities.particles import densities
-from pyro_vae.engine.gradients import gradient_function
+from pyro_vae.engine.functions import gradient_function
 from pyro_vae.evaluation import RowFunction, row_chunks
 from pyro_vae.graphs import lifting
 from pyro_vae.graphs.lifted import Refusal

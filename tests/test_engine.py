@@ -15,7 +15,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import engine
 from pyro_vae.densities.particles import densities
-from pyro_vae.engine.gradients import gradient_function
+from pyro_vae.engine.functions import gradient_function
 from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import (
     AEVB,

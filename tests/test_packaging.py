@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import pyro_vae as pv
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NAME = f"pyro_vae-{PROJECT['version']}"
+NAME = f"pyro_vae-{pv.__version__}"
 MODELS = {f"pyro_vae/models/{path.name}" for path in (ROOT / "models").glob("*.py")}
 OTHERS = {str(path.relative_to(ROOT)) for path in (ROOT / "pyro_vae").rglob("*.py")}
 

@@ -10,7 +10,8 @@ from torch import nn, optim
 import pyro_vae as pv
 from pyro_vae import engine
 from pyro_vae.engine.fused import fuse
-from pyro_vae.engine.steps import GraphStep
+from pyro_vae.engine.sources import GraphSource
+from pyro_vae.engine.steps import OneByOne
 from pyro_vae.engine.updates import AdagradRule, AdamRule, bind, numbers_of, rebind, rule_of
 from pyro_vae.objectives import AEVB, MonteCarloEM, WakeSleep
 from pyro_vae.training import fitting
@@ -30,11 +31,12 @@ def test_the_update_inside_the_graph_is_that_of_torchs_optimizer(name, objective
         program.num_data = len(x)
     graphs = []
 
-    def make(program, objective, engine_name, ask, *, optimizer, prior, clip, **_):
+    def make(learner, engine_name, ask, *, prior, **_):
         if not graphs:
-            graphs.append(engine.capture(program, objective, ask.x, ask.state, prior))
-            return GraphStep(graphs[0])
-        return fuse(graphs[0], program, objective, rule_of(optimizer), clip, ask, machine=False)
+            example = (learner.program, learner.objective, ask.x, ask.state)
+            graphs.append(engine.capture(*example, prior))
+            return OneByOne(GraphSource(graphs[0]))
+        return fuse(graphs[0], learner, rule_of(learner.optimizer), ask, machine=False)
 
     monkeypatch.setattr(fitting, "make_step", make)
     options = {"steps": 3, "batch_size": 4, "clip": 3.0, "weight_prior": 1.0}

@@ -29,8 +29,10 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.noise import Noise
 
+PAPERS_TARGET = "an acceptance, 0.9 is the paper's"
 DIVERGED = 1000.0  # nats of energy error from which a trajectory has left its level set
 
 LogDensity = Callable[[Tensor], Tensor]  # u (B, J) -> (B,), row by row
@@ -172,7 +174,8 @@ def move(
     Raises:
         ValueError: for options out of range, or a log density that is not (B,).
     """
-    check_move(u, step_size, leapfrog_steps, jitter)
+    leapfrog_steps, jitter = how_to_move(leapfrog_steps, jitter)
+    check_move(u, step_size)
     evaluate = value_and_gradient(log_density)
     return transition(evaluate, u, evaluate(u), step_size, leapfrog_steps, jitter, noise)
 
@@ -226,21 +229,21 @@ def _metropolis(error: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return accept, uniform < accept
 
 
-def check_move(u: Tensor, step_size: Tensor | float, leapfrog_steps: int, jitter: float) -> None:
+def how_to_move(leapfrog_steps: int, jitter: float) -> tuple[int, float]:
+    """Both as numbers; raises TypeError or ValueError where they are none of a move."""
+    why = "the paper uses 10 for Monte Carlo EM and 4 for evidence"
+    half = "0.5 draws each step between 0.5 and 1.5 times the step size"
+    return (
+        errors.whole("leapfrog_steps", leapfrog_steps, why=why),
+        errors.within("jitter", jitter, "[0, 1)", half),
+    )
+
+
+def check_move(u: Tensor, step_size: Tensor | float) -> None:
     if u.dim() != 2 or not u.is_floating_point():
         raise ValueError(
             f"u is {u.dtype} of shape {tuple(u.shape)}, expected real numbers (B, J): one row for "
             "each chain"
-        )
-    if int(leapfrog_steps) != leapfrog_steps or leapfrog_steps < 1:
-        raise ValueError(
-            f"leapfrog_steps is {leapfrog_steps}, expected a whole number from 1 on: the paper "
-            "uses 10 for Monte Carlo EM and 4 for evidence"
-        )
-    if not 0 <= jitter < 1:
-        raise ValueError(
-            f"jitter is {jitter}, expected at least 0 and less than 1: 0.5 draws each step between "
-            "0.5 and 1.5 times the step size"
         )
     if isinstance(step_size, Tensor):
         if step_size.shape not in ((), u.shape[:1]):
@@ -248,8 +251,8 @@ def check_move(u: Tensor, step_size: Tensor | float, leapfrog_steps: int, jitter
                 f"step_size has shape {tuple(step_size.shape)}, expected () or ({len(u)},): one "
                 "for all rows, or one each"
             )
-    elif not 0 < step_size < math.inf:
-        raise ValueError(f"step_size is {step_size}, expected a positive number: try 0.1")
+    else:
+        errors.positive("step_size", step_size, "try 0.1")
 
 
 def adapt(log_step: Tensor, accept: Tensor, *, target: float = 0.9, rate: Tensor | float) -> Tensor:
@@ -264,13 +267,5 @@ def adapt(log_step: Tensor, accept: Tensor, *, target: float = 0.9, rate: Tensor
 
     Source: Robbins & Monro (1951); Andrieu & Thoms (2008), section 5.1.
     """
-    check_target(target)
+    target = errors.within("target", target, "(0, 1)", PAPERS_TARGET)
     return log_step + rate * ((accept if log_step.dim() else accept.mean()) - target)
-
-
-def check_target(target: float) -> None:
-    if not 0 < target < 1:
-        raise ValueError(
-            f"the target acceptance is {target}, expected a number between 0 and 1: 0.9 is the "
-            "paper's"
-        )

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pyro_vae.chains.hmc import Evaluate, check_move, check_target, transition, value_and_gradient
+from pyro_vae import errors
+from pyro_vae.chains.hmc import (
+    PAPERS_TARGET,
+    Evaluate,
+    check_move,
+    how_to_move,
+    transition,
+    value_and_gradient,
+)
 from pyro_vae.chains.hmc import adapt as tune
 from pyro_vae.chains.latents import Latents
 from pyro_vae.errors import PyroVaeWarning
@@ -27,13 +35,14 @@ from pyro_vae.evaluation import RowFunction
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.probing import nudged, others
-from pyro_vae.noise import keyed, seeded
+from pyro_vae.noise import Stream, keyed, seeded
 from pyro_vae.program.calling import call_with, evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows
 
 logger = logging.getLogger("pyro_vae")
 
+LEAST_WARMUP = 20  # moves that tune a step size
 CANDIDATES = 500  # draws of the prior, of which a "resampled" chain starts from one
 
 
@@ -100,7 +109,7 @@ def sample_posterior(
             "resampled" picks one of many such draws with probability proportional to p(x | z), so
             that chains start in the modes that count, each as often as it weighs; "guide" from
             q(z | x); or a tensor (B, J), unconstrained, such as the last ``u`` of other draws.
-        seed: of all noise.  Move ``i`` draws from ``(seed, i)``; torch's generators stay untouched.
+        seed: of all noise.  Torch's generators stay untouched.
 
     Returns:
         :class:`Draws`.
@@ -126,13 +135,17 @@ def sample_posterior(
         >>> draws.values["z"].shape
         torch.Size([20, 4, 2])
     """
-    _check_options(num_draws, warmup, thin, target_accept, adapt, step_size)
+    num_draws, thin = errors.whole("num_draws", num_draws), errors.whole("thin", thin)
+    warmup, seed = errors.whole("warmup", warmup, 0), errors.seed_number(seed)
+    leapfrog_steps, jitter = how_to_move(leapfrog_steps, jitter)
+    target_accept = errors.within("target_accept", target_accept, "(0, 1)", PAPERS_TARGET)
+    _check_step(step_size, warmup, adapt)
     rows = as_rows(x, program)
     with evaluating(program):
         latents = Latents.of(program, rows)
-        with seeded(seed, -1):  # moves count from 0
+        with seeded(*Stream.START.key(seed)):
             u = _start(latents, program, rows, start, seed)
-        check_move(u, 1.0 if step_size is None else step_size, leapfrog_steps, jitter)
+        check_move(u, 1.0 if step_size is None else step_size)
         evaluate, engine = _captured(latents, program, rows, u)
         here = evaluate(u)
         _check_start(*here)
@@ -146,7 +159,7 @@ def sample_posterior(
         divergences = u.new_zeros(len(u), dtype=torch.int64)
         half = warmup // 2
         for number in range(warmup + num_draws * thin):
-            source = keyed(seed, number)
+            source = keyed(*Stream.CHAINS.key(seed, number))
             m = transition(evaluate, u, here, step, leapfrog_steps, jitter, source)
             u, here = m.u, (m.log_density, m.gradient)
             if number >= warmup:
@@ -193,9 +206,9 @@ def _resampled(latents: Latents, program: nn.Module, x: Rows, seed: int) -> Tens
         return u, latents.log_likelihood(program, x, u).nan_to_num(-math.inf) + noise
 
     draw = RowFunction(program, candidate)
-    best, height = draw(x, seed, -2, 0)
+    best, height = draw(x, *Stream.CANDIDATES.key(seed, 0))
     for number in range(1, CANDIDATES):
-        u, other = draw(x, seed, -2, number)
+        u, other = draw(x, *Stream.CANDIDATES.key(seed, number))
         higher = other > height
         best = torch.where(higher.unsqueeze(-1), u, best)
         height = torch.where(higher, other, height)
@@ -287,20 +300,17 @@ def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
         )
 
 
-def _check_options(num_draws, warmup, thin, target_accept, adapt, step_size) -> None:
-    for name, value in (("num_draws", num_draws), ("warmup", warmup), ("thin", thin)):
-        least = 0 if name == "warmup" else 1
-        if int(value) != value or value < least:
-            raise ValueError(f"{name} is {value}, expected a whole number from {least} on")
-    check_target(target_accept)
+def _check_step(step_size: Tensor | float | None, warmup: int, adapt: str) -> None:
     if adapt not in ("per_datum", "shared"):
         raise ValueError(f'adapt is {adapt!r}, expected "per_datum" or "shared"')
-    if step_size is None and warmup < 20:
+    if step_size is None and warmup < LEAST_WARMUP:
         raise ValueError(
-            f"warmup is {warmup}, expected at least 20 moves to tune the step size: raise it, or "
-            "pass step_size"
+            f"warmup is {warmup}, expected at least {LEAST_WARMUP} moves to tune the step size: "
+            "raise it, or pass step_size"
         )
-    if isinstance(step_size, Tensor) and not bool(((step_size > 0) & step_size.isfinite()).all()):
+    if step_size is not None and not isinstance(step_size, Tensor):
+        errors.positive("step_size", step_size, "try 0.1")
+    elif isinstance(step_size, Tensor) and not bool(((step_size > 0) & step_size.isfinite()).all()):
         raise ValueError(
             f"step_size is {float(step_size.min())} in one row, expected positive numbers: a step "
             "of 0.1 suits posteriors of width 0.1 and more"

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from pyro_vae import defaults, errors
 from pyro_vae.chains.latents import Latents
+from pyro_vae.chains.sampling import LEAST_WARMUP
 from pyro_vae.comparison.table import Comparison, dataset_of
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.traces import observed_site
@@ -24,7 +26,7 @@ from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.evidence.markov import CHAINS, require_enough_draws
-from pyro_vae.noise import seeded
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.optimizers import Adagrad
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
@@ -37,17 +39,14 @@ def compare(
     *,
     builds: Mapping[str, Callable[[], nn.Module]],
     objectives: Sequence[Any],
-    seeds: int = 3,
-    samples: int = 150_000,
-    batch_size: int = 100,
+    seeds: int = defaults.SEEDS,
+    samples: int = defaults.SAMPLES,
     optimizer: Callable[..., torch.optim.Optimizer] = Adagrad,
-    lr: float = 0.02,
     proposal: Literal["guide", "hmc"] = "hmc",
     num_particles: int = 500,
     num_draws: int = 160,
     warmup: int = 40,
     leapfrog_steps: int = 5,
-    progress: bool | Callable[[Any], Any] | None = None,
     **options: Any,
 ) -> Comparison:
     """Train every model under every objective and score all of them on held-out data alike.
@@ -59,14 +58,14 @@ def compare(
         objectives: instances of ``pv.objectives``.
         seeds: how many runs of each; they train side by side as one batched program.
         samples: the budget of a run, rows x updates.
-        batch_size, optimizer, lr, options: as in ``pv.fit``.  The default optimizer is the
-            paper's author's Adagrad, because wake-sleep does not survive plain Adagrad's first
-            steps.
+        optimizer: as in ``pv.fit``, but by default the paper's author's Adagrad, because
+            wake-sleep does not survive plain Adagrad's first steps.
         proposal: what log p(x) is importance-sampled from: "hmc" puts algorithms with and without
             a guide on equal terms, "guide" is quicker where all have one.
         num_particles: K draws of the proposal per held-out datum.
-        num_draws, warmup, leapfrog_steps: of the chains behind "hmc", as in ``pv.log_evidence``.
-        progress: as in ``pv.fit``.
+        num_draws, warmup, leapfrog_steps: of the chains behind "hmc", as in ``pv.log_evidence``,
+            though fewer and shorter by default.
+        options: any others of ``pv.fit``, such as batch_size, lr, engine or progress.
 
     Returns:
         :class:`Comparison`.
@@ -83,8 +82,15 @@ def compare(
         )
     if not builds or not objectives:
         raise ValueError("compare needs at least one build and one objective")
-    if seeds < 1:
-        raise ValueError(f"seeds is {seeds}, expected a whole number from 1 on")
+    seeds, samples = errors.whole("seeds", seeds), errors.whole("samples", samples)
+    scoring = {
+        "num_particles": errors.whole("num_particles", num_particles),
+        "num_draws": errors.whole("num_draws", num_draws),
+        "warmup": errors.whole("warmup", warmup, LEAST_WARMUP, why="they tune the step"),
+        "leapfrog_steps": errors.whole("leapfrog_steps", leapfrog_steps),
+    }
+    if proposal not in ("guide", "hmc"):
+        raise ValueError(f'proposal is {proposal!r}, expected "guide" or "hmc"')
     names = [repr(objective) for objective in objectives]
     if len(set(names)) < len(names):
         raise ValueError(f"objectives are {names}, expected different ones")
@@ -95,33 +101,33 @@ def compare(
     _refuse_different_binarizations(data)
     programs = {name: _built(build, 0) for name, build in builds.items()}
     _refuse_different_likelihoods(programs, data.train)
-    scoring: dict[str, Any] = {"proposal": proposal, "num_particles": num_particles}
     if proposal == "hmc":
-        scoring |= {"num_draws": num_draws, "warmup": warmup, "leapfrog_steps": leapfrog_steps}
         for program in programs.values():  # before anything is trained
             with evaluating(program):
                 dim = Latents.of(program, as_rows(data.train[:2], program)).dim
-            require_enough_draws(num_draws, CHAINS, dim)
+            require_enough_draws(scoring["num_draws"], CHAINS, dim)
     runs: dict[tuple[str, str, int], Run] = {}
     scores: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
     for model, build in builds.items():
         for name, objective in zip(names, objectives, strict=True):
             fresh = [_built(build, seed) for seed in range(seeds)]
             trained = fit(
-                fresh, data.train, objective, samples=samples, batch_size=batch_size,
-                optimizer=optimizer, lr=lr, seed=list(range(seeds)), progress=progress,
+                fresh, data.train, objective, samples=samples, optimizer=optimizer,
+                seed=list(range(seeds)),
                 validation=data.test if data.validation is None else data.validation,
                 **options,
             )  # fmt: skip
             has_bound = getattr(objective, "has_bound", True)
             for seed, run in enumerate(trained):
                 runs[model, name, seed] = run
-                scores[model, name, seed] = _score(run.program, data.test, has_bound, scoring)
+                scores[model, name, seed] = _score(
+                    run.program, data.test, has_bound, {"proposal": proposal, **scoring}
+                )
     return Comparison(runs, dataset_of(data, list(builds), names, seeds, runs, scores))
 
 
 def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with seeded(seed):
+    with seeded(*Stream.PARAMETERS.key(seed)):
         program = build()
     if not isinstance(program, nn.Module):
         raise TypeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyro_vae import errors
 from pyro_vae.datasets.data.arrays import from_array
 from pyro_vae.datasets.data.base import Data
 
@@ -20,6 +21,7 @@ def synthetic(program: Any, num_data: int, *, like: Any = None, seed: int = 0) -
     Returns:
         :class:`Data` with x of shape (N, ...), neither scaled nor binarized.
     """
+    num_data, seed = errors.whole("num_data", num_data), errors.seed_number(seed)
     from pyro_vae.predictive import sample
 
     return from_array(sample(program, num_data, like=like, seed=seed).cpu())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pyro_vae import errors
 from pyro_vae.densities.tables import Densities, Ways, one_particle
 from pyro_vae.densities.traces import tell_scale
 from pyro_vae.graphs.lifted import Lifted
@@ -59,8 +60,7 @@ def densities(
         ValueError: a guide without ``rsample`` under ``reparameterize=True``; a site that is
             scaled by something else than its plate.
     """
-    if num_particles < 1:
-        raise ValueError(f"num_particles is {num_particles}, expected a whole number from 1 on")
+    num_particles = errors.whole("num_particles", num_particles)
     ways = Ways(reparameterize, detach_guide, pathwise)
     if num_particles == 1:
         one = one_particle(program, x, ways)

@@ -2,6 +2,6 @@
 
 from pyro_vae.engine.capture import Graph, capture
 from pyro_vae.engine.choosing import ENGINES, make_step, translate
-from pyro_vae.engine.gradients import WeightPrior
+from pyro_vae.engine.functions import WeightPrior
 
 __all__ = ["ENGINES", "Graph", "WeightPrior", "capture", "make_step", "translate"]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.engine.gradients import NO_PRIOR, WeightPrior, gradient_function, refresh_function
+from pyro_vae.engine.functions import NO_PRIOR, WeightPrior, gradient_function, refresh_function
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.probing import nudged, others

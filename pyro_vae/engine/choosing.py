@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_vae.engine.capture import Graph, capture
+from pyro_vae.engine.functions import NO_PRIOR, WeightPrior, gradient_function
 from pyro_vae.engine.fused import fuse
-from pyro_vae.engine.gradients import WeightPrior, gradient_function
-from pyro_vae.engine.learner import Ask
-from pyro_vae.engine.steps import GraphStep, HandlerStep, Step
-from pyro_vae.engine.svi import PyroStep
+from pyro_vae.engine.learner import Ask, Learner
+from pyro_vae.engine.sources import GradientSource, GraphSource, HandlerSource
+from pyro_vae.engine.steps import OneByOne, Step
+from pyro_vae.engine.svi import SVISource
 from pyro_vae.engine.updates import rule_of
 from pyro_vae.graphs import compiling
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.graphs.probing import close
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
-from pyro_vae.objectives.base import Objective
+from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.calling import trainable
+from pyro_vae.program.rows import Rows
 
 ENGINES = ("auto", "compiled", "eager", "pyro")
 
@@ -49,15 +50,37 @@ def translate(objective: Any) -> Objective | ELBO:
     )
 
 
-def make_step(
+def gradient_source(
     program: nn.Module,
     objective: Objective | ELBO,
+    x: Rows,
+    state: State,
+    prior: WeightPrior = NO_PRIOR,
+) -> GradientSource:
+    """Gradients by a captured graph, or by the next best thing and why, where there is none.
+
+    Args:
+        program: model and guide.
+        objective: ours, or one of Pyro's own.
+        x: an example batch.
+        state: the objective's for these rows.
+        prior: of the weights.
+    """
+    if not isinstance(objective, Objective):
+        reason = f"{type(objective).__name__} is Pyro's own objective"
+        return SVISource(program, objective, prior, reason)
+    graph = capture(program, objective, x, state, prior)
+    if isinstance(graph, Refusal):
+        return HandlerSource(program, objective, prior, f"not captured: {graph}")
+    return GraphSource(graph)
+
+
+def make_step(
+    learner: Learner,
     engine: str,
     ask: Ask,
     *,
-    optimizer: torch.optim.Optimizer,
     prior: WeightPrior,
-    clip: float | None = None,
     num_steps: int = 0,
     replicas: int = 0,
 ) -> Step:
@@ -66,36 +89,41 @@ def make_step(
     "auto" compiles where that pays over ``num_steps``, and takes the next best thing, with the
     reason, where it cannot.
 
+    Args:
+        learner: the one, or the first of replicas that are alike.
+        engine: one of ``ENGINES``.
+        ask: an example of what will be asked.
+        prior: of the weights.
+        num_steps: the budget.
+        replicas: how many learners side by side; 0 is one as it is.
+
     Raises:
         ValueError: for an unknown engine, or what cannot be compiled although it was asked for.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
-    if not isinstance(objective, Objective):
-        reason = "" if engine == "pyro" else f"{type(objective).__name__} is Pyro's own objective"
-        return _unless_asked(engine, PyroStep(objective, prior, reason))
+    program, objective = learner.program, learner.objective
     if engine == "pyro":
-        return PyroStep(objective, prior, "")
-    graph = capture(program, objective, ask.x, ask.state, prior)
-    if isinstance(graph, Refusal):
-        reason = f"not captured: {graph}"
-        return _unless_asked(engine, HandlerStep(program, objective, prior, reason))
+        return OneByOne(SVISource(program, objective, prior))
+    source = gradient_source(program, objective, ask.x, ask.state, prior)
+    if not isinstance(source, GraphSource) or not isinstance(objective, Objective):
+        return _unless_asked(engine, OneByOne(source))
+    graph = source.graph
     runs = num_steps * max(1, replicas)
     machine = engine == "compiled" or (engine == "auto" and _pays(graph, objective, runs))
     if not machine and not replicas:
-        return GraphStep(graph)
+        return OneByOne(source)
     what = "compiled" if machine else "batched over replicas"
-    rule = rule_of(optimizer, list(trainable(program).values()))
+    rule = rule_of(learner.optimizer, list(trainable(program).values()))
     if rule is None:
         reason = (
-            f"not {what}: {type(optimizer).__name__} with these options is not a part of a "
+            f"not {what}: {type(learner.optimizer).__name__} with these options is not a part of a "
             "captured step, which plain Adagrad and Adam of all parameters in one group are"
         )
-        return _unless_asked(engine, GraphStep(graph, reason))
-    options: dict[str, Any] = {"replicas": replicas, "machine": machine}
-    step = fuse(graph, program, objective, rule, clip, ask, **options)
+        return _unless_asked(engine, OneByOne(GraphSource(graph, reason)))
+    step = fuse(graph, learner, rule, ask, replicas=replicas, machine=machine)
     if isinstance(step, Refusal):
-        return _unless_asked(engine, GraphStep(graph, f"not {what}: {step}"))
+        return _unless_asked(engine, OneByOne(GraphSource(graph, f"not {what}: {step}")))
     return step
 
 

@@ -18,15 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.capture import Graph, capture_unit
-from pyro_vae.engine.gradients import sums_of
-from pyro_vae.engine.learner import Answer, Ask, stack
+from pyro_vae.engine.functions import sums_of
+from pyro_vae.engine.learner import Answer, Ask, Learner, means_of, stack
 from pyro_vae.engine.steps import Step
 from pyro_vae.engine.updates import Rule, bind, numbers_of, rebind, unbind
 from pyro_vae.graphs.compiling import compiled, machine_code
@@ -35,9 +35,6 @@ from pyro_vae.noise import keyed, seeded
 from pyro_vae.objectives.base import Objective
 from pyro_vae.program.calling import trainable
 from pyro_vae.torch_internals import traced
-
-if TYPE_CHECKING:
-    from pyro_vae.training.loop import Loop
 
 Flat = Callable[..., Sequence[Tensor]]
 
@@ -87,10 +84,8 @@ def _in_place(graph: Flat, num_params: int, num_inputs: int) -> Flat:
 
 def fuse(
     graph: Graph,
-    program: nn.Module,
-    objective: Objective,
+    learner: Learner,
     rule: Rule,
-    clip: float | None,
     ask: Ask,
     *,
     replicas: int = 0,
@@ -100,14 +95,13 @@ def fuse(
 
     Args:
         graph: the captured step of one program, with the prior of its weights.
-        program: that program.
-        objective: what it was captured from.
+        learner: that program with its objective, and the largest norm of a gradient.
         rule: the optimizer's update.
-        clip: the largest norm of the whole gradient.
-        ask: what the loop asks for, as an example.
+        ask: what is asked for, as an example.
         replicas: R programs side by side, each tensor stacked; 0 is one program as it is.
         machine: compile, or run operation by operation.
     """
+    program, objective = learner.program, learner.objective
     kept = graph.grads.kept + (graph.refresh.kept if graph.refresh else ())
     if replicas and kept:
         return Refusal(
@@ -115,7 +109,7 @@ def fuse(
         )
     params = [p.detach().clone() for p in trainable(program).values()]
     inputs = [*params, *pytree.tree_leaves(ask[1:4])]
-    update, names = _update_function(graph.grads, len(params), rule, clip)
+    update, names = _update_function(graph.grads, len(params), rule, learner.clip)
     memory = [torch.ones_like(p) for p in params for _ in rule.names]
     numbers = params[0].new_full((rule.num_numbers,), 0.5)
     count = torch.zeros((), device=params[0].device)
@@ -139,7 +133,7 @@ def fuse(
             refresh = traced(torch.vmap(refresh), *[torch.stack([t] * replicas) for t in given])
     unit = None
     if machine and graph.refresh is not None and not replicas:
-        unit = _compiled_unit(program, objective, ask)
+        unit = _compiled_unit(program, objective, ask)  # type: ignore[arg-type]
         if isinstance(unit, Refusal):
             return unit
     return FusedStep(
@@ -159,7 +153,7 @@ def _compiled_unit(program: nn.Module, objective: Objective, ask: Ask) -> Lifted
 
 
 class FusedStep(Step):
-    """Gradients and update as one graph, for one loop or for replicas in lockstep."""
+    """Gradients and update as one graph, for one learner or for replicas in lockstep."""
 
     reason = ""
 
@@ -175,32 +169,32 @@ class FusedStep(Step):
         self._kept = tuple(bool(g.kept) if g else False for g in (graph.grads, graph.refresh))
         self._unit: Lifted | None = unit
 
-    def bind(self, loops: Sequence[Loop]) -> None:
-        """Work in place on the parameters and the optimizers' states of these loops.
+    def bind(self, learners: Sequence[Learner]) -> None:
+        """Work in place on the parameters and the optimizers' states of these learners.
 
         Replicas' parameters and states become views of stacked tensors.
         """
-        super().bind(loops)
-        bound = [bind(loop.optimizer, self.rule) for loop in loops]
-        params = [[p.detach() for p in loop.parameters.values()] for loop in loops]
+        self._learners = learners
+        bound = [bind(learner.optimizer, self.rule) for learner in learners]
+        params = [[p.detach() for p in learner.parameters.values()] for learner in learners]
         self._params, self._memory = params[0], bound[0]
         self._taken = [int(count) for count, *_ in bound]
         if self.stacked:
             self._params = [torch.stack(ps) for ps in zip(*params, strict=True)]
             self._memory = [torch.stack(ms) for ms in zip(*bound, strict=True)]
-            for r, loop in enumerate(loops):
-                for p, whole in zip(loop.parameters.values(), self._params, strict=True):
+            for r, learner in enumerate(learners):
+                for p, whole in zip(learner.parameters.values(), self._params, strict=True):
                     p.data = whole[r]
-                rebind(loop.optimizer, self.rule, [whole[r] for whole in self._memory])
-        lead = (len(loops),) if self.stacked else ()
+                rebind(learner.optimizer, self.rule, [whole[r] for whole in self._memory])
+        lead = (len(learners),) if self.stacked else ()
         self._alive = torch.ones(lead, dtype=torch.bool, device=self._params[0].device)
 
     def release(self) -> None:
-        for r, loop in enumerate(self._loops):
+        for r, learner in enumerate(self._learners):
             own = [whole[r] for whole in self._memory] if self.stacked else self._memory
-            unbind(loop.optimizer, self.rule, own)
+            unbind(learner.optimizer, self.rule, own)
             if self.stacked:  # a view would be saved with the parameters of all the others
-                for p in loop.parameters.values():
+                for p in learner.parameters.values():
                     p.data = p.data.clone()
 
     def answer(self, asks: Sequence[Sequence[Ask]]) -> list[list[Answer]]:
@@ -215,15 +209,30 @@ class FusedStep(Step):
             self._run(self._code, ask, *tensors)[0]
             for ask, tensors in zip(asks[0], prepared, strict=True)
         ]
-        each = [s.unbind() for s in sums] if self.stacked else [[s] for s in sums]
-        return [[(None, self.names, s) for s in its] for its in zip(*each, strict=True)]
+        return self._answers(asks, torch.stack(sums))
+
+    def _answers(self, asks: Sequence[Sequence[Ask]], sums: Tensor) -> list[list[Answer]]:
+        """Sums of (updates, replicas, names), or without replicas, as answers to each learner."""
+        by_learner = sums.movedim(1, 0) if self.stacked else sums[None]
+        numbers = by_learner.tolist()  # the one wait for a device
+        answers = [
+            [
+                Answer(None, self.names, s, means_of(self.names, n))
+                for s, n in zip(some.unbind(), many, strict=True)
+            ]
+            for some, many in zip(by_learner.unbind(), numbers, strict=True)
+        ]
+        for learner, its, found in zip(self._learners, asks, answers, strict=True):
+            for ask, answer in zip(its, found, strict=True):
+                learner.require_finite(answer.means, ask)
+        return answers
 
     def most_at_once(self, asks: Sequence[Ask], seconds: float) -> int:
         """So many that neither memory nor a user who wants to stop them would notice.
 
         The number changes no result, so a clock may choose it.
         """
-        size = sum(t.nbytes for t in pytree.tree_leaves(asks[0].x)) * len(self._loops)
+        size = sum(t.nbytes for t in pytree.tree_leaves(asks[0].x)) * len(self._learners)
         return max(
             1, min(AT_ONCE, BYTES_AT_ONCE // size, int(SECONDS_AT_ONCE * len(asks) / seconds))
         )
@@ -234,8 +243,8 @@ class FusedStep(Step):
         for _ in range(updates):
             self._taken = [taken + 1 for taken in self._taken]
             each = [
-                numbers_of(loop.optimizer, self.rule, taken)
-                for loop, taken in zip(self._loops, self._taken, strict=True)
+                numbers_of(learner.optimizer, self.rule, taken)
+                for learner, taken in zip(self._learners, self._taken, strict=True)
             ]
             found.append(each if self.stacked else each[0])
         like = self._params[0]
@@ -252,7 +261,7 @@ class FusedStep(Step):
         lifted: Any = self.graph.refresh
         results = self._run(self._refresh, asks[0], *self._params, *self._given(lifted, asks))
         each = zip(*[r.unbind() for r in results], strict=True) if self.stacked else [results]
-        return [(rows, *stack(sums)) for rows, sums in map(lifted.unflatten, each)]
+        return [Answer.of(*lifted.unflatten(flat)) for flat in each]
 
     def _by_units(self, lifted: Lifted, ask: Ask) -> Answer:
         """A refresh in Python around its one costly function, compiled."""
@@ -264,7 +273,7 @@ class FusedStep(Step):
         with torch.no_grad():
             refresh: Any = self.objective.refresh  # of those that have a unit
             rows, stats = refresh(None, ask.x, ask.state, unit=unit, noise=keyed(*ask.key))
-            return rows, *stack(sums_of(None, ask.weight, stats))
+            return Answer.of(rows, sums_of(None, ask.weight, stats))
 
     def _run(self, code: Flat, ask: Ask, *tensors: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():

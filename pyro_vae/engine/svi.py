@@ -1,25 +1,21 @@
-"""``pyro.infer.SVI`` as a step of the training loop: the reference that the others equal."""
+"""``pyro.infer.SVI`` as a source of gradients: the reference that the others equal."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
 from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.densities.traces import DataScale
-from pyro_vae.engine.gradients import WeightPrior, refresh_function
-from pyro_vae.engine.learner import Answer, Ask
-from pyro_vae.engine.steps import Step
+from pyro_vae.engine.functions import WeightPrior, refresh_function
+from pyro_vae.engine.sources import GradientSource
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.rows import Rows, map_rows
-
-if TYPE_CHECKING:
-    from pyro_vae.training.loop import Loop
 
 
 class _WithState(ELBO):
@@ -45,29 +41,29 @@ class _WithState(ELBO):
         return self.objective._get_trace(model, guide, args, kwargs)
 
 
-class PyroStep(Step):
+class SVISource(GradientSource):
     """``pyro.infer.SVI`` computes loss and gradients; padding is cut off first."""
 
     engine = "pyro"
 
-    def __init__(self, objective: Objective | ELBO, prior: WeightPrior, reason: str) -> None:
+    def __init__(
+        self,
+        program: nn.Module,
+        objective: Objective | ELBO,
+        prior: WeightPrior,
+        reason: str = "",
+    ) -> None:
+        self.program: Any = program
         self.objective, self.prior, self.reason = objective, prior, reason
         self._adapter = _WithState(objective) if isinstance(objective, Objective) else None
-        self.program: Any = None
+        # The learner owns the one optimizer; SVI's is never stepped.
+        idle = pyro.optim.SGD({"lr": 0.0})  # type: ignore[attr-defined]
+        loss = self._adapter or objective
+        self._svi = SVI(self.program.model, self.program.guide, idle, loss=loss)
 
-    def use(self, program: Any) -> None:
-        """Work on this program from now on."""
-        if program is not self.program:
-            self.program = program
-            # The training loop owns the one optimizer; SVI's is never stepped.
-            idle = pyro.optim.SGD({"lr": 0.0})  # type: ignore[attr-defined]
-            self._svi = SVI(
-                program.model, program.guide, idle, loss=self._adapter or self.objective
-            )
-
-    def _answer(self, loop: Loop, ask: Ask) -> Answer:
-        self.use(loop.program)
-        return super()._answer(loop, ask)
+    def on(self, program: nn.Module) -> SVISource:
+        """Gradients are written to the parameters of one program."""
+        return SVISource(program, self.objective, self.prior, self.reason)
 
     def grads(self, params, x, weight, state, key):
         count = int(weight.sum())

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import defaults, errors
 from pyro_vae.chains.latents import Latents
+from pyro_vae.chains.sampling import LEAST_WARMUP
 from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.errors import PyroVaeWarning
@@ -24,14 +26,14 @@ def log_evidence(
     program: nn.Module,
     x: Any,
     *,
-    method: Literal["importance", "reciprocal"] = "importance",
+    method: Literal["importance", "reciprocal"] = defaults.METHOD,
     proposal: Literal["guide", "hmc"] = "guide",
-    num_particles: int = 1000,
-    num_draws: int = 200,
+    num_particles: int = defaults.NUM_PARTICLES,
+    num_draws: int = defaults.NUM_DRAWS,
     chains: int = CHAINS,
     warmup: int = 100,
     leapfrog_steps: int = 10,
-    seed: int = 0,
+    seed: int = defaults.SEED,
     batch_size: int | None = None,
     max_elements: int = 2**21,
 ) -> Evidence:
@@ -94,35 +96,31 @@ def log_evidence(
         raise ValueError(f'proposal is {proposal!r}, expected "guide" or "hmc"')
     from_guide = method == "importance" and proposal == "guide"
     batch_size = (100 if from_guide else 500) if batch_size is None else batch_size
-    for name, value in (
-        ("num_particles", num_particles),
-        ("num_draws", num_draws),
-        ("chains", chains),
-        ("batch_size", batch_size),
-        ("max_elements", max_elements),
-    ):
-        if int(value) != value or value < 1:
-            raise ValueError(f"{name} is {value}, expected a whole number from 1 on")
-    rows = as_rows(x, program)
-    pieces = {"seed": seed, "batch_size": int(batch_size), "max_elements": int(max_elements)}
-    options = {
-        "num_draws": int(num_draws),
-        "chains": int(chains),
-        "warmup": warmup,
-        "leapfrog_steps": leapfrog_steps,
+    num_particles = errors.whole("num_particles", num_particles)
+    pieces = {
+        "seed": errors.seed_number(seed),
+        "batch_size": errors.whole("batch_size", batch_size),
+        "max_elements": errors.whole("max_elements", max_elements),
     }
+    options = {
+        "num_draws": errors.whole("num_draws", num_draws),
+        "chains": errors.whole("chains", chains),
+        "warmup": errors.whole("warmup", warmup, LEAST_WARMUP, why="they tune the step"),
+        "leapfrog_steps": errors.whole("leapfrog_steps", leapfrog_steps),
+    }
+    rows = as_rows(x, program)
     with torch.no_grad(), evaluating(program):
         look = Look.at(program, rows)
         require_possible_data(look, rows)
         if from_guide:
             require_weights(look)
-            evidence = importance(program, rows, num_particles=int(num_particles), **pieces)
+            evidence = importance(program, rows, num_particles=num_particles, **pieces)
         else:
             dim = Latents.of(program, map_rows(lambda t: t[:2], rows)).dim
-            require_enough_draws(int(num_draws), int(chains), dim)
+            require_enough_draws(options["num_draws"], options["chains"], dim)
             if method == "importance":
                 evidence = fitted_proposal(
-                    program, rows, num_particles=int(num_particles), **pieces, **options
+                    program, rows, num_particles=num_particles, **pieces, **options
                 )
             else:
                 _warn_about_dimensions(dim)

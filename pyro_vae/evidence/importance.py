@@ -17,6 +17,7 @@ from pyro_vae.densities.particles import densities
 from pyro_vae.densities.sites import latents_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights
+from pyro_vae.noise import Stream
 from pyro_vae.program.rows import Rows, num_rows
 
 
@@ -73,7 +74,7 @@ def importance(
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
         table: Tensor | None = None
         for part in range(chunks):
-            log_w = function(rows, seed, number, part)
+            log_w = function(rows, *Stream.EVIDENCE.key(seed, number, part))
             if table is None:  # in one piece: small ones between large chunks scatter the memory
                 table = log_w.new_empty(chunks * chunk, count)
             table[part * chunk : (part + 1) * chunk] = log_w[:, :count]

@@ -17,14 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.traces import DataScale
-from pyro_vae.engine.choosing import make_step
-from pyro_vae.engine.gradients import NO_PRIOR
-from pyro_vae.engine.learner import Ask, blame
-from pyro_vae.engine.steps import Step
-from pyro_vae.engine.svi import PyroStep
+from pyro_vae.engine.choosing import gradient_source
+from pyro_vae.engine.learner import blame
 from pyro_vae.gradients.groups import Groups
 from pyro_vae.graphs.compiling import entries_of
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.base import EMPTY, Objective, State
 from pyro_vae.program.calling import Parameters, trainable
 from pyro_vae.program.rows import Rows, num_rows
@@ -68,31 +65,27 @@ class Lab:
         own = isinstance(objective, Objective)
         self.state: State = EMPTY
         if own:
-            with NoiseMode(keyed(seed, -1)), seeded(seed, -1):
+            key = Stream.LABORATORY_INIT.key(seed)
+            with NoiseMode(keyed(*key)), seeded(*key):
                 self.state = objective.init(program, x)  # type: ignore[union-attr]
         like = next(iter(self.params.values()))
         self.weight = torch.ones(num_rows(x), dtype=like.dtype, device=like.device)
-        ask = Ask(False, x, self.weight, self.state, (seed, 0, 0))
-        idle = torch.optim.SGD(list(self.params.values()))  # gradients alone: it is never stepped
-        self.step: Step = make_step(
-            program, objective, "eager", ask, optimizer=idle, prior=NO_PRIOR
-        )
-        if isinstance(self.step, PyroStep):
-            self.step.use(program)
+        self.source = gradient_source(program, objective, x, self.state)
         with DataScale() as scale:
             Look.at(program, x, rows=None)
         self.count = num_rows(x) * scale.value
         if own and self.state.shared:
             for i in range(warmup):
-                _, sums = self._step(1, i)
+                _, sums = self._step(Stream.LABORATORY_WARMUP, i)
                 means = {name: v / sums["weight"] for name, v in sums.items() if name != "weight"}
                 shared = objective.advance(self.state.shared, means)  # type: ignore[union-attr]
                 self.state = self.state._replace(shared=shared)
 
-    def _step(self, *key: int) -> tuple[Parameters, dict[str, Tensor]]:
+    def _step(self, stream: Stream, number: int) -> tuple[Parameters, dict[str, Tensor]]:
         kept = {name: p.grad for name, p in self.params.items()}  # Pyro's own ELBOs write there
         try:
-            return self.step.grads(self.params, self.x, self.weight, self.state, (self.seed, *key))
+            key = stream.key(self.seed, number)
+            return self.source.grads(self.params, self.x, self.weight, self.state, key)
         finally:
             for name, parameter in self.params.items():
                 parameter.grad = kept[name]
@@ -100,8 +93,9 @@ class Lab:
     def _batched(self, start: int, count: int) -> Parameters:
         """Gradients of so many draws, (draws, ...), at the noise that each has by itself."""
         if count > 1:
-            lifted = self.step.graph.grads  # type: ignore[attr-defined]
-            drawn = [lifted.draw((self.seed, 0, i)) for i in range(start, start + count)]
+            lifted = self.source.graph.grads  # type: ignore[attr-defined]
+            keys = [Stream.LABORATORY.key(self.seed, start + i) for i in range(count)]
+            drawn = [lifted.draw(key) for key in keys]
             noise = [torch.stack(each) for each in zip(*drawn, strict=True)]
             args = pytree.tree_leaves((self.params, self.x, self.weight, *self.state))
             run = torch.vmap(lambda *noise: lifted.flat(*args, *noise))
@@ -113,11 +107,12 @@ class Lab:
                 self._alone = True
                 singles = [self._batched(start + i, 1) for i in range(count)]
                 return {n: torch.cat([one[n] for one in singles]) for n in singles[0]}
-        return {name: g.detach()[None] for name, g in self._step(0, start)[0].items()}
+        found, _ = self._step(Stream.LABORATORY, start)
+        return {name: g.detach()[None] for name, g in found.items()}
 
     def _at_once(self, size: int) -> int:
         """How many draws of a block to take as one batch: small graphs are mostly overhead."""
-        graph = getattr(self.step, "graph", None)
+        graph = getattr(self.source, "graph", None)
         if self._alone or graph is None or graph.grads.kept or not graph.grads.noise:
             return 1
         return max(1, min(size, MOST_ENTRIES // entries_of(graph.grads)))
@@ -154,21 +149,21 @@ class Lab:
     def _blame(self, start: int, deviation: Tensor) -> None:
         """Raises ValueError for the first of these draws that is not finite."""
         draw = start + int((~deviation.isfinite()).any(1).nonzero()[0])
-        found, _ = self._step(0, draw)
-        where = blame(self.program, self.x, found, (self.seed, 0, draw))
+        found, _ = self._step(Stream.LABORATORY, draw)
+        where = blame(self.program, self.x, found, Stream.LABORATORY.key(self.seed, draw))
         raise ValueError(f"draw {draw} of the gradient is not finite: {where}")
 
     def seconds(self, i: int) -> float:
         """How long one gradient takes."""
         started = time.perf_counter()
-        _, sums = self._step(2, i)
+        _, sums = self._step(Stream.LABORATORY_TIMING, i)
         float(sums["weight"])  # waits for a device
         return time.perf_counter() - started
 
     def multiplications(self) -> int:
         """How many one gradient takes in matrix products."""
         with FlopCounterMode(display=False) as counter:
-            self._step(2, 0)
+            self._step(Stream.LABORATORY_TIMING, 0)
         return counter.get_total_flops() // 2  # a multiplication and an addition
 
 

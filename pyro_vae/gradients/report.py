@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pyro.infer.elbo import ELBO
 from torch import nn
 
+from pyro_vae import errors
 from pyro_vae.checking.guards import require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.engine.choosing import translate
@@ -151,6 +152,9 @@ def gradient_report(
         >>> list(report.table().columns[:3])
         ['norm', 'variance', 'variance ±']
     """
+    why = f"they are averaged in {BLOCKS} blocks"
+    num_draws = errors.whole("num_draws", num_draws, 2 * BLOCKS, why=why) // BLOCKS * BLOCKS
+    warmup, seed = errors.whole("warmup", warmup, 0), errors.seed_number(seed)
     require_program(program)
     x = as_rows(x, program)
     materialize(program, x)
@@ -159,14 +163,6 @@ def gradient_report(
     (name_of_reference, against), *_ = (
         chosen if reference is None else _named([reference])
     ).items()
-    if int(warmup) != warmup or warmup < 0:
-        raise ValueError(f"warmup is {warmup}, expected a number of draws, 0 for none")
-    if int(num_draws) != num_draws or num_draws < 2 * BLOCKS:
-        raise ValueError(
-            f"num_draws is {num_draws}, expected at least {2 * BLOCKS}: they are averaged in "
-            f"{BLOCKS} blocks"
-        )
-    num_draws = int(num_draws) // BLOCKS * BLOCKS
     parts = parts_of(program, x, groups)
     order = {name_of_reference: against, **chosen}
     rows: dict[str, dict[str, dict[str, float]]] = {}
@@ -174,9 +170,7 @@ def gradient_report(
         left_as_it_was(program, parameters=False),
         reporter(progress, len(order) * num_draws * num_rows(x), label="gradients") as report,
     ):
-        labs = {
-            name: Lab(program, x, objective, seed, int(warmup)) for name, objective in order.items()
-        }
+        labs = {name: Lab(program, x, objective, seed, warmup) for name, objective in order.items()}
         told, started = 0, time.perf_counter()
 
         def tell() -> None:

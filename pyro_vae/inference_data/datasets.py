@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from pyro_vae.inference_data.draws import as_array
+from pyro_vae.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -69,11 +70,9 @@ def as_dataset(
 
 def attributes_of(program: nn.Module, x: Any, **settings: int) -> dict[str, Any]:
     """What the numbers depend on; netCDF holds text and numbers alone."""
-    import pyro_vae
-
     return {
         "inference_library": "pyro_vae",
-        "inference_library_version": pyro_vae.__version__,
+        "inference_library_version": __version__,
         "program": type(program).__name__,
         "draws": "from the guide q(z | x)",
         "binarize": getattr(x, "binarize", "not stated: x was no Data"),

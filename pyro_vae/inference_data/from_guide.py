@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import errors
 from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.tables import Densities
@@ -32,6 +33,7 @@ from pyro_vae.inference_data.draws import (
     posterior_groups,
     prior_groups,
 )
+from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows, observed_rows
@@ -115,14 +117,10 @@ def to_inference_data(
     Sources: Kumar et al. (2019), ArviZ; khat: Vehtari et al. (2024); for the log-likelihood and
     leave-one-out: Merkle, Furr & Rabe-Hesketh (2019).
     """
-    for name, value, least in (
-        ("num_draws", num_draws, 1),
-        ("chains", chains, 1),
-        ("num_prior", num_prior, 0),
-        ("batch_size", batch_size, 1),
-    ):
-        if int(value) != value or value < least:
-            raise ValueError(f"{name} is {value}, expected a whole number from {least} on")
+    num_draws, chains = errors.whole("num_draws", num_draws), errors.whole("chains", chains)
+    num_prior, seed = errors.whole("num_prior", num_prior, 0), errors.seed_number(seed)
+    batch_size = errors.whole("batch_size", batch_size)
+    max_bytes = errors.whole("max_bytes", max_bytes)
     rows, observed = as_rows(x, program), observed_site(program)
     particles = num_draws * chains
     posterior, prior = posterior_groups(observed, predictive), prior_groups(observed, predictive)
@@ -135,9 +133,9 @@ def to_inference_data(
         constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
         _refuse_names({*form.latents, observed, *constants})
         _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
-        groups = drawn(program, rows, posterior, particles, (seed, 0), batch_size)
+        groups = drawn(program, rows, posterior, particles, Stream.POSTERIOR.key(seed), batch_size)
         if num_prior:
-            made = drawn(program, rows, prior, num_prior, (seed, 1), batch_size)
+            made = drawn(program, rows, prior, num_prior, Stream.PRIOR.key(seed), batch_size)
     log_w = groups["sample_stats"]["lp"] - groups["sample_stats"]["log_q"]  # (K, N)
     evidence = from_log_weights(torch.from_numpy(log_w))
     require_numbers(evidence.value, "log p(x)")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.distributions.soft_bernoulli import SoftBernoulli
 from pyro_vae.networks.mlp import MLP
+from pyro_vae.program.parts import Likelihood
 
 
-class Bernoulli(nn.Module):
+class Bernoulli(Likelihood):
     r"""p(x | z) = prod_d Bernoulli(y_d), y = sigmoid(W2 tanh(W1 z + b1) + b2).
 
     Args:
@@ -31,6 +33,10 @@ class Bernoulli(nn.Module):
     ) -> None:
         super().__init__()
         self.soft_targets = soft_targets
+        self.normalized = not soft_targets
+        latent_dim = errors.whole("latent_dim", latent_dim)
+        data_dim = errors.whole("data_dim", data_dim)
+        hidden_dim = errors.whole("hidden_dim", hidden_dim)
         self.network = MLP(latent_dim, hidden_dim, data_dim, init_std=init_std)
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.networks.mlp import MLP, positive
+from pyro_vae.program.parts import Likelihood
 
 
-class Gaussian(nn.Module):
+class Gaussian(Likelihood):
     r"""p(x | z) = N(mu(z), diag s(z)^2), both from one hidden layer, s learnt per pixel.
 
     Args:
@@ -31,9 +33,10 @@ class Gaussian(nn.Module):
         init_std: float | None = 0.01,
     ) -> None:
         super().__init__()
-        if not 0 < floor < float("inf"):
-            raise ValueError(f"floor is {floor}, expected a positive number")
-        self.sigmoid_mean, self.floor = sigmoid_mean, floor
+        latent_dim = errors.whole("latent_dim", latent_dim)
+        data_dim = errors.whole("data_dim", data_dim)
+        hidden_dim = errors.whole("hidden_dim", hidden_dim)
+        self.sigmoid_mean, self.floor = sigmoid_mean, errors.positive("floor", floor)
         self.network = MLP(latent_dim, hidden_dim, 2 * data_dim, init_std=init_std)
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:

@@ -1,5 +1,21 @@
-"""Networks of the parts."""
+"""Networks of the parts.  One file a kind; classes are found by listing."""
 
-from pyro_vae.networks.mlp import MLP, positive
+from __future__ import annotations
 
-__all__ = ["MLP", "positive"]
+from typing import TYPE_CHECKING, Any
+
+from pyro_vae.listing import exported, names_in
+from pyro_vae.networks.mlp import positive as positive
+
+if TYPE_CHECKING:  # a class in a new file needs no entry: it is found, and is Any to type checkers
+    from pyro_vae.networks.mlp import MLP as MLP
+
+ALSO = ("positive",)
+
+
+def __getattr__(name: str) -> Any:
+    return exported(__name__, name, ALSO)
+
+
+def __dir__() -> list[str]:
+    return names_in(__name__, ALSO)

@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import errors
+from pyro_vae.recording import Recorded
 
-class MLP(nn.Sequential):
+
+class MLP(Recorded, nn.Sequential):
     """One hidden layer with tanh: x (B, in) -> (B, out).
 
     Args:
@@ -28,16 +31,12 @@ class MLP(nn.Sequential):
     def __init__(
         self, inputs: int, hidden: int, outputs: int, *, init_std: float | None = 0.01
     ) -> None:
-        for name, size in (("inputs", inputs), ("hidden", hidden), ("outputs", outputs)):
-            if int(size) != size or size < 1:
-                raise ValueError(f"{name} is {size}, expected a whole number from 1 on")
+        inputs, hidden = errors.whole("inputs", inputs), errors.whole("hidden", hidden)
+        outputs = errors.whole("outputs", outputs)
+        if init_std is not None:
+            init_std = errors.positive("init_std", init_std, "or None for torch's own")
         super().__init__(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
         if init_std is not None:
-            if not (init_std > 0 and math.isfinite(init_std)):
-                raise ValueError(
-                    f"init_std is {init_std}, expected a positive number, or None for torch's own "
-                    "initialization"
-                )
             with torch.no_grad():
                 for parameter in self.parameters():
                     parameter.normal_(0.0, init_std)

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.densities.particles import densities
 from pyro_vae.densities.tables import Densities
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.objectives.base import EMPTY, Objective, State, Stats, bound_stats
-from pyro_vae.objectives.weighting import whole_particles
 from pyro_vae.program.rows import Rows, observed_rows
 
 
@@ -60,13 +60,10 @@ class AEVB(Objective):
     ) -> None:
         if estimator not in ("A", "B"):
             raise ValueError(f'estimator is {estimator!r}, expected "A" or "B"')
-        if not 0 <= kl_warmup < float("inf") or int(kl_warmup) != kl_warmup:
-            raise ValueError(f"kl_warmup is {kl_warmup}, expected a number of updates, 0 for none")
-        if not 0 <= free_bits < float("inf"):
-            raise ValueError(f"free_bits is {free_bits}, expected a number of nats from 0 on")
-        super().__init__(num_particles=whole_particles(num_particles))
+        super().__init__(num_particles=errors.whole("num_particles", num_particles))
         self.estimator = estimator
-        self.kl_warmup, self.free_bits = int(kl_warmup), float(free_bits)
+        self.kl_warmup = errors.whole("kl_warmup", kl_warmup, 0, why="updates, 0 for none")
+        self.free_bits = errors.within("free_bits", free_bits, "[0, inf)", "nats, 0 for none")
 
     _told = False  # of sampled KL terms, since the first step; no number depends on it
 

@@ -11,7 +11,6 @@ device.  So it cannot mix rows, and it can be captured, replicated and resumed w
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from pyro_vae.densities.tables import Densities
 from pyro_vae.densities.traces import DataScale, pyro_traces
 from pyro_vae.program.rows import Rows, num_rows
+from pyro_vae.recording import Recorded, record_of, shown
 
 Stats = dict[str, Tensor]  # name -> (B,), detached: the columns of the history
 
@@ -42,7 +42,7 @@ class State(NamedTuple):
 EMPTY = State({}, {})
 
 
-class Objective(ELBO):
+class Objective(Recorded, ELBO):
     """Base class of all objectives.  A stateless one writes ``loss_per_datum`` and nothing else.
 
     Example:
@@ -89,13 +89,7 @@ class Objective(ELBO):
         return 0
 
     def __repr__(self) -> str:
-        options = []
-        for name, option in inspect.signature(type(self).__init__).parameters.items():
-            value = getattr(self, name, option.default)
-            said = value != option.default or (name == "num_particles" and value > 1)
-            if name != "self" and said:
-                options.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(options)})"
+        return shown(record_of(self), always="num_particles")
 
     # --- inside pyro.infer.SVI ------------------------------------------------------------------
 

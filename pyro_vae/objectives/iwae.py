@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.densities.particles import densities
 from pyro_vae.objectives.base import Objective, State, Stats
 from pyro_vae.objectives.weighting import (
@@ -18,7 +19,6 @@ from pyro_vae.objectives.weighting import (
     warn_about_one_particle,
     weighted_bound,
     weighted_stats,
-    whole_particles,
 )
 from pyro_vae.program.rows import Rows
 
@@ -45,7 +45,7 @@ class IWAE(Objective):
     """
 
     def __init__(self, num_particles: int = 5) -> None:
-        super().__init__(num_particles=whole_particles(num_particles))
+        super().__init__(num_particles=errors.whole("num_particles", num_particles))
         if self.num_particles == 1:
             warn_about_one_particle("IWAE", 'AEVB("A")')
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.chains.hmc import NoiseSource, adapt, transition, value_and_gradient
 from pyro_vae.chains.latents import Latents
 from pyro_vae.objectives.base import Objective, State, Stats
@@ -54,24 +55,12 @@ class MonteCarloEM(Objective):
         rate: float = 0.1,
         jitter: float = 0.5,
     ) -> None:
-        for name, value in (
-            ("leapfrog_steps", leapfrog_steps),
-            ("updates_per_sample", updates_per_sample),
-        ):
-            if int(value) != value or value < 1:
-                raise ValueError(f"{name} is {value}, expected a whole number from 1 on")
-        if not 0 < target_accept < 1:
-            raise ValueError(f"target_accept is {target_accept}, expected a number in (0, 1)")
-        if not 0 <= jitter < 1:
-            raise ValueError(f"jitter is {jitter}, expected a number in [0, 1)")
-        if not rate > 0:
-            raise ValueError(f"rate is {rate}, expected a positive number")
         super().__init__()
-        self.leapfrog_steps = int(leapfrog_steps)
-        self.target_accept = target_accept
-        self.updates_per_sample = int(updates_per_sample)
-        self.rate = rate
-        self.jitter = jitter
+        self.leapfrog_steps = errors.whole("leapfrog_steps", leapfrog_steps)
+        self.target_accept = errors.within("target_accept", target_accept, "(0, 1)")
+        self.updates_per_sample = errors.whole("updates_per_sample", updates_per_sample)
+        self.rate = errors.positive("rate", rate)
+        self.jitter = errors.within("jitter", jitter, "[0, 1)")
         self.refresh_every = self.updates_per_sample
 
     def init(self, program: Any, x: Rows) -> State:

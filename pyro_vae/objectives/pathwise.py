@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.densities.particles import densities
 from pyro_vae.densities.tables import Densities
 from pyro_vae.objectives.base import Objective, State, Stats, bound_stats
@@ -25,7 +26,6 @@ from pyro_vae.objectives.weighting import (
     warn_about_one_particle,
     weighted_bound,
     weighted_stats,
-    whole_particles,
 )
 from pyro_vae.program.rows import Rows
 
@@ -58,7 +58,7 @@ class StickingTheLanding(Objective):
     """
 
     def __init__(self, num_particles: int = 1) -> None:
-        super().__init__(num_particles=whole_particles(num_particles))
+        super().__init__(num_particles=errors.whole("num_particles", num_particles))
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
         # With one weight for all draws both sides share the graph: q is held, the draws are not.
@@ -86,7 +86,7 @@ class DReG(Objective):
     """
 
     def __init__(self, num_particles: int = 5) -> None:
-        super().__init__(num_particles=whole_particles(num_particles))
+        super().__init__(num_particles=errors.whole("num_particles", num_particles))
         if self.num_particles == 1:
             warn_about_one_particle("DReG", "StickingTheLanding()")
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.densities.dreams import dream, guide_log_density
 from pyro_vae.densities.particles import densities
 from pyro_vae.objectives.base import Objective, State, Stats
-from pyro_vae.objectives.weighting import normalized, require_local, weighted_stats, whole_particles
+from pyro_vae.objectives.weighting import normalized, require_local, weighted_stats
 from pyro_vae.program.rows import Rows
 
 
@@ -44,12 +45,12 @@ class ReweightedWakeSleep(Objective):
     """
 
     def __init__(self, num_particles: int = 5, insomnia: float = 1.0) -> None:
-        if not 0 <= insomnia <= 1:
-            raise ValueError(f"insomnia is {insomnia}, expected a share from 0 to 1")
+        insomnia = errors.within("insomnia", insomnia, "[0, 1]", "a share")
         least = 2 if insomnia > 0 else 1
         why = "the weight of a single draw is 1, so the guide's wake update would be noise"
-        super().__init__(num_particles=whole_particles(num_particles, least, why))
-        self.insomnia = float(insomnia)
+        why = why if least > 1 else ""
+        super().__init__(num_particles=errors.whole("num_particles", num_particles, least, why=why))
+        self.insomnia = insomnia
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
         d = densities(program, x, self.num_particles, reparameterize=False)

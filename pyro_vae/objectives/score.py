@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.densities.particles import densities
 from pyro_vae.objectives.base import Objective, State, Stats, bound_stats
-from pyro_vae.objectives.weighting import require_local, whole_particles
+from pyro_vae.objectives.weighting import require_local
 from pyro_vae.program.rows import Rows, observed_rows
 
 
@@ -40,10 +41,8 @@ class ScoreFunction(Objective):
     """
 
     def __init__(self, num_particles: int = 1, baseline_decay: float = 0.99) -> None:
-        if not 0 <= baseline_decay < 1:
-            raise ValueError(f"baseline_decay is {baseline_decay}, expected a number in [0, 1)")
-        super().__init__(num_particles=whole_particles(num_particles))
-        self.baseline_decay = float(baseline_decay)
+        super().__init__(num_particles=errors.whole("num_particles", num_particles))
+        self.baseline_decay = errors.within("baseline_decay", baseline_decay, "[0, 1)")
 
     def init(self, program: Any, x: Rows) -> State:
         if self.num_particles > 1:

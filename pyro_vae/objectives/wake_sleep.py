@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.densities.dreams import dream, guide_log_density
 from pyro_vae.densities.particles import densities
 from pyro_vae.objectives.base import Objective, State, Stats, bound_stats
-from pyro_vae.objectives.weighting import whole_particles
 from pyro_vae.program.rows import Rows
 
 
@@ -39,7 +39,7 @@ class WakeSleep(Objective):
     """
 
     def __init__(self, num_particles: int = 1) -> None:
-        super().__init__(num_particles=whole_particles(num_particles))
+        super().__init__(num_particles=errors.whole("num_particles", num_particles))
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
         awake = densities(program, x, self.num_particles, reparameterize=False)

@@ -20,20 +20,6 @@ from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.objectives.base import Stats, bound_stats
 
 
-def whole_particles(num_particles: int, least: int = 1, why: str = "") -> int:
-    """K as a whole number.
-
-    Raises:
-        ValueError: below ``least``.
-    """
-    if int(num_particles) != num_particles or num_particles < least:
-        raise ValueError(
-            f"num_particles is {num_particles!r}, expected a whole number from {least} on"
-            + (f": {why}" if why else "")
-        )
-    return int(num_particles)
-
-
 def warn_about_one_particle(name: str, same_as: str) -> None:
     """One draw has the weight 1, so the objective is a simpler one by another name."""
     warnings.warn(

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae import errors
+
 # Okabe & Ito's palette: told apart by readers of every colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -24,6 +26,8 @@ def new_figure(
 
     ``width`` and ``height`` are inches an axis, ``ratios`` how the columns share the width.
     """
+    columns, rows = errors.whole("columns", columns), errors.whole("rows", rows)
+    width, height = errors.positive("width", width), errors.positive("height", height)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,5 +1,18 @@
-"""Posteriors: modules that return q(z | x).  One file a kind."""
+"""Posteriors: modules that return q(z | x).  One file a kind; found by listing."""
 
-from pyro_vae.posteriors.gaussian import Gaussian
+from __future__ import annotations
 
-__all__ = ["Gaussian"]
+from typing import TYPE_CHECKING, Any
+
+from pyro_vae.listing import exported, names_in
+
+if TYPE_CHECKING:  # a class in a new file needs no entry: it is found, and is Any to type checkers
+    from pyro_vae.posteriors.gaussian import Gaussian as Gaussian
+
+
+def __getattr__(name: str) -> Any:
+    return exported(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return names_in(__name__)

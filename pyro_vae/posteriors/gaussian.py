@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.networks.mlp import MLP, positive
+from pyro_vae.program.parts import Posterior
 
 
-class Gaussian(nn.Module):
+class Gaussian(Posterior):
     r"""q(z | x) = N(mu(x), diag sigma(x)^2), mean and log variance from one hidden layer.
 
     Args:
@@ -31,9 +33,12 @@ class Gaussian(nn.Module):
         init_std: float | None = 0.01,
     ) -> None:
         super().__init__()
-        if precision is not None and not 0 < precision < float("inf"):
-            raise ValueError(f"precision is {precision}, expected a positive number or None")
-        self.precision, self.floor = precision, floor
+        data_dim = errors.whole("data_dim", data_dim)
+        latent_dim = errors.whole("latent_dim", latent_dim)
+        hidden_dim = errors.whole("hidden_dim", hidden_dim)
+        if precision is not None:
+            precision = errors.positive("precision", precision, "or None to learn it")
+        self.precision, self.floor = precision, errors.positive("floor", floor)
         outputs = latent_dim if precision is not None else 2 * latent_dim
         self.network = MLP(data_dim, hidden_dim, outputs, init_std=init_std)
 

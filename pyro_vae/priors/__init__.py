@@ -1,5 +1,18 @@
-"""Priors: modules that return p(z).  One file a kind."""
+"""Priors: modules that return p(z).  One file a kind; classes are found by listing."""
 
-from pyro_vae.priors.normal import StandardNormal
+from __future__ import annotations
 
-__all__ = ["StandardNormal"]
+from typing import TYPE_CHECKING, Any
+
+from pyro_vae.listing import exported, names_in
+
+if TYPE_CHECKING:  # a class in a new file needs no entry: it is found, and is Any to type checkers
+    from pyro_vae.priors.normal import StandardNormal as StandardNormal
+
+
+def __getattr__(name: str) -> Any:
+    return exported(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return names_in(__name__)

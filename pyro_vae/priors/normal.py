@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from pyro_vae import errors
+from pyro_vae.program.parts import Prior
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(Prior):
     r"""z ~ N(0, I / alpha), without parameters.
 
     Args:
@@ -19,11 +22,8 @@ class StandardNormal(nn.Module):
 
     def __init__(self, latent_dim: int, precision: float = 1.0) -> None:
         super().__init__()
-        if int(latent_dim) != latent_dim or latent_dim < 1:
-            raise ValueError(f"latent_dim is {latent_dim}, expected a whole number from 1 on")
-        if not 0 < precision < float("inf"):
-            raise ValueError(f"precision is {precision}, expected a positive number")
-        self.precision = float(precision)
+        latent_dim = errors.whole("latent_dim", latent_dim)
+        self.precision = errors.positive("precision", precision)
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:

@@ -13,6 +13,7 @@ from torch import nn
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows
 from pyro_vae.runs.storage import tensor_digest
+from pyro_vae.version import __version__
 
 
 def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:
         "device": str(parameter.device),
         "threads": torch.get_num_threads(),
         "versions": {
+            "pyro-vae": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "pyro-ppl": version("pyro-ppl"),

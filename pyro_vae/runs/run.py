@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.noise import seeded
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.objectives.base import EMPTY, State
 from pyro_vae.program.calling import materialize
 from pyro_vae.runs.history import History
@@ -156,7 +156,7 @@ def _built(folder: Path, record: dict[str, Any] | None, kind: str) -> nn.Module:
             "pass the program, pv.load(path, program=mine)"
         )
     module = importlib.import_module(f"pyro_vae.models.{record['model']}")
-    with seeded(0):
+    with seeded(*Stream.PARAMETERS.key(0)):
         return module.build(**record["options"])
 
 

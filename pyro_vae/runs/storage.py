@@ -30,7 +30,7 @@ def tensor_digest(name: str, value: Tensor) -> str:
     return hashed.hexdigest()
 
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "checkpoint.json"
 
 

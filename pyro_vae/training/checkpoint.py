@@ -17,21 +17,18 @@ a resumed run ends with the bits of an uninterrupted one at the same number of t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from pyro_vae.objectives.base import State
 from pyro_vae.optimizers import restore_optimizer
 from pyro_vae.runs.run import contents, misfits, restore, warn
 from pyro_vae.runs.storage import MANIFEST, pack, read, write
 from pyro_vae.training.interrupts import interruption, noted_signals
-from pyro_vae.training.loop import Loop
+from pyro_vae.training.loop import Loop, Progress
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
@@ -39,10 +36,6 @@ SETTINGS = (
     "optimizer", "schedule", "clip", "weight_prior", "validation_digest",
 )  # fmt: skip
 SURROUNDINGS = ("threads", "device", "source_digest", "torch")  # these only change the last bits
-
-
-_fields = [f.name for f in dataclasses.fields(Loop)]
-MEMORY = _fields[_fields.index("history") + 1 :]  # of the loop
 
 
 @contextlib.contextmanager
@@ -53,14 +46,14 @@ def keeping(
     if folder is None:
         yield
         return
-    before, saved_at, cost = loop.steps_done, time.monotonic(), 0.0
+    before, saved_at, cost = loop.progress.steps, time.monotonic(), 0.0
     pack(_resumable(loop), "", {})  # what cannot be saved is refused before the first step
 
     def save() -> None:
         nonlocal saved_at, cost
         started = time.monotonic()
-        progress = {**loop.progress(), "stopped": loop.ended(num_steps) or "unfinished"}
-        write(folder, {"manifest": {**manifest, **progress}, **_resumable(loop)})
+        reached = {**loop.totals(), "stopped": loop.ended(num_steps) or "unfinished"}
+        write(folder, {"manifest": {**manifest, **reached}, **_resumable(loop)})
         saved_at = time.monotonic()
         cost = saved_at - started
 
@@ -68,30 +61,30 @@ def keeping(
         if every is None:  # about once a minute, and at most 2% of the time
             due = time.monotonic() - saved_at >= max(60.0, 50 * cost)
         elif isinstance(every, int):
-            due = loop.steps_done % every == 0
+            due = loop.progress.steps % every == 0
         else:
             due = time.monotonic() - saved_at >= every
         if due or caught:
             save()
         if caught:
-            raise interruption(caught[0], loop.steps_done, folder)
+            raise interruption(caught[0], loop.progress.steps, folder)
 
     loop.after_step = after_step
     loop.pause_every = every if isinstance(every, int) else 0
     with noted_signals() as caught:
         yield
-        if loop.steps_done > before or not before:
+        if loop.progress.steps > before or not before:
             save()
     if caught:
-        raise interruption(caught[0], loop.steps_done, folder)
+        raise interruption(caught[0], loop.progress.steps, folder)
 
 
 def _resumable(loop: Loop) -> dict[str, Any]:
     return {
-        **contents(loop.program, loop.state, loop.history.memory()),
-        "optimizer": loop.optimizer.state_dict(),
+        **contents(loop.learner.program, loop.state, loop.history.memory()),
+        "optimizer": loop.learner.optimizer.state_dict(),
         "scheduler": None if loop.scheduler is None else loop.scheduler.state_dict(),
-        "loop": {name: getattr(loop, name) for name in MEMORY},
+        "progress": dict(vars(loop.progress)),
     }
 
 
@@ -121,8 +114,8 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     mine, expected = _settings(manifest), _settings(theirs)
     wrong = [f"{name} is {mine[name]!r}, the checkpoint has {expected[name]!r}" for name in mine
              if name in expected and mine[name] != expected[name]]  # fmt: skip
-    wrong += misfits(loop.program, saved)
-    if (done := saved["loop"]["steps_done"]) > num_steps:
+    wrong += misfits(loop.learner.program, saved)
+    if (done := saved["progress"]["steps"]) > num_steps:
         wrong.append(f"the budget is {num_steps} steps, the checkpoint has taken {done}")
     if wrong:
         raise ValueError(
@@ -134,9 +127,9 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     if changed:
         warn(f"{folder} goes on where {'; '.join(changed)}: expect other last bits than those "
               "of an uninterrupted run", stacklevel=4)  # fmt: skip
-    restore_optimizer(loop.optimizer, saved["optimizer"])
-    restore(loop.program, saved)
-    device = next(loop.program.parameters()).device
+    restore_optimizer(loop.learner.optimizer, saved["optimizer"])
+    restore(loop.learner.program, saved)
+    device = next(loop.learner.program.parameters()).device
     parts = zip(loop.state, (saved["state"]["rows"], saved["state"]["shared"]), strict=True)
     loop.state = State(
         *({n: v.to(own[n].device if n in own else device) for n, v in kept.items()}
@@ -145,8 +138,9 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     if loop.scheduler is not None:
         loop.scheduler.load_state_dict(saved["scheduler"])
     loop.history.remember(saved["history"])
-    for name, value in saved["loop"].items():
-        setattr(loop, name, value.to(device) if isinstance(value, Tensor) else value)
+    loop.progress = Progress(**saved["progress"])
+    if loop.progress.best is not None:
+        loop.progress.best = loop.progress.best.to(device)
 
 
 def _settings(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import nn
 
+from pyro_vae import defaults, errors
 from pyro_vae.checking.guards import require_all_data, require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.engine.choosing import make_step, require_alike, translate
-from pyro_vae.engine.gradients import WeightPrior
-from pyro_vae.engine.learner import Ask
+from pyro_vae.engine.functions import WeightPrior
+from pyro_vae.engine.learner import Ask, Learner
 from pyro_vae.engine.steps import Step
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective
 from pyro_vae.optimizers import make_optimizer, options_of
@@ -53,16 +53,16 @@ def fit(
     samples: int | None = None,
     epochs: float | None = None,
     steps: int | None = None,
-    batch_size: int = 100,
+    batch_size: int = defaults.BATCH_SIZE,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adagrad,
-    lr: float | Sequence[float] = 0.02,
+    lr: float | Sequence[float] = defaults.LR,
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
     clip: float | None = None,
-    weight_prior: float = 0.0,
-    seed: int | Sequence[int] = 0,
+    weight_prior: float = defaults.WEIGHT_PRIOR,
+    seed: int | Sequence[int] = defaults.SEED,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    engine: str = "auto",
+    engine: str = defaults.ENGINE,
     validation: Any = None,
     evaluate_every: int | None = None,
     early_stopping: int | None = None,
@@ -138,28 +138,26 @@ def fit(
         programs, each = _side_by_side(program, options, replicas)
     settings = [Settings(**o) for o in each]
     folder = None if out is None else folder_for(out, resume=resume)
-    loops = [_set_up(p, x, chosen, s) for p, s in zip(programs, settings, strict=True)]
+    names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
+    loops = [
+        _set_up(p, x, chosen, s, name if many else "")
+        for p, s, name in zip(programs, settings, names, strict=True)
+    ]
     first = loops[0]
-    if many:
-        for r, loop in enumerate(loops):
-            loop.name = f"replica {r} (seed {loop.seed}, lr {settings[r].lr}), "
     num_steps, num_samples = settings[0].budget(first.batches)
-    warn_if_nothing_moves(first.optimizer, num_steps)
+    warn_if_nothing_moves(first.learner.optimizer, num_steps)
     warn_if_warmup_never_ends(chosen, num_steps)
     index, example, weight, _ = first.batches(0)
-    ask = Ask(False, example, weight, rows_of(first.state, index), (first.seed, 0, 0))
+    ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
     if folder is not None and resume and engine == "auto":
         engine = engine_of(folder) or engine
     if engine != "pyro" and _several(program):
         require_alike(programs, chosen, ask)
     step = make_step(
-        first.program,
-        chosen,
+        first.learner,
         engine,
         ask,
-        optimizer=first.optimizer,
-        prior=WeightPrior(weight_prior, first.batches.num_data),
-        clip=clip,
+        prior=WeightPrior(settings[0].weight_prior, first.batches.num_data),
         num_steps=num_steps,
         replicas=len(loops) if many else 0,
     )
@@ -170,7 +168,7 @@ def fit(
         go_on(folder, first, manifests[0], num_steps)
     label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
     with (
-        keeping(first, manifests[0], num_steps, folder, checkpoint_every),
+        keeping(first, manifests[0], num_steps, folder, settings[0].checkpoint_every),
         reporter(progress, num_samples, label=label) as report,
     ):
         told = list(callbacks)
@@ -179,10 +177,10 @@ def fit(
         stopped = in_lockstep(loops, step, num_steps)
     runs = []
     for loop, manifest in zip(loops, manifests, strict=True):
-        warn_at_floor(loop.program, example)
-        warn_about_divergence(history := loop.history.frame(), loop.name)
-        manifest |= {**loop.progress(), "stopped": stopped}
-        runs.append(Run(loop.program, history, manifest, loop.state))
+        warn_at_floor(loop.learner.program, example)
+        warn_about_divergence(history := loop.history.frame(), loop.learner.name)
+        manifest |= {**loop.totals(), "stopped": stopped}
+        runs.append(Run(loop.learner.program, history, manifest, loop.state))
     return runs if many else runs[0]
 
 
@@ -201,9 +199,9 @@ def _side_by_side(
         if _several(value)
     }
     if replicas is not None:
-        lengths["replicas"] = replicas
+        lengths["replicas"] = errors.whole("replicas", replicas)
     count = next(iter(lengths.values()))
-    if len(set(lengths.values())) > 1 or not isinstance(count, Integral) or count < 1:
+    if len(set(lengths.values())) > 1 or count < 1:
         raise ValueError(f"replicas are counted as {lengths}, expected one whole number from 1 on")
     for name in ("out", "early_stopping"):
         if options[name]:
@@ -217,13 +215,15 @@ def _side_by_side(
     if len({id(p) for p in programs}) < len(programs):
         raise ValueError("program holds one program twice, expected one for each replica")
     programs += [copy.deepcopy(program) for _ in range(count - len(programs))]
-    seeds = seed if _several(seed) else [seed + r for r in range(count)]
+    seeds = seed if _several(seed) else [errors.seed_number(seed) + r for r in range(count)]
     rates = lr if _several(lr) else [lr] * count
     each_options = [options | {"seed": s, "lr": r} for s, r in zip(seeds, rates, strict=True)]
     return programs, each_options
 
 
-def _set_up(program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Settings) -> Loop:
+def _set_up(
+    program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Settings, name: str
+) -> Loop:
     """The loop of one program, ready to run."""
     require_program(program)
     program.to(device=settings.device, dtype=settings.dtype)
@@ -251,17 +251,21 @@ def _set_up(program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Sett
         )
     state = EMPTY
     if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
-        with NoiseMode(keyed(settings.seed, -1)), seeded(settings.seed, -1):  # steps count from 0
+        key = Stream.INIT.key(settings.seed)
+        with NoiseMode(keyed(*key)), seeded(*key):
             state = chosen.init(program, rows)
     parameters = trainable(program)
     return Loop(
-        program=program,
-        parameters=parameters,
-        objective=chosen,
+        learner=Learner(
+            program=program,
+            parameters=parameters,
+            objective=chosen,
+            optimizer=make_optimizer(settings.optimizer, parameters, settings.lr),
+            clip=settings.clip,
+            name=name,
+        ),
         batches=batches,
         state=state,
-        optimizer=make_optimizer(settings.optimizer, parameters, settings.lr),
-        clip=settings.clip,
         seed=settings.seed,
         validation=held_out,
         evaluate_every=settings.evaluate_every or max(1, num_steps // 20),
@@ -276,17 +280,21 @@ def _shape(x: Rows) -> Any:
 
 def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, Any]:
     """What the numbers of a run depend on; its schedule is made here, once all else is known."""
-    objective, schedule = loop.objective, settings.schedule
-    options = options_of(loop.optimizer)  # before a schedule changes them
-    loop.scheduler = None if schedule is None else schedule(loop.optimizer)
+    objective, optimizer, schedule = (
+        loop.learner.objective,
+        loop.learner.optimizer,
+        settings.schedule,
+    )
+    options = options_of(optimizer)  # before a schedule changes them
+    loop.scheduler = None if schedule is None else schedule(optimizer)
     validation = settings.validation
     return manifest_of(
-        loop.program,
+        loop.learner.program,
         x,
         objective=repr(objective) if isinstance(objective, Objective) else type(objective).__name__,
         engine=step.engine,
         engine_reason=step.reason,
-        optimizer=type(loop.optimizer).__name__,
+        optimizer=type(optimizer).__name__,
         optimizer_options=options,
         schedule=None if schedule is None else type(loop.scheduler).__name__,
         lr=settings.lr,

@@ -23,7 +23,7 @@ def in_lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> str:
 
 def lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> Generator[int, None, str]:
     """The same bit by bit: it yields how many updates each of the loops has just taken."""
-    step.bind(loops)
+    step.bind([loop.learner for loop in loops])
     sends = [loop.turns(num_steps).send for loop in loops]
     try:
         asks = _next(sends, [None] * len(loops))

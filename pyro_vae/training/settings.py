@@ -2,48 +2,57 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pyro.optim.optim import PyroOptim
 
+from pyro_vae import errors
 from pyro_vae.progress import Record
 from pyro_vae.training.batches import Batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options of ``fit`` for one program, as its docstring tells them."""
+    """The options of ``fit`` for one program, as its docstring tells them; its defaults are there.
 
-    samples: int | None = None
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int = 100
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adagrad
-    lr: float = 0.02
-    schedule: Callable[[torch.optim.Optimizer], Any] | None = None
-    clip: float | None = None
-    weight_prior: float = 0.0
-    seed: int = 0
-    device: torch.device | str | None = None
-    dtype: torch.dtype | None = None
-    engine: str = "auto"
-    validation: Any = None
-    evaluate_every: int | None = None
-    early_stopping: int | None = None
-    callbacks: Iterable[Callable[[Record], Any]] = ()
-    out: str | Path | None = None
-    resume: bool = False
-    checkpoint_every: float | None = None
-    progress: bool | Callable[[Record], Any] | None = None
+    Numbers of any kind become Python's own.
+
+    Raises:
+        ValueError, TypeError: naming the option.
+    """
+
+    samples: int | None
+    epochs: float | None
+    steps: int | None
+    batch_size: int
+    optimizer: Callable[..., torch.optim.Optimizer]
+    lr: float
+    schedule: Callable[[torch.optim.Optimizer], Any] | None
+    clip: float | None
+    weight_prior: float
+    seed: int
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    engine: str
+    validation: Any
+    evaluate_every: int | None
+    early_stopping: int | None
+    callbacks: Iterable[Callable[[Record], Any]]
+    out: str | Path | None
+    resume: bool
+    checkpoint_every: float | None
+    progress: bool | Callable[[Record], Any] | None
 
     def __post_init__(self) -> None:
-        _check_options(vars(self))
+        _check_kinds(vars(self))
+        for name, value in _numbers(vars(self)).items():
+            object.__setattr__(self, name, value)  # frozen for everyone else
+        _check_together(vars(self))
 
     def budget(self, batches: Batches) -> tuple[int, int]:
         """(updates, samples) of the run; an update at an epoch's end counts fewer rows."""
@@ -54,13 +63,9 @@ class Settings:
         if samples is not None:
             full, rest = divmod(samples, whole)
             return max(1, full * batches.per_epoch + -(-rest // size)), samples
-        number = int(steps or 0)
+        number = steps or 0
         full, rest = divmod(number, batches.per_epoch)
         return number, full * whole + min(rest * size, whole)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _check_kinds(options: dict[str, Any]) -> None:
@@ -89,18 +94,29 @@ def _check_kinds(options: dict[str, Any]) -> None:
             raise TypeError(f"{name} is {got}, expected {expected}")
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    _check_kinds(options)
-    numbers = ("samples", "epochs", "steps", "batch_size", "lr", "clip", "weight_prior", "seed",
-               "evaluate_every", "early_stopping")  # fmt: skip
-    for name in numbers:
-        value = options[name]
-        optional = name not in ("batch_size", "lr", "weight_prior", "seed")
-        if (value is None and optional) or _is_number(value):
-            continue
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
-    if int(options["seed"]) != options["seed"] or not -(2**62) < options["seed"] < 2**62:
-        raise ValueError(f"seed is {options['seed']!r}, expected a whole number below 2**62")
+def _numbers(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that are numbers, checked; None where an option is not used."""
+    made: dict[str, Any] = {
+        "batch_size": errors.whole("batch_size", options["batch_size"]),
+        "lr": errors.positive("lr", options["lr"]),
+        "weight_prior": errors.within(
+            "weight_prior", options["weight_prior"], "[0, inf)", "a precision, 0 for none"
+        ),
+        "seed": errors.seed_number(options["seed"]),
+    }
+    for names, checked in (
+        (("samples", "steps", "evaluate_every", "early_stopping"), errors.whole),
+        (("epochs", "clip", "checkpoint_every"), errors.positive),
+    ):
+        for name in names:
+            value = options[name]
+            made[name] = None if value is None else checked(name, value)
+    if isinstance(options["checkpoint_every"], Integral):  # updates, not seconds
+        made["checkpoint_every"] = int(options["checkpoint_every"])
+    return made
+
+
+def _check_together(options: dict[str, Any]) -> None:
     budget = {name: options[name] for name in ("samples", "epochs", "steps")}
     given = {name: value for name, value in budget.items() if value is not None}
     if len(given) != 1:
@@ -113,13 +129,3 @@ def _check_options(options: dict[str, Any]) -> None:
     for name in ("resume", "checkpoint_every"):
         if options[name] and options["out"] is None:
             raise ValueError(f"{name} needs a folder: pass out=")
-    positive = ("lr", "clip", "batch_size", "evaluate_every", "early_stopping", "checkpoint_every")
-    for name, value in {**given, **{name: options[name] for name in positive}}.items():
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} is {value}, expected a positive finite number")
-    for name in ("samples", "steps", "batch_size", "evaluate_every", "early_stopping"):
-        value = options[name]
-        if value is not None and int(value) != value:
-            raise ValueError(f"{name} is {value}, expected a whole number")
-    if not (options["weight_prior"] >= 0 and math.isfinite(options["weight_prior"])):
-        raise ValueError(f"weight_prior is {options['weight_prior']}, expected 0 or a precision")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.datasets.data import noise
 from pyro_vae.datasets.data.base import Data, DataSet
 from pyro_vae.datasets.data.checks import Binarize
@@ -66,7 +67,7 @@ def split(
     """
     if not isinstance(data, Data):
         raise TypeError(f"data: got {type(data).__name__}, expected Data; see from_array")
-    size = len(data)
+    size, seed = len(data), errors.whole("seed", seed, 0, 2**63 - 1)
     num_test, num_validation = _rows(test, size, "test"), _rows(validation, size, "validation")
     if num_test < 1 or num_test + num_validation >= size or (validation and not num_validation):
         raise ValueError(
@@ -87,9 +88,9 @@ def split(
 
 
 def _rows(share: float, size: int, name: str) -> int:
-    if not share >= 0 or (share >= 1 and share != int(share)):
-        raise ValueError(f"{name}: got {share}, expected a share in [0, 1) or a number of rows")
-    return round(share * size) if share < 1 else int(share)
+    why = "a share below 1, or a number of rows"
+    share = errors.within(name, share, "[0, inf)", why)
+    return round(share * size) if share < 1 else errors.whole(name, share, why=why)
 
 
 def _tensor(values: Any, name: str) -> Tensor:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae import errors
 from pyro_vae.datasets.data import noise
 from pyro_vae.datasets.data.checks import Binarize, check_options, check_values, describe, integers
 
@@ -63,7 +64,9 @@ class Data:
     index: Tensor = None  # type: ignore[assignment]  # always a Tensor after __post_init__
 
     def __post_init__(self) -> None:
-        check_options(self.binarize, self.scale, self.seed)
+        scale, seed = check_options(self.binarize, self.scale, self.seed)
+        self._set("scale", scale)
+        self._set("seed", seed)
         if not isinstance(self.x, Tensor) or self.x.dtype != torch.float32:
             raise TypeError(
                 f"x: got {describe(self.x)}, expected a float32 tensor; from_array(x) converts"
@@ -97,7 +100,7 @@ class Data:
         Raises:
             TypeError, ValueError: as `Data`.
         """
-        check_options(binarize, scale, seed)
+        scale, seed = check_options(binarize, scale, seed)
         if not isinstance(pixels, Tensor) or pixels.is_complex() or pixels.layout != torch.strided:
             raise TypeError(f"pixels: got {describe(pixels)}, expected a dense tensor of reals")
         x = pixels.detach().to(torch.float32, copy=True)
@@ -130,8 +133,7 @@ class Data:
         """
         if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
             raise TypeError(f"index: got {index!r}, expected an int64 tensor (B,) of positions")
-        if epoch < 0:
-            raise ValueError(f"epoch: got {epoch}, expected 0 (evaluation) or 1, 2, ... (training)")
+        epoch = errors.whole("epoch", epoch, 0, why="0 in evaluation, 1, 2, ... in training")
         x = self.x.index_select(0, index)
         if self.binarize != "dynamic":
             return x

@@ -10,18 +10,19 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from pyro_vae import errors
+
 Binarize = Literal["none", "threshold", "static", "dynamic"]
 
 
-def check_options(binarize: str, scale: float | None, seed: int) -> None:
-    """Refuse options that no data could go with."""
+def check_options(binarize: str, scale: float | None, seed: int) -> tuple[float | None, int]:
+    """Scale and seed as numbers; refuses options that no data could go with."""
     if binarize not in get_args(Binarize):
         known = ", ".join(repr(kind) for kind in get_args(Binarize))
         raise ValueError(f"binarize: got {binarize!r}, expected one of {known}")
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale: got {scale}, expected a positive divisor such as 255, or None")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
-        raise ValueError(f"seed: got {seed!r}, expected an integer in 0..2^63-1")
+    if scale is not None:
+        scale = errors.positive("scale", scale, "a divisor such as 255, or None")
+    return scale, errors.whole("seed", seed, 0, 2**63 - 1)
 
 
 def check_values(x: Tensor, binarize: Binarize) -> None:

@@ -1,0 +1,150 @@
+r"""What the three parts of a VAE promise: the recipe for one of your own.
+
+A part is a ``torch.nn.Module`` that owns its network and returns a Pyro distribution.  Any module
+that does so may be passed; a subclass of the class here is also remembered with the arguments of
+its constructor, so that it has a telling repr, is told apart from others by ``fit(resume=True)``,
+and, standing in a folder of ours, is loaded by name and has flags at the command line.
+
+J latents, D columns of x, H hidden units; ``...`` are any leading dimensions, such as (K, B).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from pyro_vae.recording import Recorded, record_of, shown
+
+if TYPE_CHECKING:
+    import pyro.distributions as dist
+
+
+class Part(Recorded, nn.Module):
+    """What the three have in common: see :class:`Prior`, :class:`Likelihood`, :class:`Posterior`.
+
+    Example:
+        >>> class Scaled(Part):
+        ...     def __init__(self, scale=1.0):
+        ...         super().__init__()
+        ...         self.s = scale
+        >>> Scaled(scale=2.0)
+        Scaled(scale=2.0)
+    """
+
+    # Whether the density integrates (or sums) to one.  False is a statement, not an excuse: nats of
+    # such a part can be compared with those of the same part alone.
+    normalized: bool = True
+
+    @classmethod
+    def example(cls, **sizes: int) -> Any:
+        """A small one, for the tests that every class of a folder goes through.
+
+        Args:
+            sizes: ``latent_dim``, and, but for priors, ``data_dim`` and ``hidden_dim``.
+
+        Write your own where the constructor needs more than these, or takes other names for them.
+        """
+        return cls(**sizes)
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, ahead of the networks."""
+        return shown(record_of(self)).partition("(")[2].removesuffix(")")
+
+
+class Prior(Part):
+    r"""p(z): called as ``prior()``, for all rows alike.
+
+    * **in**: nothing.
+    * **out**: a distribution with batch shape ``()`` and event shape ``(J,)``:
+      ``dist.Normal(zeros, 1.0).to_event(1)``.  The latents are a vector, so that networks can
+      take them.
+    * ``.sample()`` is used by ``pv.sample``, and by the sleep phase, which dreams; ``.log_prob``
+      by everything else.
+    * Parameters are learnt with the model's.  Constant tensors are buffers
+      (``register_buffer("zero", ..., persistent=False)``), so that they move with the module.
+
+    Example:
+        >>> import pyro.distributions as dist, torch
+        >>> class Wide(Prior):
+        ...     def __init__(self, latent_dim: int, scale: float = 3.0) -> None:
+        ...         super().__init__()
+        ...         self.scale = scale
+        ...         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
+        ...
+        ...     def forward(self):
+        ...         return dist.Normal(self.zero, self.scale).to_event(1)
+        >>> Wide(2)().event_shape
+        torch.Size([2])
+    """
+
+    def forward(self) -> dist.TorchDistribution:
+        raise _unwritten(self, "forward(self)")
+
+
+class Likelihood(Part):
+    r"""p(x | z): called as ``likelihood(z)``, and the owner of the decoder.
+
+    * **in**: z, ``(..., J)``.
+    * **out**: a distribution with batch shape ``(...)`` and event shape ``(D,)``, or the event
+      shape of x: ``dist.Bernoulli(logits=self.network(z)).to_event(1)``.
+    * ``.log_prob(x)`` is used in training, evidence and chains; ``.sample()`` by ``pv.sample`` and
+      the sleep phase; ``.mean``, where there is one, is the picture that ``pv.reconstruct`` and
+      ``pv.sample`` show.
+    * Its support says which x are possible, and ``fit`` refuses others before it starts.
+
+    Example:
+        >>> import pyro.distributions as dist, torch
+        >>> class Exponential(Likelihood):
+        ...     def __init__(self, latent_dim: int, data_dim: int, hidden_dim: int) -> None:
+        ...         super().__init__()
+        ...         self.network = torch.nn.Sequential(
+        ...             torch.nn.Linear(latent_dim, hidden_dim),
+        ...             torch.nn.Tanh(),
+        ...             torch.nn.Linear(hidden_dim, data_dim),
+        ...         )
+        ...
+        ...     def forward(self, z):
+        ...         return dist.Exponential(self.network(z).exp()).to_event(1)
+        >>> Exponential(2, 5, 8)(torch.zeros(7, 3, 2)).batch_shape
+        torch.Size([7, 3])
+    """
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        raise _unwritten(self, "forward(self, z)")
+
+
+class Posterior(Part):
+    r"""q(z | x): called as ``posterior(x)``, and the owner of the encoder.
+
+    * **in**: x, ``(B, D)``; the whole dict, where the program is called with one.
+    * **out**: a distribution with batch shape ``(B,)`` and event shape ``(J,)``:
+      ``dist.Normal(mean, scale).to_event(1)``.  A row of it follows from that row of x alone.
+    * Draws are reparameterized where the distribution has ``rsample``, which most objectives use;
+      ``ScoreFunction``, ``WakeSleep`` and ``ReweightedWakeSleep`` do without.
+    * ``.mean`` is the code: ``pv.encode`` returns it, ``pv.reconstruct`` decodes it, and
+      ``Autoencoder`` trains it.  ``.log_prob`` is used at z of its own and of dreams.
+    * Bound scales from below (``pyro_vae.networks.positive``): an infinite density ends a fit.
+
+    Example:
+        >>> import pyro.distributions as dist, torch
+        >>> class Shared(Posterior):
+        ...     def __init__(self, data_dim: int, latent_dim: int) -> None:
+        ...         super().__init__()
+        ...         self.mean = torch.nn.Linear(data_dim, latent_dim)
+        ...         self.log_scale = torch.nn.Parameter(torch.zeros(latent_dim))
+        ...
+        ...     def forward(self, x):
+        ...         return dist.Normal(self.mean(x), self.log_scale.exp()).to_event(1)
+        >>> Shared(5, 2)(torch.zeros(3, 5)).batch_shape
+        torch.Size([3])
+    """
+
+    def forward(self, x: Any) -> dist.TorchDistribution:
+        raise _unwritten(self, "forward(self, x)")
+
+
+def _unwritten(part: nn.Module, method: str) -> TypeError:
+    return TypeError(
+        f"{type(part).__name__} defines no {method}: write it, returning a distribution"
+    )
