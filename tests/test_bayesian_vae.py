@@ -302,7 +302,7 @@ def test_a_saved_run_is_loaded_by_name(rows, tmp_path):
     [
         ({"num_data": 0}, "num_data is 0, expected .* num_data=len"),
         ({"num_data": 2.5}, "num_data is 2.5"),
-        ({"weight_std": 0.0}, "weight_std is 0.0, expected a number above"),
+        ({"weight_std": 0.0}, "weight_std is 0.0, expected .*above the floor"),
         ({"likelihood": nn.Identity()}, "Identity has no parameter .* plain pv.VAE"),
     ],
 )

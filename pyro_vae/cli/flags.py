@@ -1,8 +1,14 @@
 """Typed flags from a function's signature, in two steps, because they depend on the model.
 
 The first step splits the command line into positional arguments and (flag, text) pairs, which
-needs no types; a YAML file adds pairs in front.  Once model and objective are known their options
-are flags like all others, and jsonargparse turns text into typed values.
+needs no types; a YAML file adds pairs in front.  Once model, objective and parts are known their
+options are flags like all others, and jsonargparse turns text into typed values.
+
+jsonargparse could read signatures (``add_function_arguments``), name classes (subclass types) and
+read files (``action="config"``) as well.  Tried, and not used: the types that it found can be had
+back from private attributes alone, to say in one line what was expected; a class of another name
+is told as an import path that failed, over several lines; an ``nn.Module`` lists all of torch as
+possible parts; sizes that the model knows count as missing; the file is read whole, whatever it is.
 """
 
 from __future__ import annotations
@@ -13,14 +19,13 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 SIMPLE = (int, float, bool, str, type(None), Path)
 TRUTH = ("true", "false", "yes", "no")
-CHOSEN = ("model", "objective")  # `--model.x` are its options, so its name is kept as `model.name`
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Flag:
     def expected(self) -> str:
         """Its type in words."""
         names = {int: "a whole number", float: "a finite number", bool: "true or false",
-                 str: "text", Path: "a path", type(None): "null"}  # fmt: skip
+                 str: "text", Path: "a path", type(None): "null", Any: "a value"}  # fmt: skip
         words: list[str] = []
         for part in _parts(self.kind):
             values = typing.get_args(part) if typing.get_origin(part) is Literal else ()
@@ -51,7 +56,7 @@ class Flag:
     def prepared(self, text: str) -> str:
         """Spellings that YAML does not know: None, 1e6 for a whole number, a list with commas."""
         parts = _parts(self.kind)
-        if type(None) in parts and str not in parts and text in ("None", "none"):
+        if (type(None) in parts or Any in parts) and str not in parts and text in ("None", "none"):
             return "null"
         if int in parts and float not in parts and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", text):
             return f"{float(text):.0f}" if float(text).is_integer() else text
@@ -66,47 +71,47 @@ def _parts(kind: Any) -> tuple[Any, ...]:
 
 
 def flags_of(
-    function: Callable[..., Any], prefix: str = "", skip: Sequence[str] = ()
+    function: Callable[..., Any], prefix: str = "", skip: Sequence[str | None] = ()
 ) -> list[Flag]:
-    """The keyword parameters with simple types; objects, such as a prior, are no flags."""
-    explained = _explained(inspect.getdoc(function) or "")
-    written: Any = inspect.unwrap(function)
-    if isinstance(function, type):
-        written = vars(function).get("__init__", function)
-    scope = getattr(written, "__globals__", {})
+    """The keyword parameters with plain types, or none written; objects are no flags."""
+    about = explained(function)
     flags = []
     for name, option in inspect.signature(function).parameters.items():
         if name in skip or option.kind not in (option.KEYWORD_ONLY, option.POSITIONAL_OR_KEYWORD):
             continue
-        kind = _type(option, scope)
+        kind = kind_of(function, name)
         if kind is not None:
             required = option.default is option.empty
             default = None if required else option.default
-            flags.append(Flag(prefix + name, kind, default, required, explained.get(name, "")))
+            flags.append(Flag(prefix + name, kind, default, required, about.get(name, "")))
     return flags
 
 
-def _type(option: inspect.Parameter, scope: dict[str, Any]) -> Any:
+def kind_of(function: Callable[..., Any], name: str) -> Any:
+    """The plain type of a parameter, ``Any`` where none is written, or None: an object's."""
+    option = inspect.signature(function).parameters[name]
     kind = option.annotation
     if isinstance(kind, str):
+        written: Any = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+        scope = getattr(inspect.unwrap(written), "__globals__", {})
         one = types.SimpleNamespace(__annotations__={"kind": kind})
         try:
             kind = typing.get_type_hints(one, globalns=scope)["kind"]
         except Exception:  # a name that only a type checker imports is that of an object
             return None
     if kind is option.empty:
-        kind = type(option.default) if type(option.default) in (int, float, bool, str) else None
-    if kind is None:
-        return None
-    simple = all(p in SIMPLE or typing.get_origin(p) is Literal for p in _parts(kind))
+        plain = type(option.default) in (int, float, bool, str)
+        unknown = option.default is None or option.default is option.empty
+        kind = type(option.default) if plain else Any if unknown else None
+    simple = all(p in (*SIMPLE, Any) or typing.get_origin(p) is Literal for p in _parts(kind))
     return kind if simple or kind == list[str] else None
 
 
-def _explained(docstring: str) -> dict[str, str]:
-    """Name -> text, from the section ``Args:``."""
+def explained(function: Callable[..., Any]) -> dict[str, str]:
+    """Name -> text, from the section ``Args:`` of the docstring."""
     found: dict[str, str] = {}
     names: list[str] = []
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", docstring, re.M)
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", inspect.getdoc(function) or "", re.M)
     for line in section[1].splitlines() if section else []:
         if entry := re.match(r"    (\w[\w, ]*): (.*)", line):
             names = [name.strip() for name in entry[1].split(",")]
@@ -132,10 +137,16 @@ class Given(NamedTuple):
         return texts[-1] if texts else None
 
 
-def split(arguments: Sequence[str], flags: Sequence[Flag]) -> Given:
-    """Dashes and underscores are one; ``--flag value`` and ``--flag=value`` too."""
+def split(
+    arguments: Sequence[str], flags: Sequence[Flag], config: Sequence[tuple[str, str]] = ()
+) -> Given:
+    """Dashes and underscores are one; ``--flag value`` and ``--flag=value`` too.
+
+    The pairs of ``config`` stand in front, so that the command line wins.
+    """
     known = {flag.name: flag for flag in flags}
-    given, left = Given([], [], any(a in ("-h", "--help") for a in arguments)), list(arguments)
+    asked = any(a in ("-h", "--help") for a in arguments)
+    given, left = Given([], [(_whole(n, known), text) for n, text in config], asked), [*arguments]
     while left:
         token = left.pop(0)
         if not token.startswith("--"):
@@ -143,8 +154,7 @@ def split(arguments: Sequence[str], flags: Sequence[Flag]) -> Given:
                 given.positionals.append(token)
             continue
         name, equals, text = token[2:].partition("=")
-        name = name.replace("-", "_")
-        name = f"{name}.name" if name in CHOSEN else name
+        name = _whole(name, known)
         if name == "help":
             continue
         flag, value = known.get(name), text if equals else None
@@ -162,43 +172,10 @@ def split(arguments: Sequence[str], flags: Sequence[Flag]) -> Given:
     return given
 
 
-def with_config(given: Given) -> Given:
-    """The pairs of the file of ``--config`` in front, so that the command line wins."""
-    pairs: list[tuple[str, str | None]] = []
-    for name, text in given.pairs:
-        if name == "config":
-            pairs += _config(text)
-    rest = [pair for pair in given.pairs if pair[0] != "config"]
-    return given._replace(pairs=pairs + rest)
-
-
-def _config(path: str | None) -> list[tuple[str, str | None]]:
-    import yaml  # type: ignore[import-untyped]
-
-    if not path:
-        raise ValueError("--config needs a value: a YAML file")
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--config {path}: {error.strerror}; name a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f":{mark.line + 1}"
-        problem = getattr(error, "problem", None) or "no text"
-        raise ValueError(f"--config {path}{line}: {problem}; write `option: value` lines") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"--config {path}: holds no options; write `option: value` lines")
-    return list(_flat(content))
-
-
-def _flat(content: dict[Any, Any], prefix: str = "") -> Any:
-    for key, value in content.items():
-        name = prefix + str(key).replace("-", "_")
-        if isinstance(value, dict):
-            yield from _flat(value, f"{name}.")
-        else:
-            name = f"{name}.name" if name in CHOSEN else name
-            yield name, value if isinstance(value, str) else json.dumps(value, default=str)
+def _whole(name: str, known: Collection[str]) -> str:
+    """``model`` has options of its own, ``model.x``, so which one it is is kept by its name."""
+    name = name.replace("-", "_")
+    return f"{name}.name" if f"{name}.name" in known else name
 
 
 # --- the second step ----------------------------------------------------------------------------
@@ -222,7 +199,7 @@ def parser_of(prog: str, about: str, flags: Sequence[Flag]) -> Any:
 
 
 def typed(parser: Any, pairs: Sequence[tuple[str, str | None]], flags: Sequence[Flag]) -> dict:
-    """Values by name.
+    """Values by name, of those that were given.
 
     Raises:
         ValueError: an unknown flag, one without a value, or a value of another type.
@@ -237,7 +214,7 @@ def typed(parser: Any, pairs: Sequence[tuple[str, str | None]], flags: Sequence[
             raise ValueError(f"--{_shown(name)} needs a value: {known[name].expected()}")
     for flag in flags:
         if flag.required and not any(name == flag.name for name, _ in pairs):
-            raise ValueError(f"--{flag.name} is needed: {flag.expected()}")
+            raise ValueError(f"--{_shown(flag.name)} is needed: {flag.expected()}")
     last = {name: known[name].prepared(text or "") for name, text in pairs}
     try:
         found = parser.parse_args([f"--{name}={text}" for name, text in last.items()])
@@ -249,7 +226,7 @@ def typed(parser: Any, pairs: Sequence[tuple[str, str | None]], flags: Sequence[
         raise ValueError(
             f"--{_shown(name)} is {last[name]!r}, expected {known[name].expected()}"
         ) from None
-    return {name: found[name] for name in known}
+    return {name: found[name] for name in last}
 
 
 def _shown(name: str) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.cli.flags import Flag, Given, flags_of, nearest, parser_of, split, typed, with_config
-from pyro_vae.cli.sources import Model, find_model, find_objective, located
+from pyro_vae import __version__
+from pyro_vae.cli.building import Model, find_model
+from pyro_vae.cli.config import read_config
+from pyro_vae.cli.flags import Flag, Given, flags_of, nearest, parser_of, split, typed
+from pyro_vae.cli.sources import find_objective
 from pyro_vae.cli.stopping import Stop
+from pyro_vae.cli.userfiles import located, shortage
 from pyro_vae.cli.verbs.check import run_check
 from pyro_vae.cli.verbs.compare import run_compare
 from pyro_vae.cli.verbs.data import run_data
@@ -34,9 +39,14 @@ STANDS = {  # what stands without a flag
 }
 ABOUT_MODELS = (
     "MODEL is a name from models/, such as bernoulli_vae, or path/to/file.py:build; followed by "
-    "--help it shows its own flags, --model.OPTION. --config FILE reads all flags from YAML."
+    "--help it shows its own flags, --model.OPTION, and those of a part that is named, as in "
+    "--model.prior StandardNormal --help. --config FILE reads all flags from YAML."
 )
 CONFIG = Flag("config", str, help="a YAML file with these options")
+MODEL = Flag("model.name", str, help="the model, in place of MODEL")
+PROGRAM = Flag(
+    "program", str, help="the model of a run made by a file of your own, path/to/file.py:build"
+)
 
 
 def run(arguments: Sequence[str], stop: Stop) -> int:
@@ -45,110 +55,100 @@ def run(arguments: Sequence[str], stop: Stop) -> int:
     if verb in ("-h", "--help"):
         print(_overview())
         return 0
+    if verb == "--version":
+        print(f"pyro-vae {__version__}")
+        return 0
     if verb not in VERBS:
         return _complain("", nearest(verb, list(VERBS)))
-    asked: list[Model] = []  # whose code runs
+    files: list[Path] = []  # of the user's, whose code runs
     with warnings.catch_warnings():
         warnings.simplefilter("always", PyroVaeWarning)
         warnings.showwarning = _shown_by(verb, warnings.showwarning)
         try:
-            return _run(verb, rest, asked)
+            return _run(verb, rest, files)
         except BaseException as error:
             if stop.caused(error) or isinstance(error, BrokenPipeError):
                 raise
             if isinstance(error, (ValueError, TypeError, OSError)):
                 several = verb == "check" and "\n  " in str(error)  # its mistakes are its result
-                said = str(error) if several else _one_line(error)
-                return _complain(verb, said + _where(error, asked))
-            places = (located(error, model.path) for model in asked)
-            place = next((each for each in places if each), None)
+                said = str(error) if several else _as_flags(_one_line(error), verb)
+                return _complain(verb, said + _where(error, files))
+            places = (located(error, path) for path in files)
+            place = next((each for each in places if each), None) or shortage(error)
             if place is None:
                 raise
             return _complain(verb, " ".join(place.split()))
 
 
-def _run(verb: str, arguments: Sequence[str], asked: list[Model]) -> int:
-    function = VERBS[verb]
-    own = [*_own_flags(verb), CONFIG]
-    given = with_config(split(arguments, own))
-    flags, found = list(own), _chosen(verb, given)
-    if found.model is not None:
-        asked.append(found.model)
-        flags += found.model.flags()
-    if found.objective is not None:
-        flags += flags_of(found.objective, "objective.")
-    given = with_config(split(arguments, flags))  # now with the types of all
+def _run(verb: str, arguments: Sequence[str], files: list[Path]) -> int:
+    function, flags = VERBS[verb], _own_flags(verb)
+    given = split(arguments, flags)
+    config = [pair for n, path in given.pairs if n == "config" for pair in read_config(path)]
+    given = split(arguments, flags, config)
+    folder, model = _folder_and_model(verb, given)
+    objective = None
+    if model is not None:
+        files += model.files
+        flags += model.flags()
+        given = split(arguments, flags, config)
+        model = model.with_parts({slot: given.last(f"model.{slot}.name") for slot in model.slots})
+        files += model.files
+        flags += [flag for flag in model.flags() if flag not in flags]
+    if verb == "fit" and (model is not None or given.last("objective.name")):
+        objective = find_objective(given.last("objective.name") or "AEVB")
+        flags += flags_of(objective, "objective.")
+    given = split(arguments, flags, config)  # now with the types of all
     about = (inspect.getdoc(function) or "").split("Args:")[0]
     parser = parser_of(f"pyro-vae {verb}", about, flags)
     if given.help:
         print(_help(verb, parser))
         return 0
-    if verb in ("check", "fit", "evidence") and found.stands is None:
+    if MODEL in flags and folder is None and model is None:
         raise ValueError(f"which model? pyro-vae {verb} {STANDS[verb]} ...; see pyro-vae {verb} -h")
     limit = {"compare": 0, "data": 2}.get(verb, 1)
     if len(given.positionals) > limit:
         raise ValueError(f'unexpected "{given.positionals[limit]}"; options begin with --')
-    values = typed(parser, _without_model(given), flags)
-    del values["config"]
-    options = {
-        kind: {n.split(".")[1]: values.pop(n) for n in list(values) if n.startswith(f"{kind}.")
-               and not n.endswith(".name")}
-        for kind in ("model", "objective")
-    }  # fmt: skip
-    values = {name.removesuffix(".name"): value for name, value in values.items()}
-    if verb == "data":
-        return function(*given.positionals, **values)
-    if verb == "compare":
-        return function(**values)
-    if verb == "check":
-        return function(found.model, options["model"], **values)
-    if verb == "fit":
-        return function(found.model, options["model"], options["objective"], **values)
-    if isinstance(found.stands, str):
-        return function(found.stands, options["model"], **{**values, "program": found.model})
-    return function(found.model, options["model"], **values)
+    values = typed(parser, given.pairs, flags)
+    options: dict[str, dict[str, Any]] = {"model": {}, "objective": {}, "": {}}
+    for name, value in values.items():
+        kind, _, option = name.rpartition(".") if "." not in name else name.partition(".")
+        options[kind][option] = value
+    for kind in ("model", "objective"):
+        name = options[kind].pop("name", None)
+        if kind == "objective" and name is not None:
+            options[""]["objective"] = name
+    options[""].pop("config", None)
+    options[""].pop("program", None)
+    if model is not None:
+        model = model.with_options(options["model"])
+    match verb:
+        case "fit":
+            return function(model, options["objective"], **options[""])
+        case "check":
+            return function(model, **options[""])
+        case "evidence":
+            return function(folder, model, **options[""])
+    return function(*given.positionals, **options[""])
 
 
-class _Chosen:
-    """What decides which flags there are."""
-
-    def __init__(self) -> None:
-        self.stands: str | Model | None = None  # a saved run's folder, or the model
-        self.model: Model | None = None
-        self.objective: type | None = None
-
-
-def _chosen(verb: str, given: Given) -> _Chosen:
-    chosen = _Chosen()
+def _folder_and_model(verb: str, given: Given) -> tuple[str | None, Model | None]:
+    """A saved run's folder, and the model; ``evidence`` takes either."""
     if verb not in ("check", "fit", "evidence"):
-        return chosen
-    spec = given.positionals[0] if given.positionals else given.last("model.name")
-    if spec is not None:
-        is_run = verb == "evidence" and Path(spec).is_dir()
-        if is_run:
-            chosen.stands = spec
-            spec = given.last("program")
-        if spec is not None:
-            chosen.model = find_model(spec)
-            chosen.stands = chosen.stands or chosen.model
-    if verb == "fit" and (chosen.model is not None or given.last("objective.name")):
-        chosen.objective = find_objective(given.last("objective.name") or "AEVB")
-    return chosen
+        return None, None
+    spec, folder = given.positionals[0] if given.positionals else given.last("model.name"), None
+    if verb == "evidence" and spec is not None and Path(spec).is_dir():
+        spec, folder = given.last("program"), spec
+    also = "" if verb != "evidence" else ", and no folder of a run is there; pass what --out named"
+    return folder, None if spec is None else find_model(spec, also)
 
 
 def _own_flags(verb: str) -> list[Flag]:
-    flags = flags_of(VERBS[verb])
-    if verb == "evidence":  # there its type is that of a model
-        about = "the model of a run made by a file of your own, path/to/file.py:build"
-        flags.append(Flag("program", str, help=about))
-    return [
+    flags = [
         Flag("objective.name", f.kind, f.default, help=f.help) if f.name == "objective" else f
-        for f in flags
+        for f in flags_of(VERBS[verb])
     ]
-
-
-def _without_model(given: Given) -> list[tuple[str, str | None]]:
-    return [pair for pair in given.pairs if pair[0] != "model.name"]
+    named = [MODEL] if verb in ("check", "fit", "evidence") else []
+    return [*named, *flags, *([PROGRAM] if verb == "evidence" else []), CONFIG]
 
 
 # --- what is said -------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def _overview() -> str:
 
 def _help(verb: str, parser: Any) -> str:
     stands = f" {STANDS[verb]}" if verb in STANDS else ""
-    text = parser.format_help().replace("--objective.name", "--objective")
+    text = re.sub(r"(--[\w.]+)\.name\b", r"\1", parser.format_help())
     body = text.partition("\n\n")[2]
     usage = f"usage: pyro-vae {verb}{stands} [--FLAG VALUE ...]"
     about = f"\n{ABOUT_MODELS}\n" if "MODEL" in stands else ""
@@ -180,13 +180,22 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _where(error: BaseException, asked: Sequence[Model]) -> str:
+def _as_flags(message: str, verb: str) -> str:
+    """A message of the package's with its arguments as flags: ``resume=True`` is ``--resume``."""
+    names = "|".join(inspect.signature(VERBS[verb]).parameters)
+    message = message.replace(" to pv.fit", "")
+    message = re.sub(rf"(?<![\w.-])({names})=(True\b)?", r"--\1 ", message)
+    message = re.sub(rf"^({names})(?= (is|needs|watches) )", r"--\1", message)
+    return " ".join(message.split())
+
+
+def _where(error: BaseException, files: Sequence[Path]) -> str:
     """The line of the user's file that an error goes back to, if any."""
     cause: BaseException | None = error
     while cause is not None:
-        for model in asked:
-            place = located(cause, model.path, said=False)
-            if place and str(model.path) not in str(error):
+        for path in files:
+            place = located(cause, path, said=False)
+            if place and str(path) not in str(error):
                 return f" ({place})"
         cause = cause.__cause__
     return ""

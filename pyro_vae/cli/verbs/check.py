@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pyro_vae.cli.sources import Binarization, Model, open_data
+from pyro_vae.cli.building import Model
+from pyro_vae.cli.sources import Binarization, open_data
 
 
 def run_check(
     model: Model,
-    model_options: dict[str, Any],
     /,
     *,
     data: str = "digits",
@@ -33,5 +32,5 @@ def run_check(
     import pyro_vae as pv
 
     loaded = open_data(data, binarize, data_dir, scale, labels_key)
-    print(pv.check(model.make(loaded.dim, seed, model_options), loaded.train))
+    print(pv.check(model.make(loaded.dim, seed), loaded.train))
     return 0

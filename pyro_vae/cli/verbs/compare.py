@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pyro_vae import defaults
-from pyro_vae.cli.sources import Binarization, find_objective, open_data, put, results
+from pyro_vae.cli.sources import (
+    Binarization,
+    find_objective,
+    lines_each_minute,
+    open_data,
+    put,
+    results,
+)
 
 
 def run_compare(
@@ -19,6 +26,7 @@ def run_compare(
     latent_dim: int = 2,
     hidden_dim: int = 128,
     lr: float = defaults.LR,
+    proposal: Literal["hmc", "guide"] = "hmc",
     out: Path = Path("comparison"),
     binarize: Binarization = "default",
     data_dir: Path | None = None,
@@ -35,6 +43,8 @@ def run_compare(
         latent_dim: latent dimensions.
         hidden_dim: hidden units.
         lr: the global step of Adagrad.
+        proposal: what log p(x) is importance-sampled from; guide is for latents that HMC cannot
+            move, and takes objectives that train one.
         out: folder for the results.
         binarize: how pixels become 0 and 1; default is what suits the data.
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
@@ -58,6 +68,8 @@ def run_compare(
             seeds=seeds,
             samples=samples,
             lr=lr,
+            proposal=proposal,
+            progress=lines_each_minute("compare"),
         )
         table = result.table()
         print(_rendered(table))

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyro_vae import defaults, errors
-from pyro_vae.cli.sources import Binarization, Model, open_data, put, results
+from pyro_vae.cli.building import Model
+from pyro_vae.cli.sources import Binarization, open_data, put, results
 from pyro_vae.cli.verbs.fit import error_of_mean
 from pyro_vae.errors import PyroVaeWarning
 
 
 def run_evidence(
-    target: str | Model,
-    model_options: dict[str, Any],
+    folder: str | None,
+    model: Model | None,
     /,
     *,
     data: str = "digits",
-    program: Model | None = None,
     method: Literal["importance", "reciprocal"] = defaults.METHOD,
     proposal: Literal["auto", "guide", "hmc"] = "auto",
     num_particles: int = defaults.NUM_PARTICLES,
@@ -35,7 +35,6 @@ def run_evidence(
 
     Args:
         data: name of a data set, or a file .npy, .npz or .csv.
-        program: the model of a run that was made by a file of your own, path/to/file.py:build.
         method: importance, or the paper's reciprocal (appendix D).
         proposal: draws of the guide, or a density fitted to HMC draws; auto is hmc for a run
             without a guide.
@@ -54,31 +53,31 @@ def run_evidence(
     import pyro_vae as pv
 
     loaded = open_data(data, binarize, data_dir, scale, labels_key)
+    mine: Any = None if model is None else model.make(loaded.dim, seed)
     trained = True
-    if isinstance(target, Model):
-        made, name = target.make(loaded.dim, seed, model_options), f"{target.name}, untrained"
+    if folder is None:
+        made, name = mine, f"{model.name if model else ''}, untrained"
     else:
-        mine = None if program is None else program.make(loaded.dim, seed, model_options)
         try:
-            run = pv.load(target, mine)
+            run = pv.load(folder, mine)
         except ValueError as error:
             if mine is None and "program=mine" in str(error):
                 why = str(error).split(":")[0]
                 raise ValueError(f"{why}: pass --program path/to/file.py:build") from error
             raise
-        made, name = run.program, target
+        made, name = run.program, folder
         trained = not str(run.manifest["objective"]).startswith("MonteCarloEM")
         width = list(loaded.test.x.shape[1:])
-        if isinstance(target, str) and run.manifest["row"].get("shape", width) != width:
+        if run.manifest["row"].get("shape", width) != width:
             raise ValueError(
                 f"--data {data} has rows of shape {width}, expected "
-                f"{run.manifest['row']['shape']} as {target} was trained on"
+                f"{run.manifest['row']['shape']} as {folder} was trained on"
             )
         _warn_about_other_data(run.manifest, loaded, data)
     if proposal == "auto":
         proposal = "guide" if trained else "hmc"
     elif proposal == "guide" and not trained and method == "importance":
-        raise ValueError(f"{target} was trained without a guide; use --proposal hmc")
+        raise ValueError(f"{folder} was trained without a guide; use --proposal hmc")
     test = loaded.test if num_data is None else loaded.test[:num_data]
     with results(out):
         found = pv.log_evidence(

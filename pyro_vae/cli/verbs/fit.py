@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import defaults
+from pyro_vae.cli.building import Model
 from pyro_vae.cli.sources import (
     Binarization,
-    Model,
     find_objective,
     find_optimizer,
+    lines_each_minute,
     open_data,
     put,
     require_device,
@@ -21,7 +22,6 @@ from pyro_vae.cli.sources import (
 
 def run_fit(
     model: Model,
-    model_options: dict[str, Any],
     objective_options: dict[str, Any],
     /,
     *,
@@ -74,34 +74,20 @@ def run_fit(
         scale: what the values of a file are divided by, such as 255.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
     """
-    budget = {"samples": samples, "epochs": epochs, "steps": steps}
-    if sum(value is not None for value in budget.values()) != 1:
-        raise ValueError(
-            "the budget needs exactly one of --samples, --epochs and --steps, such as "
-            "--samples 150_000"
-        )
-    for name, needs in (("resume", resume), ("checkpoint_every", checkpoint_every)):
-        if needs and out is None:
-            raise ValueError(f"--{name} needs a folder: pass --out DIR")
-    if out is not None and not resume and (out / "checkpoint.json").exists():
-        raise ValueError(
-            f"--out {out}: holds a saved run, which would be lost; pass --resume to go on from it, "
-            "or name another folder"
-        )
     chosen = find_objective(objective)(**objective_options)
     maker = find_optimizer(optimizer)
     require_device(device)
     import pyro_vae as pv
 
     loaded = open_data(data, binarize, data_dir, scale, labels_key)
-    program = model.make(loaded.dim, seed, model_options)
+    program = model.make(loaded.dim, seed)
     with results(out):
         run = pv.fit(
             program, loaded.train, chosen, samples=samples, epochs=epochs, steps=steps,
             batch_size=batch_size, optimizer=maker, lr=lr, clip=clip, weight_prior=weight_prior,
             seed=seed, device=device, engine=engine, early_stopping=early_stopping,
             validation=loaded.validation, evaluate_every=evaluate_every, out=out, resume=resume,
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=checkpoint_every, progress=lines_each_minute("fit"),
         )  # fmt: skip
         manifest = run.manifest
         print(

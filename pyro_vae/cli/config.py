@@ -1,0 +1,72 @@
+"""The file of ``--config``: options in YAML, nested or dotted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.cli.userfiles import require_regular
+
+# Options are some lines.  A few hundred bytes of anchors can stand for gigabytes, and a list in a
+# list in a list for a stack that overflows, so neither is followed.
+MAX_BYTES, MAX_DEPTH = 65_536, 8
+
+
+def read_config(path: str | None) -> list[tuple[str, str]]:
+    """Its options as (flag, text).
+
+    Raises:
+        ValueError: no file, no YAML, no options, or more than options.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    if not path:
+        raise ValueError("--config needs a value: a YAML file")
+    shown = f"--config {path}"
+    file = Path(path).expanduser()
+    require_regular(file, shown, "name a YAML file")
+    try:
+        with open(file, "rb") as opened:
+            raw = opened.read(MAX_BYTES + 1)
+        content = yaml.safe_load(_flat_text(raw, shown))
+    except OSError as error:
+        raise ValueError(f"{shown}: {error.strerror}; name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f":{mark.line + 1}"
+        problem = getattr(error, "problem", None) or "no text"
+        raise ValueError(f"{shown}{line}: {problem}; write `option: value` lines") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{shown}: holds no options; write `option: value` lines")
+    if "config" in content:
+        raise ValueError(f"{shown}: names another file; one file holds all options")
+    return list(_flat(content))
+
+
+def _flat_text(raw: bytes, shown: str) -> str:
+    """The text, once it is known to stand for no more than it says."""
+    import yaml
+
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"{shown}: has more than {MAX_BYTES:,} bytes, expected options")
+    depth, text = 0, raw.decode()
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        wrong = f"is nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else ""
+        if isinstance(event, yaml.AliasEvent):
+            wrong = f"*{event.anchor} repeats a value"
+        if wrong:
+            raise ValueError(f"{shown}:{event.start_mark.line + 1}: {wrong}, expected options")
+    return text
+
+
+def _flat(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{name}.")
+        else:
+            yield name, value if isinstance(value, str) else json.dumps(value, default=str)

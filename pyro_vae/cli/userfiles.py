@@ -1,0 +1,116 @@
+"""Files of the user's: read where they are regular and small, imported, and named with a line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import stat
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+def require_regular(path: Path, shown: str, advice: str) -> None:
+    """Refuse what ends never, or not here: a pipe, a device, a directory, nothing at all.
+
+    Raises:
+        ValueError: says what it is instead.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise ValueError(f"{shown}: no such file; {advice} (from {Path.cwd()})") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{shown}: {why}; {advice}") from None
+    if not stat.S_ISREG(mode):
+        kinds = {"is a directory": stat.S_ISDIR, "is a pipe": stat.S_ISFIFO,
+                 "is a socket": stat.S_ISSOCK}  # fmt: skip
+        what = next((name for name, fits in kinds.items() if fits(mode)), "is a device")
+        raise ValueError(f"{shown}: {what}, expected a file; {advice}")
+
+
+def path_and_name(spec: str, otherwise: str) -> tuple[Path | None, str]:
+    """``path/to/file.py:name`` in two; no path where a name of ours is meant."""
+    head, colon, tail = spec.rpartition(":")
+    if colon and (tail.isidentifier() or not tail) and len(head) > 1:
+        return Path(head).expanduser(), tail or otherwise
+    if spec.endswith(".py") or os.sep in spec or "/" in spec:
+        return Path(spec).expanduser(), otherwise
+    return None, otherwise
+
+
+def imported(path: Path) -> Any:
+    """The module that a file is; it is run.
+
+    Raises:
+        ValueError: no Python file, or one that fails, by its line.
+    """
+    if path.is_dir() or path.suffix != ".py":
+        what = "a directory" if path.is_dir() else f"a {path.suffix or 'nameless'} file"
+        if path.exists():
+            raise ValueError(f"{path}: is {what}, expected a Python file, path/to/file.py:NAME")
+    require_regular(path, str(path), "check the path")
+    shown, path = path, path.resolve()
+    name = f"pyro_vae_model_{path.stem}"  # a file named torch.py must not become torch
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{shown}: is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for files that it imports from beside it
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        del sys.modules[name]
+        line = f":{error.lineno}" if error.lineno else ""
+        raise ValueError(f"{error.filename or shown}{line}: {error.msg}; correct it") from error
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        place = located(error, path) or f"{shown}: {told(error)}"
+        ends = isinstance(error, SystemExit)
+        advice = "guard it by if __name__ == '__main__':" if ends else "make the file run by itself"
+        raise ValueError(f"{place}, at import; {advice}") from error
+    _refuse_another_default_device(shown)
+    return module
+
+
+def _refuse_another_default_device(shown: Path) -> None:
+    """Data and noise are made by the package, which knows ``--device`` alone."""
+    import torch
+
+    if (device := torch.get_default_device()).type != "cpu":
+        torch.set_default_device("cpu")
+        raise ValueError(
+            f"{shown}: sets torch's default device to {device}, at import; leave that out, and "
+            "pass --device"
+        )
+
+
+def located(error: BaseException, path: Path | None, *, said: bool = True) -> str | None:
+    """``file:line: what happened``, for the last line of the user's file that was running."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if path is not None and f.filename == str(path)]
+    return f"{path}:{lines[-1]}{f': {told(error)}' if said else ''}" if lines else None
+
+
+def told(error: BaseException) -> str:
+    """An error of somebody else's, by its type."""
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r})"
+    return shortage(error) or f"{type(error).__name__}: {error}"
+
+
+def shortage(error: BaseException) -> str | None:
+    """What to say where memory ran out; torch raises a RuntimeError with a dump of its stack."""
+    lacks = r"out of memory|can't allocate memory|not enough memory|[Uu]nable to allocate"
+    memory = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(lacks, str(error))
+    )
+    if not memory:
+        return None
+    asked = re.search(r"allocate ([\d.]+ [KMGT]?i?B(?:ytes)?|\d+ bytes)", str(error))
+    return f"out of memory{f' for {asked[1]}' if asked else ''}: ask for smaller sizes"
