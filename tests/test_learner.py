@@ -143,3 +143,8 @@ def test_updates_that_are_taken_together_are_read_together(reads, monkeypatch):
     assert sum(updates for updates, _ in reads) == 400
     assert {count for _, count in reads[1:]} == {1}  # the first binds optimizers, once
     assert max(updates for updates, _ in reads) > 1
+
+
+def test_replicas_read_a_refresh_together(reads):
+    pv.fit(build(), X, MonteCarloEM(2), steps=2, batch_size=10, engine="eager", replicas=2)
+    assert {count for _, count in reads[1:]} == {1} and len(reads) == 3
