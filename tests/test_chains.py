@@ -285,7 +285,10 @@ def test_chains_start_where_they_are_told():
         ({"warmup": 3}, "warmup is 3, expected at least 20 moves.*pass step_size"),
         ({"thin": 1.5}, "thin is 1.5"),
         ({"leapfrog_steps": 0}, "leapfrog_steps is 0"),
-        ({"target_accept": 1.0}, r"target_accept is 1.0, expected a number in \(0, 1\): .* paper's"),
+        (
+            {"target_accept": 1.0},
+            r"target_accept is 1.0, expected a number in \(0, 1\): .* paper's",
+        ),
         ({"adapt": "all"}, 'adapt is \'all\', expected "per_datum" or "shared"'),
         (
             {"start": "mode"},
