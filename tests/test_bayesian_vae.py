@@ -10,7 +10,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import engine, likelihoods
+from pyro_vae import evaluation, likelihoods
 from pyro_vae.densities.particles import densities
 from pyro_vae.models import bayesian_vae, bernoulli_vae
 from pyro_vae.noise import NoiseMode, keyed
@@ -322,7 +322,7 @@ def test_elbo_counts_the_weights_once_over_all_data(rows):
 
     with pytest.MonkeyPatch.context() as patch:
         source = lambda *_: lambda index, asked: [*zeta, eps][index].reshape(asked.shape)  # noqa: E731
-        patch.setattr(engine, "keyed", source)
+        patch.setattr(evaluation, "keyed", source)
         got = pv.elbo(program, rows)
 
     torch.testing.assert_close(got, expected.detach(), rtol=1e-8, atol=1e-8)
