@@ -224,6 +224,7 @@ def test_graph_and_handlers_give_the_same_draws(gaussian, monkeypatch):
     torch.testing.assert_close(graph.step_size, handlers.step_size, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:HMC accepts less than half")  # of three moves
 def test_the_sampler_is_its_moves_in_order(gaussian):
     """Move i has the noise of its own key and starts where the last one ended."""
     program, x, before = gaussian

@@ -134,7 +134,7 @@ def test_the_engine_is_pyro_and_says_why(patterns):
     run = pv.fit(MixtureVAE(), patterns, enumerated(), steps=2)
 
     assert run.manifest["engine"] == "pyro"
-    assert run.manifest["objective"] == "TraceEnum_ELBO"
+    assert run.manifest["objective"].startswith("TraceEnum_ELBO(")
     assert "TraceEnum_ELBO is Pyro's own objective" in run.manifest["engine_reason"]
     with pytest.raises(ValueError, match='engine="compiled" cannot run this: TraceEnum_ELBO'):
         pv.fit(MixtureVAE(), patterns, enumerated(), steps=2, engine="compiled")

@@ -34,7 +34,7 @@ MANY = {"num_draws": 60, "warmup": 20, "leapfrog_steps": 2, "seed": SEED}
 GUIDE = {"num_particles": 20, "seed": SEED}
 VERBS = {
     "fit": (
-        lambda p: pv.fit(p, X, MonteCarloEM(2), steps=6, seed=SEED, engine="eager"),
+        lambda p: pv.fit(p, X, MonteCarloEM(2), steps=6, seed=SEED, engine="pyro"),
         {"INIT", "BATCHES", "TRAIN", "REFRESH"},
     ),
     "elbo": (lambda p: pv.elbo(p, X, seed=SEED, batch_size=9), {"BOUND"}),

@@ -168,7 +168,11 @@ def _moments(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _student_log_density(standard: Tensor, factor: Tensor) -> Tensor:
-    """log t at mean + factor standard, (K, B)."""
+    """log t at mean + factor standard, (K, B).
+
+    Pyro's ``MultivariateStudentT`` says the same, and takes three to ten times as long: from u it
+    solves for ``standard``, which is known here, K x B triangular systems for B factors.
+    """
     dim = standard.shape[-1]
     half = (DEGREES + dim) / 2
     constant = math.lgamma(half) - math.lgamma(DEGREES / 2) - dim / 2 * math.log(DEGREES * math.pi)

@@ -24,7 +24,7 @@ from pyro_vae.densities.tables import Densities
 from pyro_vae.densities.traces import observed_site
 from pyro_vae.evidence.importance import require_weights
 from pyro_vae.evidence.weights import from_log_weights, warn_about_tails
-from pyro_vae.inference_data.datasets import AXES, NOTES, as_dataset, attributes_of, wrapped
+from pyro_vae.inference_data.datasets import AXES, NOTES, as_dataset, attributes_of, container
 from pyro_vae.inference_data.draws import (
     Groups,
     as_array,
@@ -121,6 +121,7 @@ def to_inference_data(
     num_prior, seed = errors.whole("num_prior", num_prior, 0), errors.seed_number(seed)
     batch_size = errors.whole("batch_size", batch_size)
     max_bytes = errors.whole("max_bytes", max_bytes)
+    wrapped = container()  # before there is anything to lose
     rows, observed = as_rows(x, program), observed_site(program)
     particles = num_draws * chains
     posterior, prior = posterior_groups(observed, predictive), prior_groups(observed, predictive)

@@ -22,7 +22,7 @@ from pyro_vae.engine.learner import Ask, Learner
 from pyro_vae.engine.steps import Step
 from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
-from pyro_vae.objectives.base import EMPTY, Objective
+from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
 from pyro_vae.program.calling import materialize, require_program, trainable
 from pyro_vae.program.inputs import as_rows
@@ -291,7 +291,8 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
     return manifest_of(
         loop.learner.program,
         x,
-        objective=repr(objective) if isinstance(objective, Objective) else type(objective).__name__,
+        objective=name_of(objective),
+        objective_record=objective_record(objective),
         engine=step.engine,
         engine_reason=step.reason,
         optimizer=type(optimizer).__name__,
