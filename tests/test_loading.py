@@ -44,7 +44,8 @@ class OwnPrior(torch.nn.Module):
 def test_parts_of_ones_own_must_be_passed(tmp_path):
     """A checkpoint holds no classes: what it cannot name in the folder, the user gives."""
     run = fit(small_vae(prior=OwnPrior()), out=tmp_path)
-    with pytest.raises(ValueError, match=r"prior is .*OwnPrior.*cannot be made from its name.*pv.load\(path, program=mine\)"):
+    said = r"prior is .*OwnPrior.*cannot be made from its name.*pv.load\(path, program=mine\)"
+    with pytest.raises(ValueError, match=said):
         pv.load(tmp_path)
     mine = small_vae(seed=9, dtype=torch.float64, prior=OwnPrior())
     loaded = pv.load(tmp_path, program=mine)
