@@ -12,13 +12,13 @@ from torch import nn
 
 from pyro_vae import models
 from pyro_vae.densities.dreams import dream
-from pyro_vae.listing import classes_in
 from pyro_vae.objectives import (
     AEVB,
     WakeSleep,
 )
 from pyro_vae.program import materialize
 from pyro_vae.program.base import Program
+from pyro_vae.recording.listing import classes_in
 
 ROWS, COLUMNS, KEY = 7, 6, (5, 3, 1)
 

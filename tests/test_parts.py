@@ -18,12 +18,12 @@ from pyro_vae.densities.dreams import dream
 from pyro_vae.densities.particles import densities
 from pyro_vae.engine.functions import gradient_function
 from pyro_vae.likelihoods import Bernoulli
-from pyro_vae.listing import classes_in, find_class, rebuilt
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB, ScoreFunction
 from pyro_vae.program.parts import Posterior, Prior
 from pyro_vae.recording import form_of, record_of
+from pyro_vae.recording.listing import classes_in, find_class, rebuilt
 from pyro_vae.runs import storage
 
 from .oracles import assert_equal
@@ -243,7 +243,7 @@ def test_a_part_in_a_part_is_made_again(monkeypatch):
     monkeypatch.setattr(pv.posteriors, "Outer", Outer, raising=False)
     known = classes_in
     with_outer = lambda f: known(f) | ({"Outer": Outer} if f == "posteriors" else {})  # noqa: E731
-    monkeypatch.setattr("pyro_vae.listing.classes_in", with_outer)
+    monkeypatch.setattr("pyro_vae.recording.listing.classes_in", with_outer)
     made = Outer(pv.networks.MLP(2, 3, 4, init_std=None), floors=(1.0, 2.0))
     again = rebuilt(form_of(made), "posterior")
     assert type(again) is Outer and again.floors == (1.0, 2.0)

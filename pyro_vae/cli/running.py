@@ -21,8 +21,8 @@ from pyro_vae.cli.verbs.compare import run_compare
 from pyro_vae.cli.verbs.data import run_data
 from pyro_vae.cli.verbs.evidence import run_evidence
 from pyro_vae.cli.verbs.fit import run_fit
+from pyro_vae.defaults import __version__
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.version import __version__
 
 VERBS: dict[str, Callable[..., int]] = {
     "check": run_check,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from pyro_vae.defaults import __version__
 from pyro_vae.inference_data.draws import as_array
-from pyro_vae.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr

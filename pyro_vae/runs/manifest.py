@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_vae.defaults import __version__
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows
 from pyro_vae.recording import PLAIN, Form, Recorded, differences
 from pyro_vae.runs.storage import tensor_digest
-from pyro_vae.version import __version__
 
 
 def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:

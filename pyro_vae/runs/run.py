@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.listing import called, rebuilt_all
 from pyro_vae.noise import Stream, seeded
 from pyro_vae.objectives.base import EMPTY, State
 from pyro_vae.program.calling import materialize
 from pyro_vae.recording import differences
+from pyro_vae.recording.listing import called, rebuilt_all
 from pyro_vae.runs.history import History
 from pyro_vae.runs.manifest import parts_record, source_digest
 from pyro_vae.runs.storage import MANIFEST, read, write
@@ -156,11 +156,11 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
 
 def _built(folder: Path, record: Any, kind: str) -> nn.Module:
     """The program of a record, by a ``build`` from the folder of ``pyro_vae.models``."""
-    from pyro_vae import models
+    from pyro_vae.models import __path__ as places
 
     if record is None:
         raise _pass_it(f"{folder} holds a {kind} that no build of pyro_vae.models has made")
-    known = [module.name for module in pkgutil.iter_modules(models.__path__)]
+    known = [module.name for module in pkgutil.iter_modules(places)]
     if record["model"] not in known:
         raise _pass_it(
             f"{folder} names the model {record['model']!r}, known are {', '.join(known)}"
