@@ -27,7 +27,7 @@ from pyro_vae.engine.choosing import make_step
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
 from pyro_vae.models import bernoulli_vae
-from pyro_vae.noise import seeded
+from pyro_vae.noise import LOOK, Stream, seeded
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.lockstep import lockstep
 from pyro_vae.training.loop import Loop, rows_of
@@ -223,14 +223,14 @@ def ours(case: Case, engine: str) -> Turn:
     for seed in range(max(1, case.replicas)):
         program = case.build()
         parameters = dict(program.named_parameters())
-        with seeded(seed):
+        with seeded(*Stream.INIT.key(seed)):
             state = objective.init(program, rows)
         optimizer = torch.optim.Adagrad(parameters.values(), lr=0.02, fused=True)
         batches = Batches(rows, program, case.B, seed)
         learner = Learner(program, parameters, objective, optimizer)
         loops.append(Loop(learner, batches, state, seed=seed, record_every=1000))
     index, x, weight, _ = loops[0].batches(0)
-    ask = Ask(False, x, weight, rows_of(loops[0].state, index), (0, 0, 0))
+    ask = Ask(False, x, weight, rows_of(loops[0].state, index), LOOK)
     step = make_step(loops[0].learner, engine, ask, prior=WeightPrior(), replicas=case.replicas)
     if step.engine != engine:
         raise RuntimeError(step.reason)

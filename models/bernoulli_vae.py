@@ -5,13 +5,16 @@ r"""MNIST: a Bernoulli decoder and a Gaussian encoder, one hidden layer each.
     x \mid z \sim \prod_d \mathrm{Bernoulli}(y_d(z)), \qquad
     q(z \mid x) = N(\mu(x), \mathrm{diag}\, \sigma(x)^2)
 
+``model`` draws z from the prior and x from ``likelihood(z)``, ``guide`` draws z from
+``posterior(x)``: both stand in :class:`~pyro_vae.program.VAE` (``pyro_vae/program/vae.py``), and
+this file gives the three parts their sizes.
+
 Source: Kingma & Welling (2014), section 3 and appendix C.1.
 """
 
 from __future__ import annotations
 
-import pyro
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.program.vae import VAE, built_by_name
@@ -19,15 +22,6 @@ from pyro_vae.program.vae import VAE, built_by_name
 
 class BernoulliVAE(VAE):
     """Binary images from Gaussian latents."""
-
-    def model(self, x: Tensor) -> None:  # p(z) p(x | z)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(z), obs=x)
-
-    def guide(self, x: Tensor) -> None:  # q(z | x)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(x))
 
 
 @built_by_name

@@ -8,13 +8,16 @@ r"""Frey Face: a Gaussian decoder with a sigmoid mean and a learnt variance per 
 The density is over all of R^D, so its value depends on the scale of the pixels: dividing by 256
 in place of 255 moves the bound of 560 pixels by 560 log(256 / 255) = 2.2 nats.
 
+``model`` draws z from the prior and x from ``likelihood(z)``, ``guide`` draws z from
+``posterior(x)``: both stand in :class:`~pyro_vae.program.VAE` (``pyro_vae/program/vae.py``), and
+this file gives the three parts their sizes.
+
 Source: Kingma & Welling (2014), section 5 and appendix C.2.
 """
 
 from __future__ import annotations
 
-import pyro
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.program.vae import VAE, built_by_name
@@ -22,15 +25,6 @@ from pyro_vae.program.vae import VAE, built_by_name
 
 class GaussianVAE(VAE):
     """Grey images, or any real vectors, from Gaussian latents."""
-
-    def model(self, x: Tensor) -> None:  # p(z) p(x | z)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(z), obs=x)
-
-    def guide(self, x: Tensor) -> None:  # q(z | x)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(x))
 
 
 @built_by_name

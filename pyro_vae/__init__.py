@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae.version import __version__ as __version__
+from pyro_vae.defaults import __version__ as __version__
 
 if TYPE_CHECKING:
     from pyro_vae import (

@@ -1,10 +1,12 @@
-"""What is meant where callers do not say: the values that several signatures share, each once.
+"""What is written once: the version, and what is meant where callers do not say.
 
 Nothing is imported here, so that the command line can show them before torch is loaded.  Options
 that are off where they are not given are None or False in every signature.
 """
 
 from typing import Final
+
+__version__ = "0.1.0"
 
 # Training: fit, compare, and their verbs.  The first three are the paper's.
 BATCH_SIZE: Final = 100

@@ -1,4 +1,4 @@
-"""The one warning class of the package, and the checks of numbers that callers give.
+"""The one warning class of the package, and the checks of what callers give: numbers.
 
 A number is whole or real for what it is worth, not for its type: 1e3, numpy's and torch's scalars
 are as good as 1000.  Truth values, text and None are no numbers.  What comes back is Python's own.
@@ -6,6 +6,7 @@ are as good as 1000.  Truth values, text and None are no numbers.  What comes ba
 
 from __future__ import annotations
 
+import importlib
 import math
 import numbers
 import reprlib
@@ -73,6 +74,22 @@ def within(name: str, value: Any, interval: str, why: str = "") -> float:
         ValueError: an infinity, nan, or outside of the interval.
     """
     return _bounded(name, value, interval, f"a number in {interval}", why)
+
+
+def require_libraries(*names: str) -> None:
+    """Import what a result will be written with, before there is one.
+
+    Raises:
+        ValueError: which is missing, and how to get it.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(
+                f"the results cannot be written without {name} ({error}): pip install "
+                f"{name.partition('.')[0]}"
+            ) from error
 
 
 # --- parts --------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,16 +11,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pyro_vae.graphs.compiling import compiled, pays
+from pyro_vae.graphs.compiling import compiled, pays, warn_not_compiled
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.program.calling import Parameters, call_with
 from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
-
-logger = logging.getLogger("pyro_vae")
-
 
 # --- rows in chunks -----------------------------------------------------------------------------
 
@@ -70,7 +66,7 @@ class RowFunction:
             return lifted
         code = compiled(lifted, self._parameters, rows)
         if isinstance(code, Refusal):
-            logger.info("not compiled: %s", code)
+            warn_not_compiled(str(code))
             return lifted
         return code
 

@@ -6,6 +6,9 @@ generator seeded by ``(key, i)``: Pyro, eager execution and a captured graph see
 so that their equality is a test and not a matter of statistics; a run is reproducible without
 generator state; and the user's own generator stays untouched.
 
+The key says what the noise is for, ``Stream.TRAIN.key(seed, step)``: two purposes never share
+noise, whatever their seeds, because their keys differ in the first number.
+
 Operations whose draw depends on its parameters in ways that no fixed noise can serve (the gamma
 family, Poisson, binomial) are left where they are and counted in :attr:`NoiseMode.kept`.
 """
@@ -13,6 +16,7 @@ family, Poisson, binomial) are left where they are and counted in :attr:`NoiseMo
 from __future__ import annotations
 
 import contextlib
+import enum
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +29,49 @@ from pyro_vae.torch_internals import TorchDispatchMode
 
 aten = torch.ops.aten
 Key = tuple[int, ...]
+
+
+@enum.unique
+class Stream(enum.IntEnum):
+    """What noise is for: the first number of a key.  A new purpose gets a number of its own."""
+
+    OWN = 0  # keys of plain numbers, which callers choose: keyed(3)
+    LOOK = 1  # what is drawn when a program is looked at; no result depends on it
+    PARAMETERS = 2  # where training starts
+    CREATED = 3  # the same of parameters that a program creates at its first run
+    INIT = 4  # an objective's state before the first step
+    BATCHES = 5  # the order of the data, by epoch
+    TRAIN = 6  # an update, by step
+    REFRESH = 7  # a refresh of the objective's state, by step
+    BOUND = 8  # the ELBO, by chunk of rows
+    EVIDENCE = 9  # importance weights, by chunk of rows and of particles
+    PROPOSAL = 10  # draws of a density that was fitted to chains, by chunk of rows
+    PIECES = 11  # seeds of the chains of a chunk of rows
+    CANDIDATES = 12  # where chains may start
+    START = 13  # where chains start
+    CHAINS = 14  # a move of Hamiltonian Monte Carlo, by number
+    LABORATORY = 15  # a gradient that is measured, by draw
+    LABORATORY_INIT = 16  # the objective's state there
+    LABORATORY_WARMUP = 17  # gradients that only move that state
+    LABORATORY_TIMING = 18  # gradients of which only the time is kept
+    PREDICTIVE = 19  # new data
+    SHARED = 20  # latents that all of these share
+    LATENTS = 21  # the guide's latents, to encode and to reconstruct
+    POSTERIOR = 22  # draws that ArviZ reads, by chunk of rows and of particles
+    PRIOR = 23  # the same of the prior
+
+    def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:
+        """The key of this stream: (stream, seed, rank, numbers ...).
+
+        Args:
+            seed: what the user passed.
+            numbers: which step, chunk, ...
+            rank: of the process that draws, where several share a step.
+        """
+        return (self, seed, rank, *numbers)
+
+
+LOOK = Stream.LOOK.key(0)
 
 
 class Noise(NamedTuple):
@@ -45,20 +92,36 @@ class Noise(NamedTuple):
         return empty.exponential_(generator=generator)
 
 
-def seed_of(*key: int) -> int:
-    """A 63-bit seed that differs in every bit between neighbouring keys."""
+def _packed(key: Key) -> bytes:
+    """A key as bytes, its length first: none begins another, whatever is written behind them."""
+    if not key or not isinstance(key[0], Stream):
+        key = (Stream.OWN, *key)
     if not all(-(2**63) <= part < 2**63 for part in key):
         raise ValueError(f"the seed is {max(key, key=abs)}, expected a whole number below 2**62")
-    packed = struct.pack(f"<{len(key)}q", *key)
+    return struct.pack(f"<{len(key) + 1}q", len(key), *key)
+
+
+def _hashed(packed: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
+def seed_of(*key: int) -> int:
+    """A 63-bit seed that differs in every bit between neighbouring keys."""
+    return _hashed(_packed(key))
+
+
 def keyed(*key: int) -> Callable[[int, Noise], Tensor]:
-    """A noise source whose draw number ``i`` depends on ``(*key, i)`` and nothing else."""
+    """A noise source whose draw number ``i`` depends on ``key`` and ``i`` and nothing else.
+
+    Args:
+        key: of a :class:`Stream`; or plain numbers of your own, which collide with none of these.
+    """
+    packed = _packed(key)
 
     def source(index: int, noise: Noise) -> Tensor:
         generator = torch.Generator(device=noise.device)
-        return noise.draw(generator=generator.manual_seed(seed_of(*key, index)))
+        seed = _hashed(packed + struct.pack("<q", index))
+        return noise.draw(generator=generator.manual_seed(seed))
 
     return source
 

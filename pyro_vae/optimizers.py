@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_vae import errors
-from pyro_vae.program.calling import Parameters
 
 
 class Adagrad(torch.optim.Adagrad):
@@ -58,7 +57,7 @@ class Adagrad(torch.optim.Adagrad):
 
 
 def make_optimizer(
-    optimizer: Callable[..., torch.optim.Optimizer], parameters: Parameters, lr: float
+    optimizer: Callable[..., torch.optim.Optimizer], parameters: dict[str, Tensor], lr: float
 ) -> torch.optim.Optimizer:
     values = list(parameters.values())
     make: Callable[..., Any] = optimizer

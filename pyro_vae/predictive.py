@@ -12,7 +12,7 @@ from pyro_vae import errors
 from pyro_vae.densities.dreams import dream
 from pyro_vae.densities.sites import Sites, latents_of
 from pyro_vae.densities.traces import At, AtTheMean, dreamt_sites, observed_site, sites_of
-from pyro_vae.noise import seeded
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, observed_rows
@@ -38,7 +38,7 @@ def sample(
         (n, ...) in the form of x.
     """
     num_samples, seed = errors.whole("num_samples", num_samples), errors.seed_number(seed)
-    with torch.no_grad(), seeded(seed), evaluating(program):
+    with torch.no_grad(), seeded(*Stream.PREDICTIVE.key(seed)), evaluating(program):
         if like is None and isinstance(program, VAE):
             x: Rows = program.likelihood(program.prior().sample((1,))).sample()
         elif like is None:
@@ -50,7 +50,7 @@ def sample(
             x = as_rows(like, program)
         index = torch.arange(num_samples) % len(observed_rows(x))
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
-        with seeded(seed, 1):
+        with seeded(*Stream.SHARED.key(seed)):
             learnt = _latents(program, x, shared=True)
         if not mean:
             return observed_rows(dream(program, x, learnt)[0])
@@ -82,7 +82,7 @@ def encode(
     """
     num_draws, seed = _whole(num_draws), errors.seed_number(seed)
     rows = as_rows(x, program)
-    with torch.no_grad(), seeded(seed), evaluating(program):
+    with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is None:
             latents = _means(program, rows, shared=shared)
         else:
@@ -119,7 +119,7 @@ def reconstruct(program: Any, x: Any, *, num_draws: int | None = None, seed: int
     def at(latents: dict[str, Tensor]) -> Tensor:
         return _mean_of_x(program, sites_of(program.model, rows, At(latents)), rows)
 
-    with torch.no_grad(), seeded(seed), evaluating(program):
+    with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is None:
             return at(_means(program, rows))
         return torch.stack([at(_latents(program, rows)) for _ in range(num_draws)])

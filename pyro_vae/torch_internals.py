@@ -9,6 +9,9 @@ A graph is captured, compared and compiled by parts of torch that it does not pr
 * ``fx_graph_cse`` merges equal operations; it has stayed what it was from 2.9 on.
 * ``standalone_compile`` makes machine code of a graph without the guards of ``torch.compile``; it
   came with 2.8.  Its compiler is imported when it is asked for: the import alone writes to a cache.
+* Optimizers, and Pyro's plates, import ``torch._dynamo`` when the first of them is made, compiled
+  or not, and that import makes the cache's folder or fails.  Where it would fail, a temporary
+  folder takes its place, and that is said.
 * ``TorchDispatchMode`` sees every operation; ``no_modes`` hides those that are active.
 
 To try another version of torch: ``make matrix``.
@@ -16,6 +19,11 @@ To try another version of torch: ``make matrix``.
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +33,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as no_modes
 
-__all__ = ["TorchDispatchMode", "fx_graph_cse", "machine_code_of", "no_modes", "traced"]
+__all__ = [
+    "TorchDispatchMode",
+    "fx_graph_cse",
+    "machine_code_of",
+    "no_modes",
+    "traced",
+]
 
 
 def traced(
@@ -55,3 +69,33 @@ def machine_code_of(
         dynamic_shapes="from_example_inputs",
         options={"config_patches": options},
     )
+
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def _cache() -> str:
+    """The folder of the compiler's cache, as torch finds it."""
+    user = "unknown"
+    with contextlib.suppress(KeyError, OSError):
+        user = getpass.getuser()
+    return os.environ.get(CACHE) or os.path.join(tempfile.gettempdir(), f"torchinductor_{user}")
+
+
+def _refused(folder: str) -> str:
+    """Why nothing can be written there; empty where it can."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        return str(error.strerror)
+    return "" if os.access(folder, os.W_OK) else "no permission to write"
+
+
+if _why := _refused(_cache()):
+    _instead = tempfile.TemporaryDirectory(prefix="torchinductor_")  # until the process ends
+    logging.getLogger("pyro_vae").warning(
+        "torch's compile cache %s cannot be used (%s): what is compiled is not kept; set %s to a "
+        "folder that can be written",
+        _cache(), _why, CACHE,
+    )  # fmt: skip
+    os.environ[CACHE] = _instead.name

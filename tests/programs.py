@@ -10,22 +10,15 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_vae import models, objectives
+from pyro_vae import models
 from pyro_vae.densities.dreams import dream
 from pyro_vae.objectives import (
     AEVB,
-    IWAE,
-    Autoencoder,
-    DReG,
-    MonteCarloEM,
-    Objective,
-    ReweightedWakeSleep,
-    ScoreFunction,
-    StickingTheLanding,
     WakeSleep,
 )
 from pyro_vae.program import materialize
 from pyro_vae.program.base import Program
+from pyro_vae.recording.listing import classes_in
 
 ROWS, COLUMNS, KEY = 7, 6, (5, 3, 1)
 
@@ -192,31 +185,22 @@ FOLDER = {
     if hasattr(module := importlib.import_module(f"pyro_vae.models.{info.name}"), "build")
 }
 PROGRAMS = FOLDER | {program.__name__: program for program in STRUCTURED}
-EXPORTED = [getattr(objectives, name) for name in objectives.__all__]
-OBJECTIVES = {
-    str(objective): objective
-    for objective in (
-        AEVB("A"),
-        AEVB("A", 3),
-        *(c() for c in EXPORTED if issubclass(c, Objective) and c is not Objective),
-    )
-}
-# A global latent has no row of its own to dream, nor weights of a datum.
-GLOBAL = {
-    str(WakeSleep()): 'site "scale" is outside pyro.plate("data", ...)',
-    **{
-        str(o): f"{type(o).__name__} judges each draw by its own datum, and 'scale' is outside"
-        for o in (IWAE(), DReG(), ReweightedWakeSleep(), ScoreFunction())
-    },
-    str(Autoencoder()): "an auto-encoder has a code and a loss for each datum",
-}
-REFUSED = {("GlobalScale", objective): reason for objective, reason in GLOBAL.items()}
-REFUSED |= {("bayesian_vae", objective): 'outside pyro.plate("data"' for objective in GLOBAL}
+EVERY = tuple(classes_in("objectives").values())
+OBJECTIVES = {str(o): o for o in (AEVB("A"), AEVB("A", 3), *(cls() for cls in EVERY))}
+# What a class says of itself decides which pairs are refused: a global latent has no row of its own
+# to dream, nor weights of a datum, nor a chain.
+SHARED = {"GlobalScale": "scale", "bayesian_vae": 'outside pyro.plate("data"'}
+REFUSED = {(p, o): why for p, why in SHARED.items() for o in OBJECTIVES
+           if not OBJECTIVES[o].takes_global}  # fmt: skip
 REFUSED |= {  # the density of a draw is computed a second time
     ("Dropped", str(o)): "the guide draws noise outside pyro.sample"
-    for o in (StickingTheLanding(), DReG())
+    for o in OBJECTIVES.values()
+    if o.scores_twice and not o.refresh_every
 }
-NO_CHAINS = {(p, str(MonteCarloEM())) for p in ("GlobalScale", "bayesian_vae", "Dropped")}
+# A chain refuses when it starts, not when it is captured.
+CHAINS = {(p, str(o)) for o in OBJECTIVES.values() if o.refresh_every for p in PROGRAMS}
+NO_CHAINS = {(p, o) for p, o in CHAINS if p in ("GlobalScale", "bayesian_vae", "Dropped")}
+REFUSED = {pair: why for pair, why in REFUSED.items() if pair not in NO_CHAINS}
 PAIRS = [(p, o) for p in PROGRAMS for o in OBJECTIVES if (p, o) not in {*REFUSED, *NO_CHAINS}]
 
 

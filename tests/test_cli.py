@@ -98,11 +98,11 @@ def test_fit_leaves_a_run_that_evidence_reads(tmp_path, capsys):
 def test_the_same_command_gives_the_same_numbers_as_the_library(tmp_path, capsys):
     """The command line adds no random draw and no default of its own."""
     from pyro_vae.models import bernoulli_vae
-    from pyro_vae.noise import seeded
+    from pyro_vae.noise import Stream, seeded
 
     main(["fit", "bernoulli_vae", *SMALL, "--steps", "5", "--seed", "3", "--out", str(tmp_path)])
     digits = pv.datasets.load("digits")
-    with seeded(3):
+    with seeded(*Stream.PARAMETERS.key(3)):
         vae = bernoulli_vae.build(digits.dim, latent_dim=2, hidden_dim=8)
     pv.fit(vae, digits.train, steps=5, seed=3, validation=digits.validation, progress=False)
     for mine, saved in zip(vae.parameters(), pv.load(tmp_path).program.parameters(), strict=True):

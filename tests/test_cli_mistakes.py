@@ -269,8 +269,8 @@ def test_a_process_ends_with_code_2_and_one_line_as_well(tmp_path):
         capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert pv.__name__ not in done.stderr
+    said = [line for line in done.stderr.splitlines() if "No CUDA runtime" not in line]  # torch's
+    assert len(said) == 1 and pv.__name__ not in said[0]
 
 
 def test_an_option_of_build_that_takes_the_models_own_name_is_refused(refused, tmp_path):

@@ -318,7 +318,7 @@ def test_an_image_event_gives_the_image_shape(grey):
     "shares", [dict(test=0), dict(test=1.5), dict(test=-1), dict(test=300), dict(test=0.001)]
 )
 def test_a_split_without_rows_for_a_part_is_refused(grey, shares):
-    with pytest.raises(ValueError, match="got"):
+    with pytest.raises(ValueError, match=r"got|test is"):
         split(Data(grey), **shares)
     with pytest.raises(TypeError, match="from_array"):
         split(grey)

@@ -139,7 +139,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, message):
         load(name)
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "frey_face"])
+@pytest.mark.parametrize("name", names())
 def test_options_are_checked_before_any_file(name):
     for options in (dict(binarize="grey"), dict(scale=0.0), dict(seed=-3), dict(binarize=None)):
         with pytest.raises(ValueError, match=next(iter(options))):

@@ -182,5 +182,5 @@ def test_wrong_options_name_what_is_expected():
     with pytest.raises(ValueError, match="whole number from 1 on"):
         ReweightedWakeSleep(0, insomnia=0.0)
     for wrong in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=r"expected a share from 0 to 1"):
+        with pytest.raises(ValueError, match=r"expected a number in \[0, 1\]: a share"):
             ReweightedWakeSleep(2, insomnia=wrong)

@@ -10,8 +10,8 @@ PACKAGE = ROOT / "pyro_vae"
 
 # A room is a file or a folder at the top of the package.  It may use the rooms of the lines above.
 LEVELS = (
-    "errors recording torch_internals",
-    "listing noise progress plotting distributions",
+    "defaults errors recording torch_internals",
+    "noise progress plotting distributions",
     "networks optimizers graphs program",
     "priors likelihoods posteriors densities evaluation",
     "models predictive chains checking",
@@ -114,6 +114,14 @@ def test_every_room_has_its_place():
     assert sum(map(len, map(str.split, LEVELS))) == len(LEVEL), "a room stands on two levels"
     assert len(LEVELS) <= 12
     assert len(rooms - {"__init__"}) <= 36
+
+
+def test_the_map_names_every_room():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = {room_of(module) for module in MODULES} - {"__init__"}
+    assert [
+        room for room in sorted(rooms) if f"`{room}/`" not in text and f"`{room}.py`" not in text
+    ] == []
 
 
 def test_imports_run_one_way():

@@ -221,5 +221,7 @@ def test_wrong_options_name_what_is_expected():
         linear_gaussian.build(5, prior_precision=0.0)
     with pytest.raises(ValueError, match="expected a whole number"):
         linear_gaussian.build(5, latent_dim=0)
-    with pytest.raises(ValueError, match="above the floor"):
+    with pytest.raises(ValueError, match=r"noise_scale is 0\.0"):
         linear_gaussian.build(5, noise_scale=0.0)
+    with pytest.raises(ValueError, match="above its floor"):
+        linear_gaussian.build(5, noise_scale=1e-5)

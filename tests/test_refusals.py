@@ -442,7 +442,7 @@ def test_one_part_of_a_data_set_cannot_be_compared_on():
 def test_a_seed_beyond_64_bits_is_refused(seed):
     """It enters a hash as 64 bits."""
     program = linear_gaussian.build(3, latent_dim=2)
-    with pytest.raises(ValueError, match=r"the seed is .*, expected a whole number below 2\*\*62"):
+    with pytest.raises(ValueError, match=r"seed is .*, expected a whole number below 2\*\*62"):
         pv.log_evidence(program, torch.randn(2, 3), num_particles=5, seed=seed)
 
 

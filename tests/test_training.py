@@ -78,13 +78,13 @@ def test_a_foreign_elbo_runs_under_pyro_and_says_so():
 def test_one_sgd_step_is_the_gradient_of_the_batch_sum_and_the_weight_prior():
     """w - lr (grad of the sum over the batch + precision (rows / N) w), on matrices alone."""
     from pyro_vae.engine.functions import gradient_function
-    from pyro_vae.noise import NoiseMode, keyed
+    from pyro_vae.noise import NoiseMode, Stream, keyed
 
     x = binary_rows(dtype=torch.float64)
     program, precision, lr = small_vae(dtype=torch.float64), 3.0, 0.01
     before = {name: p.detach().clone() for name, p in program.named_parameters()}
     batch = Batches(x, program, 20, seed=5)(0)
-    with NoiseMode(keyed(5, 0, 0)):
+    with NoiseMode(keyed(*Stream.TRAIN.key(5, 0))):
         grads, _ = gradient_function(program, AEVB())(before, batch[1], batch[2], {}, {})
     pv.fit(
         program, x, AEVB(), steps=1, batch_size=20, seed=5, lr=lr, optimizer=torch.optim.SGD,

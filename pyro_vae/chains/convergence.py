@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 
@@ -28,9 +29,7 @@ def split_rhat(draws: Tensor) -> Tensor:
     n = len(draws) // 2
     if n < 2:
         return draws.new_full(draws.shape[2:3], math.nan)
-    halves = torch.cat([draws[:n], draws[-n:]], dim=1)  # (n, 2 C, B, J)
-    ratio = halves.mean(0).var(0) / halves.var(0).mean(0)
-    return ((n - 1) / n + ratio).sqrt().amax(-1)
+    return split_gelman_rubin(draws, chain_dim=1, sample_dim=0).amax(-1)
 
 
 def integrated_time(values: Tensor) -> Tensor:

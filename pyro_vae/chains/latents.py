@@ -21,7 +21,7 @@ from torch.distributions import Transform, biject_to, constraints
 from pyro_vae.densities.look import looking
 from pyro_vae.densities.sites import Site, Sites, base_law, latents_of, one_scale, values_of
 from pyro_vae.densities.traces import At, sites_of
-from pyro_vae.noise import NoiseMode, keyed
+from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
 
@@ -182,7 +182,7 @@ class Latents:
         Those outside the plate do not depend on the latents.
         """
         leaves = {name: value.requires_grad_() for name, value in values.items()}
-        with NoiseMode(keyed(0)) as mode:
+        with NoiseMode(keyed(*LOOK)) as mode:
             sites = self._scored(program, x, leaves)
         if mode.asked or mode.kept:
             raise ValueError(

@@ -35,7 +35,7 @@ from pyro_vae.evaluation import RowFunction
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.probing import nudged, others
-from pyro_vae.noise import keyed, seeded
+from pyro_vae.noise import Stream, keyed, seeded
 from pyro_vae.program.calling import call_with, evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows
@@ -109,7 +109,7 @@ def sample_posterior(
             "resampled" picks one of many such draws with probability proportional to p(x | z), so
             that chains start in the modes that count, each as often as it weighs; "guide" from
             q(z | x); or a tensor (B, J), unconstrained, such as the last ``u`` of other draws.
-        seed: of all noise.  Move ``i`` draws from ``(seed, i)``; torch's generators stay untouched.
+        seed: of all noise.  Torch's generators stay untouched.
 
     Returns:
         :class:`Draws`.
@@ -143,7 +143,7 @@ def sample_posterior(
     rows = as_rows(x, program)
     with evaluating(program):
         latents = Latents.of(program, rows)
-        with seeded(seed, -1):  # moves count from 0
+        with seeded(*Stream.START.key(seed)):
             u = _start(latents, program, rows, start, seed)
         check_move(u, 1.0 if step_size is None else step_size)
         evaluate, engine = _captured(latents, program, rows, u)
@@ -159,7 +159,7 @@ def sample_posterior(
         divergences = u.new_zeros(len(u), dtype=torch.int64)
         half = warmup // 2
         for number in range(warmup + num_draws * thin):
-            source = keyed(seed, number)
+            source = keyed(*Stream.CHAINS.key(seed, number))
             m = transition(evaluate, u, here, step, leapfrog_steps, jitter, source)
             u, here = m.u, (m.log_density, m.gradient)
             if number >= warmup:
@@ -206,9 +206,9 @@ def _resampled(latents: Latents, program: nn.Module, x: Rows, seed: int) -> Tens
         return u, latents.log_likelihood(program, x, u).nan_to_num(-math.inf) + noise
 
     draw = RowFunction(program, candidate)
-    best, height = draw(x, seed, -2, 0)
+    best, height = draw(x, *Stream.CANDIDATES.key(seed, 0))
     for number in range(1, CANDIDATES):
-        u, other = draw(x, seed, -2, number)
+        u, other = draw(x, *Stream.CANDIDATES.key(seed, number))
         higher = other > height
         best = torch.where(higher.unsqueeze(-1), u, best)
         height = torch.where(higher, other, height)

@@ -20,7 +20,7 @@ from pyro_vae.checking.sites import Met, Mistakes, first_line, label
 from pyro_vae.densities.look import ROLES, Role
 from pyro_vae.densities.sites import Site, Sites, by_row
 from pyro_vae.densities.traces import At, sites_of
-from pyro_vae.noise import Noise, NoiseMode, seeded
+from pyro_vae.noise import LOOK, Noise, NoiseMode, seeded
 from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
 
 Scores = dict[tuple[Role, str], Tensor]  # role and site -> (rows,)
@@ -52,7 +52,7 @@ def sites_at(
         Failed: where the program's own code raises, from that.
     """
     try:
-        with seeded(0), noise:
+        with seeded(*LOOK), noise:
             return sites_of(getattr(program, role), x, At(latents), into=into)
     except Exception as error:
         raise Failed(role, x) from error

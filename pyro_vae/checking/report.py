@@ -23,7 +23,7 @@ from pyro_vae.checking import independence, learning, sites, values
 from pyro_vae.checking.sites import Met, Mistakes
 from pyro_vae.densities.sites import closed_kl, latents_of
 from pyro_vae.densities.traces import observed_site
-from pyro_vae.noise import NoiseMode, keyed
+from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, map_rows, num_rows
@@ -170,11 +170,11 @@ def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
     """One look at a program on a few rows: the report, or None where there are ``mistakes``."""
     met = Met({}, {}, x, observed_site(program))
     try:
-        independence.sites_at(program, "guide", x, {}, NoiseMode(keyed(0)), met.guide)
+        independence.sites_at(program, "guide", x, {}, NoiseMode(keyed(*LOOK, 0)), met.guide)
         drawn = latents_of(met.guide)
         rsample = all(site.has_rsample for site in drawn.values())
         latents = {n: s.value if rsample else s.value.detach() for n, s in drawn.items()}
-        independence.sites_at(program, "model", x, latents, NoiseMode(keyed(1)), met.model)
+        independence.sites_at(program, "model", x, latents, NoiseMode(keyed(*LOOK, 1)), met.model)
     except independence.Failed as failed:
         if failed.role == "model":  # often the consequence of a wrong shape before
             sites.shapes(met, mistakes)

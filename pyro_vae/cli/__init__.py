@@ -6,9 +6,12 @@ Libraries that take seconds to import (torch, pyro, arviz) are imported inside t
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pyro_vae.cli.stopping import Stop  # little and quick: Ctrl-C is one line from here on
 
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with Stop(" ".join(["pyro-vae", *given[:1]]), ends_process=arguments is None) as stop:
+    with (
+        _printable(sys.stdout),
+        Stop(" ".join(["pyro-vae", *given[:1]]), ends_process=arguments is None) as stop,
+    ):
         try:
             from pyro_vae.cli.running import run
 
@@ -36,3 +42,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not stop.caused(error):
                 raise
             return stop.told(error)
+
+
+# --- a console that cannot show all -------------------------------------------------------------
+
+PLAIN = {"±": "+/-", "—": "-", "–": "-", "×": "x"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that a console's encoding does not have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character, "?") for character in text), error.end
+
+
+codecs.register_error("pyro_vae.plain", _plain)
+
+
+@contextlib.contextmanager
+def _printable(stream: Any) -> Iterator[None]:
+    """Have print go through in any encoding: a result is not lost for a sign in its table."""
+    before = getattr(stream, "errors", None)
+    if before != "strict" or not hasattr(stream, "reconfigure"):
+        yield
+        return
+    stream.reconfigure(errors="pyro_vae.plain")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError, OSError):  # closed, or its reader has left
+            stream.reconfigure(errors=before)

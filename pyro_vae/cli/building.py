@@ -120,7 +120,7 @@ class Model:
         """
         from torch import nn
 
-        from pyro_vae.noise import seeded
+        from pyro_vae.noise import Stream, seeded
 
         filled = self._takes_dim
         positional, named = [], dict(self.options)
@@ -130,7 +130,7 @@ class Model:
                 positional.append(data_dim)
             else:
                 named[filled] = data_dim
-        with seeded(seed):
+        with seeded(*Stream.PARAMETERS.key(seed)):
             for part in self.parts:
                 options = self._options_of(part, data_dim)
                 shown = f"--model.{part.slot} {part.name}"

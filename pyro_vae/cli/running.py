@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import __version__
 from pyro_vae.cli.building import Model, find_model
 from pyro_vae.cli.config import read_config
 from pyro_vae.cli.flags import Flag, Given, flags_of, nearest, parser_of, split, typed
@@ -22,6 +21,7 @@ from pyro_vae.cli.verbs.compare import run_compare
 from pyro_vae.cli.verbs.data import run_data
 from pyro_vae.cli.verbs.evidence import run_evidence
 from pyro_vae.cli.verbs.fit import run_fit
+from pyro_vae.defaults import __version__
 from pyro_vae.errors import PyroVaeWarning
 
 VERBS: dict[str, Callable[..., int]] = {

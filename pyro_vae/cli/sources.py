@@ -120,11 +120,15 @@ def open_data(
 
 
 @contextlib.contextmanager
-def results(out: Path | None) -> Iterator[Path | None]:
-    """The folder for results, made and tried before any work; gone again where nothing came."""
+def results(out: Path | None, *libraries: str) -> Iterator[Path | None]:
+    """The folder for results, made and tried before any work, as are the libraries that write them.
+
+    It is gone again where nothing came.
+    """
     if out is None:
         yield None
         return
+    errors.require_libraries(*libraries)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)

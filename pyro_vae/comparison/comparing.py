@@ -26,7 +26,8 @@ from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.evidence.markov import CHAINS, require_enough_draws
-from pyro_vae.noise import seeded
+from pyro_vae.noise import Stream, seeded
+from pyro_vae.objectives.base import names_of
 from pyro_vae.optimizers import Adagrad
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
@@ -91,9 +92,7 @@ def compare(
     }
     if proposal not in ("guide", "hmc"):
         raise ValueError(f'proposal is {proposal!r}, expected "guide" or "hmc"')
-    names = [repr(objective) for objective in objectives]
-    if len(set(names)) < len(names):
-        raise ValueError(f"objectives are {names}, expected different ones")
+    names = names_of(objectives)
     if proposal == "guide" and not all(getattr(o, "has_bound", True) for o in objectives):
         raise ValueError(
             'proposal="guide" needs a trained guide, and Monte Carlo EM has none: use "hmc" for all'
@@ -127,7 +126,7 @@ def compare(
 
 
 def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with seeded(seed):
+    with seeded(*Stream.PARAMETERS.key(seed)):
         program = build()
     if not isinstance(program, nn.Module):
         raise TypeError(

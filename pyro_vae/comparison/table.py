@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae import errors
 from pyro_vae.runs.run import Run
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Comparison:
 
     def save(self, path: str | Path) -> None:
         """Write the data set as netCDF; ``xarray.open_dataset`` reads it anywhere."""
+        errors.require_libraries("h5netcdf", "h5py")
         self.dataset.to_netcdf(path, engine="h5netcdf")
 
 

@@ -12,7 +12,7 @@ import torch
 
 from pyro_vae.densities.sites import Site, Sites, latents_of, one_scale
 from pyro_vae.densities.traces import observed_site, sites_of_both
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, Key, NoiseMode, keyed, seeded
 from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 from pyro_vae.torch_internals import no_modes
@@ -24,15 +24,14 @@ FEW = 2  # rows that show what a program consists of
 
 
 @contextlib.contextmanager
-def looking(program: Any, *key: int, validate: bool = False) -> Iterator[None]:
+def looking(program: Any, key: Key = LOOK, *, validate: bool = False) -> Iterator[None]:
     """Run a program without leaving a mark: on torch's generators, on its buffers, on a capture.
 
     Args:
         program: what is looked at.
-        key: of the noise, 0 by default.
+        key: of the noise.
         validate: let Pyro's validation be as it is; else it is off, as in training.
     """
-    key = key or (0,)
     validation = contextlib.nullcontext() if validate else pyro.validation_enabled(False)
     with (
         no_modes(),
@@ -60,7 +59,7 @@ class Look:
     observed: str
 
     @classmethod
-    def at(cls, program: Any, x: Rows, *, rows: int | None = FEW, key: tuple = ()) -> Look:
+    def at(cls, program: Any, x: Rows, *, rows: int | None = FEW, key: Key = LOOK) -> Look:
         """Run guide and model once, without gradients and with Pyro's validation off.
 
         Args:
@@ -71,7 +70,7 @@ class Look:
             key: of the noise.
         """
         few = x if rows is None else map_rows(lambda t: t[:rows], x)
-        with torch.no_grad(), looking(program, *key):
+        with torch.no_grad(), looking(program, key):
             guide, model = sites_of_both(program, few, reparameterize=False)
         return cls(guide, model, few, observed_site(program))
 

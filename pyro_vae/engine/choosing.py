@@ -123,7 +123,10 @@ def make_step(
         return _unless_asked(engine, OneByOne(GraphSource(graph, reason)))
     step = fuse(graph, learner, rule, ask, replicas=replicas, machine=machine)
     if isinstance(step, Refusal):
-        return _unless_asked(engine, OneByOne(GraphSource(graph, f"not {what}: {step}")))
+        slower = _unless_asked(engine, OneByOne(GraphSource(graph, f"not {what}: {step}")))
+        if machine:
+            compiling.warn_not_compiled(str(step))
+        return slower
     return step
 
 

@@ -261,7 +261,12 @@ class FusedStep(Step):
         lifted: Any = self.graph.refresh
         results = self._run(self._refresh, asks[0], *self._params, *self._given(lifted, asks))
         each = zip(*[r.unbind() for r in results], strict=True) if self.stacked else [results]
-        return [Answer.of(*lifted.unflatten(flat)) for flat in each]
+        found = [(rows, *stack(sums)) for rows, sums in map(lifted.unflatten, each)]
+        numbers = torch.stack([sums for *_, sums in found]).tolist()  # one wait for all of them
+        return [
+            Answer(rows, names, sums, means_of(names, own))
+            for (rows, names, sums), own in zip(found, numbers, strict=True)
+        ]
 
     def _by_units(self, lifted: Lifted, ask: Ask) -> Answer:
         """A refresh in Python around its one costly function, compiled."""

@@ -12,6 +12,7 @@ from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.particles import densities
 from pyro_vae.evaluation import RowFunction, row_chunks
+from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows
@@ -58,7 +59,7 @@ def elbo(
     with evaluating(program):
         require_possible_data(Look.at(program, x), x)
         for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-            values, share_unknown = function(rows, seed, number)
+            values, share_unknown = function(rows, *Stream.BOUND.key(seed, number))
             if share_unknown and num_rows(x) > batch_size:
                 raise ValueError(
                     "the program has global latents and its plate does not say how many data share "

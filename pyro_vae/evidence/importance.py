@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.particles import densities
+from pyro_vae.densities.sites import latents_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights
+from pyro_vae.noise import Stream
 from pyro_vae.program.rows import Rows, num_rows
 
 
@@ -26,7 +28,9 @@ def require_weights(look: Look) -> None:
         ValueError: naming the site: a latent that all data share, or a point (Delta), whose
             weights are all equal.
     """
-    shared = [n for n, s in look.latents.items() if s.is_global and n in look.model]
+    prior = latents_of(look.model)
+    shared = [n for n, s in look.latents.items() if s.is_global and n in prior]
+    shared = [name for name in shared if prior[name].is_global]  # else the plate is missing in one
     if shared:
         raise ValueError(
             f'latent site "{shared[0]}" is outside pyro.plate("data", ...), so all data share it '
@@ -70,7 +74,7 @@ def importance(
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
         table: Tensor | None = None
         for part in range(chunks):
-            log_w = function(rows, seed, number, part)
+            log_w = function(rows, *Stream.EVIDENCE.key(seed, number, part))
             if table is None:  # in one piece: small ones between large chunks scatter the memory
                 table = log_w.new_empty(chunks * chunk, count)
             table[part * chunk : (part + 1) * chunk] = log_w[:, :count]

@@ -21,7 +21,7 @@ from pyro_vae.engine.choosing import gradient_source
 from pyro_vae.engine.learner import blame
 from pyro_vae.gradients.groups import Groups
 from pyro_vae.graphs.compiling import entries_of
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.base import EMPTY, Objective, State
 from pyro_vae.program.calling import Parameters, trainable
 from pyro_vae.program.rows import Rows, num_rows
@@ -65,7 +65,8 @@ class Lab:
         own = isinstance(objective, Objective)
         self.state: State = EMPTY
         if own:
-            with NoiseMode(keyed(seed, -1)), seeded(seed, -1):
+            key = Stream.LABORATORY_INIT.key(seed)
+            with NoiseMode(keyed(*key)), seeded(*key):
                 self.state = objective.init(program, x)  # type: ignore[union-attr]
         like = next(iter(self.params.values()))
         self.weight = torch.ones(num_rows(x), dtype=like.dtype, device=like.device)
@@ -75,17 +76,16 @@ class Lab:
         self.count = num_rows(x) * scale.value
         if own and self.state.shared:
             for i in range(warmup):
-                _, sums = self._step(1, i)
+                _, sums = self._step(Stream.LABORATORY_WARMUP, i)
                 means = {name: v / sums["weight"] for name, v in sums.items() if name != "weight"}
                 shared = objective.advance(self.state.shared, means)  # type: ignore[union-attr]
                 self.state = self.state._replace(shared=shared)
 
-    def _step(self, *key: int) -> tuple[Parameters, dict[str, Tensor]]:
+    def _step(self, stream: Stream, number: int) -> tuple[Parameters, dict[str, Tensor]]:
         kept = {name: p.grad for name, p in self.params.items()}  # Pyro's own ELBOs write there
         try:
-            return self.source.grads(
-                self.params, self.x, self.weight, self.state, (self.seed, *key)
-            )
+            key = stream.key(self.seed, number)
+            return self.source.grads(self.params, self.x, self.weight, self.state, key)
         finally:
             for name, parameter in self.params.items():
                 parameter.grad = kept[name]
@@ -94,7 +94,8 @@ class Lab:
         """Gradients of so many draws, (draws, ...), at the noise that each has by itself."""
         if count > 1:
             lifted = self.source.graph.grads  # type: ignore[attr-defined]
-            drawn = [lifted.draw((self.seed, 0, i)) for i in range(start, start + count)]
+            keys = [Stream.LABORATORY.key(self.seed, start + i) for i in range(count)]
+            drawn = [lifted.draw(key) for key in keys]
             noise = [torch.stack(each) for each in zip(*drawn, strict=True)]
             args = pytree.tree_leaves((self.params, self.x, self.weight, *self.state))
             run = torch.vmap(lambda *noise: lifted.flat(*args, *noise))
@@ -106,7 +107,8 @@ class Lab:
                 self._alone = True
                 singles = [self._batched(start + i, 1) for i in range(count)]
                 return {n: torch.cat([one[n] for one in singles]) for n in singles[0]}
-        return {name: g.detach()[None] for name, g in self._step(0, start)[0].items()}
+        found, _ = self._step(Stream.LABORATORY, start)
+        return {name: g.detach()[None] for name, g in found.items()}
 
     def _at_once(self, size: int) -> int:
         """How many draws of a block to take as one batch: small graphs are mostly overhead."""
@@ -147,21 +149,21 @@ class Lab:
     def _blame(self, start: int, deviation: Tensor) -> None:
         """Raises ValueError for the first of these draws that is not finite."""
         draw = start + int((~deviation.isfinite()).any(1).nonzero()[0])
-        found, _ = self._step(0, draw)
-        where = blame(self.program, self.x, found, (self.seed, 0, draw))
+        found, _ = self._step(Stream.LABORATORY, draw)
+        where = blame(self.program, self.x, found, Stream.LABORATORY.key(self.seed, draw))
         raise ValueError(f"draw {draw} of the gradient is not finite: {where}")
 
     def seconds(self, i: int) -> float:
         """How long one gradient takes."""
         started = time.perf_counter()
-        _, sums = self._step(2, i)
+        _, sums = self._step(Stream.LABORATORY_TIMING, i)
         float(sums["weight"])  # waits for a device
         return time.perf_counter() - started
 
     def multiplications(self) -> int:
         """How many one gradient takes in matrix products."""
         with FlopCounterMode(display=False) as counter:
-            self._step(2, 0)
+            self._step(Stream.LABORATORY_TIMING, 0)
         return counter.get_total_flops() // 2  # a multiplication and an addition
 
 

@@ -28,7 +28,7 @@ from pyro_vae.engine.choosing import translate
 from pyro_vae.gradients.groups import parts_of
 from pyro_vae.gradients.lab import BLOCKS, Draws, Lab, costs
 from pyro_vae.gradients.moments import moments
-from pyro_vae.objectives.base import Objective
+from pyro_vae.objectives.base import Objective, names_of
 from pyro_vae.program.calling import left_as_it_was, materialize, require_program
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import num_rows
@@ -78,6 +78,7 @@ class GradientReport:
 
     def save(self, path: str | Path) -> None:
         """Write the data set as netCDF; ``xarray.open_dataset`` reads it anywhere."""
+        errors.require_libraries("h5netcdf", "h5py")
         self.dataset.to_netcdf(path, engine="h5netcdf")
 
     def __repr__(self) -> str:
@@ -206,12 +207,7 @@ def _named(objectives: Sequence[Any]) -> dict[str, Objective | ELBO]:
             "[pv.objectives.AEVB(), pv.objectives.IWAE(10)]"
         )
     translated = [translate(objective) for objective in objectives]
-    names = [_name(objective) for objective in translated]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"objectives are {names}, expected different ones (Pyro's Trace_ELBO and "
-            'TraceMeanField_ELBO are taken as AEVB("A") and AEVB("B"))'
-        )
+    names = names_of(translated)  # Trace_ELBO is AEVB("A") by now, TraceMeanField_ELBO AEVB("B")
     for name, objective in zip(names, translated, strict=True):
         if getattr(objective, "refresh_every", 0):
             raise ValueError(
@@ -219,14 +215,6 @@ def _named(objectives: Sequence[Any]) -> dict[str, Objective | ELBO]:
                 "and say nothing about variance: leave it out"
             )
     return dict(zip(names, translated, strict=True))
-
-
-def _name(objective: Objective | ELBO) -> str:
-    if isinstance(objective, Objective):
-        return repr(objective)
-    particles = objective.num_particles
-    options = f"num_particles={particles}" if particles > 1 else ""
-    return f"{type(objective).__name__}({options})"
 
 
 def _dataset(

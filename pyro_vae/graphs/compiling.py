@@ -9,6 +9,10 @@ by a clock, because the two engines round differently and a run shall be repeata
 from __future__ import annotations
 
 import copy
+import functools
+import logging
+import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,9 +24,10 @@ from torch.utils import _pytree as pytree
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.probing import close
 from pyro_vae.graphs.products import multiplications, quicken
-from pyro_vae.noise import seeded
+from pyro_vae.noise import LOOK, seeded
 from pyro_vae.torch_internals import machine_code_of, traced
 
+logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
 APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)}
 
@@ -57,7 +62,7 @@ def machine_code(
 
     mine, theirs = copies(), copies()
     try:
-        with torch.no_grad(), seeded(2), warnings.catch_warnings():
+        with torch.no_grad(), seeded(*LOOK), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, of its own code
             # Not torch.compile: its guards ask at every call whether Python has changed, and a
             # graph has none; on small nets they take as long as the arithmetic.
@@ -65,9 +70,9 @@ def machine_code(
             if not options.get("triton.cudagraphs"):
                 quicken(apart)
             code = machine_code_of(apart, copies(), options)
-            with seeded(2):
+            with seeded(*LOOK):
                 got = code(*mine)
-            with seeded(2):
+            with seeded(*LOOK):
                 expected = graph(*theirs)
     except Exception as error:  # whatever the compiler's many parts raise is the reason
         return Refusal(_reason(error))
@@ -88,12 +93,45 @@ def compiled(lifted: Lifted, *args: Any) -> Lifted | Refusal:
     return made
 
 
+@functools.cache  # a fact about the machine, so once a process and not once a run
+def warn_not_compiled(reason: str) -> None:
+    """Say on the screen that this machine cannot compile, where nobody has asked it to."""
+    logger.warning("runs are slower than they could be, not compiled: %s", reason)
+
+
 def _reason(error: Exception) -> str:
     text = str(error).strip()
     if "InvalidCxxCompiler" in f"{type(error).__name__} {text}" or "No working C++" in text:
         return "no C++ compiler was found (on Debian or Ubuntu: apt install g++)"
-    line = (text.splitlines() or [""])[0]
-    return f"the compiler failed, {type(error).__name__}: {line[:160]}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return (
+                f"the compiler's cache cannot be written ({cause.filename}: {cause.strerror}): set "
+                "TORCHINDUCTOR_CACHE_DIR to a folder that can"
+            )
+        cause = cause.__cause__ or cause.__context__
+    lines = text.splitlines() or [""]
+    if "C++ compile error" in text:
+        return _compilers_reason(lines)
+    return f"the compiler failed, {type(error).__name__}: {lines[0][:160]}"
+
+
+def _compilers_reason(lines: list[str]) -> str:
+    """The first error of a C++ compiler's output, and what to do where that is known."""
+    output = lines[lines.index("Output:") + 1 :] if "Output:" in lines else lines
+    said = next((line for line in output if re.search(r"\berror\b", line)), "")
+    said = " ".join((said or next(filter(str.strip, output), lines[0])).split())
+    advice = ""
+    if "Python.h" in said:
+        python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        advice = (
+            f"; install Python's headers (on Debian or Ubuntu: apt install {python}-dev, or "
+            "python3-dev for the system's own)"
+        )
+    if " " in sys.prefix:
+        advice += f"; torch cannot compile below a path with a space, {sys.prefix}: move it"
+    return f"the C++ compiler says: {said[:200]}{advice}"
 
 
 # --- whether it pays ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.graphs.lifted import TENSOR, Lifted, Refusal
 from pyro_vae.graphs.probing import differs
-from pyro_vae.noise import Noise, NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, Noise, NoiseMode, keyed, seeded
 from pyro_vae.torch_internals import fx_graph_cse, no_modes, traced
 
 aten = torch.ops.aten
@@ -98,13 +98,13 @@ def _reason(error: Exception) -> str:
 
 def _record(function, args, differentiable: bool) -> Lifted | Refusal:
     leaves, in_spec = pytree.tree_flatten(args)
-    with NoiseMode(keyed(0), capturing=True) as first, seeded(0):
+    with NoiseMode(keyed(*LOOK), capturing=True) as first, seeded(*LOOK):
         example = function(*args)
     if differentiable and first.without_grad and torch.is_grad_enabled():
         return Refusal("gradients are switched off in a part of the program")
     out_leaves, out_spec = pytree.tree_flatten(example)
     constants = [TENSOR if isinstance(leaf, Tensor) else leaf for leaf in out_leaves]
-    noise = [keyed(0)(i, asked) for i, asked in enumerate(first.asked)]
+    noise = [keyed(*LOOK)(i, asked) for i, asked in enumerate(first.asked)]
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         given = tensors[len(leaves) :]
@@ -122,7 +122,7 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
         return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     flat_args = (*leaves, *noise)
-    with seeded(0):
+    with seeded(*LOOK):
         graph = traced(flat, *flat_args)
         graph = traced(torch.func.functionalize(graph), *flat_args)
     live = _clean(graph, len(leaves), keep_detach=differentiable)

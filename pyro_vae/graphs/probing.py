@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_vae.graphs.lifted import Lifted, Refusal
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, NoiseMode, keyed, seeded
 
 
 def others(args: Any) -> list[Any]:
@@ -48,7 +48,7 @@ def nudged(tensors: Any) -> Any:
 
 def differs(function, lifted: Lifted, args, differentiable: bool, *, twice: bool) -> Refusal | None:
     """Compare graph and function on ``args`` at the same noise; a difference is a refusal."""
-    key = (1,)
+    key = (*LOOK, 1)  # other noise than the capture's
 
     def outcome(run: Callable[..., Any]) -> list[Tensor]:
         leaves, spec = pytree.tree_flatten(args)

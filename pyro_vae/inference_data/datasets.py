@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
+from pyro_vae.defaults import __version__
 from pyro_vae.inference_data.draws import as_array
-from pyro_vae.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,16 +28,25 @@ NOTES = {
 }
 
 
-def wrapped(datasets: dict[str, xr.Dataset]) -> Any:
-    """What the installed ArviZ works on: its own class below version 1, xarray's from there."""
-    if int(version("arviz").split(".")[0]) < 1:
-        from arviz import InferenceData
+def container() -> Callable[[dict[str, xr.Dataset]], Any]:
+    """Makes what the installed ArviZ works on: its own class below version 1, xarray's from there.
 
-        groups: dict[str, Any] = dict(datasets)
-        return InferenceData(**groups)
+    Raises:
+        ValueError: ArviZ cannot be imported here, and what to do.
+    """
+    if int(version("arviz").split(".")[0]) < 1:
+        try:
+            from arviz import InferenceData
+        except OSError as error:  # it notes on the disk when it last announced its version 1
+            raise ValueError(
+                f"ArviZ cannot write to its cache, {error.filename} ({error.strerror}): set "
+                "XDG_CACHE_HOME to a folder that can be written"
+            ) from error
+
+        return lambda datasets: InferenceData(**dict(datasets))  # type: ignore[arg-type]
     from xarray import DataTree
 
-    return DataTree.from_dict(datasets)
+    return DataTree.from_dict
 
 
 def as_dataset(

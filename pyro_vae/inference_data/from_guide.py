@@ -24,7 +24,7 @@ from pyro_vae.densities.tables import Densities
 from pyro_vae.densities.traces import observed_site
 from pyro_vae.evidence.importance import require_weights
 from pyro_vae.evidence.weights import from_log_weights, warn_about_tails
-from pyro_vae.inference_data.datasets import AXES, NOTES, as_dataset, attributes_of, wrapped
+from pyro_vae.inference_data.datasets import AXES, NOTES, as_dataset, attributes_of, container
 from pyro_vae.inference_data.draws import (
     Groups,
     as_array,
@@ -33,6 +33,7 @@ from pyro_vae.inference_data.draws import (
     posterior_groups,
     prior_groups,
 )
+from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows, observed_rows
@@ -120,6 +121,7 @@ def to_inference_data(
     num_prior, seed = errors.whole("num_prior", num_prior, 0), errors.seed_number(seed)
     batch_size = errors.whole("batch_size", batch_size)
     max_bytes = errors.whole("max_bytes", max_bytes)
+    wrapped = container()  # before there is anything to lose
     rows, observed = as_rows(x, program), observed_site(program)
     particles = num_draws * chains
     posterior, prior = posterior_groups(observed, predictive), prior_groups(observed, predictive)
@@ -132,9 +134,9 @@ def to_inference_data(
         constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
         _refuse_names({*form.latents, observed, *constants})
         _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
-        groups = drawn(program, rows, posterior, particles, (seed, 0), batch_size)
+        groups = drawn(program, rows, posterior, particles, Stream.POSTERIOR.key(seed), batch_size)
         if num_prior:
-            made = drawn(program, rows, prior, num_prior, (seed, 1), batch_size)
+            made = drawn(program, rows, prior, num_prior, Stream.PRIOR.key(seed), batch_size)
     log_w = groups["sample_stats"]["lp"] - groups["sample_stats"]["log_q"]  # (K, N)
     evidence = from_log_weights(torch.from_numpy(log_w))
     require_numbers(evidence.value, "log p(x)")

@@ -1,15 +1,15 @@
 """Ways to learn a program: one file an algorithm, all behind :class:`Objective`.
 
-Classes are found by listing the folder: see :mod:`pyro_vae.listing`.
+Classes are found by listing the folder: see :mod:`pyro_vae.recording.listing`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae.listing import exported, names_in
 from pyro_vae.objectives.base import Objective as Objective
 from pyro_vae.objectives.base import State as State
+from pyro_vae.recording.listing import exported, names_in
 
 if TYPE_CHECKING:  # a class in a new file needs no entry: it is found, and is Any to type checkers
     from pyro_vae.objectives.aevb import AEVB as AEVB

@@ -50,6 +50,8 @@ class AEVB(Objective):
     Bowman et al. (2016), arXiv:1511.06349; free bits: Kingma et al. (2016), arXiv:1606.04934.
     """
 
+    estimates = "elbo"  # with kl_warmup or free_bits something else
+
     def __init__(
         self,
         estimator: Literal["A", "B"] = "B",

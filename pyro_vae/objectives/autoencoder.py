@@ -31,6 +31,9 @@ class Autoencoder(Objective):
     """
 
     has_bound = False
+    takes_global = False
+    needs_rsample = False  # z is the mean
+    least_particles = None
 
     def init(self, program: Any, x: Rows) -> State:
         # A graph cannot look whether a mean is nan.  Dropout draws here none of the step's noise.

@@ -11,8 +11,10 @@ device.  So it cannot mix rows, and it can be captured, replicated and resumed w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import inspect
+from abc import ABCMeta
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -22,7 +24,16 @@ from torch import Tensor, nn
 from pyro_vae.densities.tables import Densities
 from pyro_vae.densities.traces import DataScale, pyro_traces
 from pyro_vae.program.rows import Rows, num_rows
-from pyro_vae.recording import Recorded, record_of, shown
+from pyro_vae.recording import (
+    KIND,
+    Form,
+    Recorded,
+    differences,
+    form_of,
+    qualified,
+    record_of,
+    shown,
+)
 
 Stats = dict[str, Tensor]  # name -> (B,), detached: the columns of the history
 
@@ -42,7 +53,18 @@ class State(NamedTuple):
 EMPTY = State({}, {})
 
 
-class Objective(Recorded, ELBO):
+class _Made(ABCMeta):
+    """Marks an objective whose constructor is through: what is set from then on is recorded."""
+
+    if not TYPE_CHECKING:
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            made = super().__call__(*args, **kwargs)
+            vars(made)["_made"] = True
+            return made
+
+
+class Objective(Recorded, ELBO, metaclass=_Made):
     """Base class of all objectives.  A stateless one writes ``loss_per_datum`` and nothing else.
 
     Example:
@@ -56,6 +78,12 @@ class Objective(Recorded, ELBO):
 
     refresh_every: int = 0  # 0: never; else a new minibatch is drawn and refreshed that often
     has_bound: bool = True  # whether the guide is trained, so that an ELBO means something
+    # What an author says of the class, from which the folder's tests derive what they ask of it:
+    estimates: str | None = None  # the mean of -loss: "elbo", "K-sample bound"
+    takes_global: bool = True  # latents outside the plate; else it refuses them by name
+    needs_rsample: bool = True  # of the guide, and so no discrete latents
+    least_particles: int | None = 1  # None: it takes no num_particles
+    scores_twice: bool = False  # the density of a draw, so the guide may draw nothing but its sites
     # Where ``refresh`` calls one costly pure function of its rows over and over: that function,
     # (program, x, rows) -> tensors.  An engine may compile it and call
     # ``refresh(program, x, state, unit=compiled, noise=source)``, with which no program is needed.
@@ -88,7 +116,17 @@ class Objective(Recorded, ELBO):
         """Leapfrog steps that ``refresh`` of this many rows takes, counted by row."""
         return 0
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        record = vars(self).get("_record")
+        if vars(self).get("_made") and record is not None and not name.startswith("_"):
+            arguments = {**record["arguments"], name: form_of(value)}
+            defaults = [each for each in record["defaults"] if each != name]
+            super().__setattr__("_record", {**record, "arguments": arguments, "defaults": defaults})
+        super().__setattr__(name, value)
+
     def __repr__(self) -> str:
+        if vars(self).get("_record") is None:  # a __new__ of its own has left it out
+            return f"{type(self).__name__}(...)"
         return shown(record_of(self), always="num_particles")
 
     # --- inside pyro.infer.SVI ------------------------------------------------------------------
@@ -161,6 +199,58 @@ class Objective(Recorded, ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         guide_trace, model_trace = pyro_traces(program_of(model, guide), *args, **kwargs)
         return model_trace, guide_trace
+
+
+def objective_record(objective: ELBO) -> Form:
+    """What an objective, or an ELBO of Pyro's, was made from: the answer to "is it the same?".
+
+    Pyro's have attributes of the names of their arguments; ``max_plate_nesting`` is left out, which
+    the first call replaces by a guess.
+    """
+    if isinstance(objective, Recorded):
+        try:
+            return record_of(objective)
+        except TypeError as error:
+            return {KIND: "incomparable", "class": qualified(type(objective)), "why": str(error)}
+    parameters = [inspect.signature(cls).parameters for cls in (ELBO, type(objective))]
+    usual = {name: p.default for each in parameters for name, p in each.items()}
+    held = {
+        name: value
+        for name, value in vars(objective).items()
+        if not name.startswith("_") and name != "max_plate_nesting"
+    }
+    return {
+        KIND: "made",
+        "class": qualified(type(objective)),
+        "arguments": {name: form_of(value) for name, value in held.items()},
+        "defaults": [name for name, value in held.items() if usual.get(name, held) is value],
+    }
+
+
+def name_of(objective: ELBO) -> str:
+    """An objective in one line, as it would be typed."""
+    if isinstance(objective, Objective):
+        return repr(objective)
+    return shown(objective_record(objective), always="num_particles")
+
+
+def names_of(objectives: Sequence[ELBO]) -> list[str]:
+    """Their names in the rows of a table, each of its own.
+
+    Raises:
+        ValueError: two are the same, cannot be compared, or share a name.
+    """
+    names = [name_of(objective) for objective in objectives]
+    for second, name in enumerate(names):
+        first = names.index(name)
+        if first == second:
+            continue
+        why = differences(objective_record(objectives[first]), objective_record(objectives[second]))
+        raise ValueError(
+            f"objectives are {names}, expected different ones: {name} is there twice"
+            + (f", under one name ({'; '.join(why)})" if why else "")
+        )
+    return names
 
 
 class Pair:

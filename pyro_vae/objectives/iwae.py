@@ -44,6 +44,9 @@ class IWAE(Objective):
     Rainforth et al. (2018), arXiv:1802.04537.
     """
 
+    estimates = "K-sample bound"
+    takes_global = False
+
     def __init__(self, num_particles: int = 5) -> None:
         super().__init__(num_particles=errors.whole("num_particles", num_particles))
         if self.num_particles == 1:

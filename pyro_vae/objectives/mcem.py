@@ -45,6 +45,10 @@ class MonteCarloEM(Objective):
     """
 
     has_bound = False
+    takes_global = False
+    needs_rsample = False
+    least_particles = None
+    scores_twice = True
 
     def __init__(
         self,

@@ -57,6 +57,9 @@ class StickingTheLanding(Objective):
     Source: Roeder, Wu & Duvenaud (2017), arXiv:1703.09194.
     """
 
+    estimates = "elbo"
+    scores_twice = True
+
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__(num_particles=errors.whole("num_particles", num_particles))
 
@@ -84,6 +87,10 @@ class DReG(Objective):
 
     Source: Tucker, Lawson, Gu & Maddison (2019), arXiv:1810.04152, equation (8).
     """
+
+    estimates = "K-sample bound"
+    takes_global = False
+    scores_twice = True
 
     def __init__(self, num_particles: int = 5) -> None:
         super().__init__(num_particles=errors.whole("num_particles", num_particles))

@@ -44,6 +44,10 @@ class ReweightedWakeSleep(Objective):
     Sources: Bornschein & Bengio (2015), arXiv:1406.2751; Le et al. (2019), arXiv:1805.10469.
     """
 
+    takes_global = False
+    needs_rsample = False
+    least_particles = 2  # 1 where insomnia is 0
+
     def __init__(self, num_particles: int = 5, insomnia: float = 1.0) -> None:
         insomnia = errors.within("insomnia", insomnia, "[0, 1]", "a share")
         least = 2 if insomnia > 0 else 1

@@ -40,6 +40,10 @@ class ScoreFunction(Objective):
     which calls it impractical; leave-one-out baseline: Mnih & Rezende (2016), arXiv:1602.06725.
     """
 
+    estimates = "elbo"
+    takes_global = False
+    needs_rsample = False
+
     def __init__(self, num_particles: int = 1, baseline_decay: float = 0.99) -> None:
         super().__init__(num_particles=errors.whole("num_particles", num_particles))
         self.baseline_decay = errors.within("baseline_decay", baseline_decay, "[0, 1)")

@@ -38,6 +38,9 @@ class WakeSleep(Objective):
             function of x, or a masked part), or where a latent is global.
     """
 
+    takes_global = False
+    needs_rsample = False
+
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__(num_particles=errors.whole("num_particles", num_particles))
 

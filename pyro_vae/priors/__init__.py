@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae.listing import exported, names_in
+from pyro_vae.recording.listing import exported, names_in
 
 if TYPE_CHECKING:  # a class in a new file needs no entry: it is found, and is Any to type checkers
     from pyro_vae.priors.normal import StandardNormal as StandardNormal

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.program.rows import Rows, observed_rows
 
 
@@ -106,14 +107,13 @@ def materialize(program: Any, x: Rows) -> None:
     Raises:
         ValueError: where they fail on these rows; the cause is chained.
     """
-    from pyro_vae.noise import seeded
-
-    for name in ("guide", "model"):
+    for number, name in enumerate(("guide", "model")):
+        key = Stream.CREATED.key(0, number)  # or what both create would begin alike
         try:
             with (
                 torch.no_grad(),
                 left_as_it_was(program, parameters=False),
-                seeded(0),
+                seeded(*key),
                 pyro.poutine.block(),
             ):
                 getattr(program, name)(x)

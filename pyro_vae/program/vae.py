@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from pyro_vae.program.base import Program
 from pyro_vae.program.rows import num_rows, observed_rows
+from pyro_vae.recording import form_of
 
 
 class VAE(Program):
@@ -54,27 +54,23 @@ Built = TypeVar("Built", bound=Program)
 def built_by_name(build: Callable[P, Built]) -> Callable[P, Built]:
     """For the ``build`` of a file in ``models/``: notes on the program how to build it again.
 
-    ``program.build_record`` is then ``{"model": name of the file, "options": {...}}``, so that a
-    saved run is loaded without its program.  It is None where an option is no plain JSON value,
-    such as a prior of one's own, or where ``build`` is in no file of ``pyro_vae.models``.
+    ``program.build_record`` is then ``{"model": name of the file, "options": {...}}``, each option
+    as :func:`~pyro_vae.recording.form_of` has it, so that a saved run is loaded without its
+    program.  It is None where ``build`` is in no file of ``pyro_vae.models``.
     """
     signature = inspect.signature(build)
     package, _, model = build.__module__.rpartition(".")
 
     @functools.wraps(build)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> Built:
+        options = {}
+        if package == "pyro_vae.models":
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            options = {name: form_of(value) for name, value in given.arguments.items()}
         program = build(*args, **kwargs)
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        if package == "pyro_vae.models" and _is_plain(given.arguments):
-            program.build_record = {"model": model, "options": dict(given.arguments)}
+        if package == "pyro_vae.models":
+            program.build_record = {"model": model, "options": options}
         return program
 
     return recorded
-
-
-def _is_plain(options: dict[str, Any]) -> bool:
-    try:
-        return bool(json.loads(json.dumps(options, allow_nan=False)) == options)
-    except (TypeError, ValueError):
-        return False

@@ -18,6 +18,7 @@ survives a constructor that changes what it is given, and is copied and pickled 
 recorded   :class:`Recorded`, whose subclasses know what they were made from
 forms      values of any kind as plain ones, which can be written and compared
 comparing  where two records differ, and how one is shown
+listing    classes of ours by name: what a folder exports, and values made anew
 ========== ==================================================================
 """
 

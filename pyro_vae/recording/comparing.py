@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro_vae.recording.forms import KIND, Form, same
+from pyro_vae.recording.forms import KIND, Form, is_comparable, same
 
 
 def differences(
@@ -43,8 +43,10 @@ def differences(
             said = [shown(form[each]) if each in form else "not given" for form in inner]
             lines.append(f"{path} is {between.join(said)}")
     made_alike = inner and (kinds[0] != "made" or mine.get("sha256") == theirs.get("sha256"))
-    if lines or made_alike or same(mine, theirs):
+    if lines or made_alike:
         return lines
+    if same(mine, theirs):
+        return [] if is_comparable(mine) else [f"{name or 'it'} holds what cannot be compared"]
     said = [shown(form) for form in (mine, theirs)]
     if said[0] == said[1]:
         said = [shown(form, full=True) for form in (mine, theirs)]

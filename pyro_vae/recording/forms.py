@@ -47,13 +47,12 @@ def form_of(value: Any) -> Form:
     """A value as plain ones, which can be compared, written and shown."""
     try:
         form = _form(value, ())
-        text = _text(form)
+        if len(_text(form)) <= MOST:
+            return form
+        return {KIND: "object", "class": qualified(type(value)), "sha256": _digest(form)}
     except Exception as error:  # of the user's own __reduce__, __getattr__, ...
         why = (str(error).splitlines() or [""])[0]
         return {KIND: "incomparable", "class": qualified(type(value)), "why": why}
-    if len(text) <= MOST:
-        return form
-    return {KIND: "object", "class": qualified(type(value)), "sha256": _sha256(text)}
 
 
 def _form(value: Any, above: tuple[int, ...]) -> Form:
@@ -123,7 +122,7 @@ def _module(module: nn.Module) -> Form:
 
 def _values(module: nn.Module) -> str:
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    return _sha256(_text([(name, _tensor(value)) for name, value in tensors]))
+    return _digest([(name, _tensor(value)) for name, value in tensors])
 
 
 def _function(function: types.FunctionType, into: Any) -> Form:
@@ -140,7 +139,7 @@ def _function(function: types.FunctionType, into: Any) -> Form:
         KIND: "function",
         "name": f"{function.__module__}.{function.__qualname__}",
         "python": version,
-        "sha256": _sha256(_text(parts)),
+        "sha256": _digest(parts),
     }
 
 
@@ -180,11 +179,22 @@ def _object(value: Any, into: Any) -> Form:
             into(list(items or ())),
             into(list(entries or ())),
         ]
-    return {KIND: "object", "class": qualified(type(value)), "sha256": _sha256(_text(content))}
+    return {KIND: "object", "class": qualified(type(value)), "sha256": _digest(content)}
 
 
 def _text(form: Form) -> str:
     return json.dumps(form, sort_keys=True)
+
+
+def is_comparable(form: Form) -> bool:
+    """Whether nothing in it is "incomparable"."""
+    return f'"{KIND}": "incomparable"' not in _text(form)
+
+
+def _digest(form: Form) -> str:
+    if not is_comparable(form):
+        raise TypeError("it holds what cannot be compared")
+    return _sha256(_text(form))
 
 
 def _sha256(text: str) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_vae.defaults import __version__
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows
+from pyro_vae.recording import PLAIN, Form, Recorded, differences
 from pyro_vae.runs.storage import tensor_digest
-from pyro_vae.version import __version__
 
 
 def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:
     return {
         "program": type(program).__name__,
         "source_digest": source_digest(program),
+        "parts": parts_record(program),
         "parameters": sum(p.numel() for p in program.parameters()),
         "data_digest": data_digest(x),
         "binarize": getattr(x, "binarize", None),
@@ -58,6 +60,29 @@ def source_digest(program: nn.Module) -> str | None:
             if part is type(program):
                 return None
     return hashlib.sha256("\0".join(found).encode()).hexdigest()
+
+
+def parts_record(program: nn.Module) -> dict[str, Form]:
+    """What each module of a program was made from: recorded arguments, and plain attributes.
+
+    Two programs of one class with tensors of one shape may still differ, by the precision of a
+    prior, say.  Functions are left to :func:`source_digest`.
+    """
+    return {name or "program": _part(module) for name, module in program.named_modules()}
+
+
+def _part(module: nn.Module) -> Form:
+    record = vars(module).get("_record") if isinstance(module, Recorded) else None
+    arguments = {} if record is None else record["arguments"]
+    said: dict[str, Form] = {"class": type(module).__qualname__, **arguments}
+    for name, value in vars(module).items():
+        if type(value) not in PLAIN or name.startswith("_") or name == "training":
+            continue
+        if name not in said:
+            said[name] = value
+        elif differences(said[name], value):  # set since, or turned into something else
+            said[f"{name}, as it is held,"] = value
+    return said
 
 
 def data_digest(x: Any) -> str:

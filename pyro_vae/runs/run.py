@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.noise import seeded
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.objectives.base import EMPTY, State
 from pyro_vae.program.calling import materialize
+from pyro_vae.recording import differences
+from pyro_vae.recording.listing import called, rebuilt_all
 from pyro_vae.runs.history import History
-from pyro_vae.runs.manifest import source_digest
+from pyro_vae.runs.manifest import parts_record, source_digest
 from pyro_vae.runs.storage import MANIFEST, read, write
 
 
@@ -105,23 +107,30 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
     Args:
         path: the folder, ``out`` of ``pv.fit`` or the argument of ``Run.save``.
         program: a program of the same form, which takes the saved parameters.  It may be left
-            out where a ``build`` of ``pyro_vae.models`` made the saved one from plain options.
+            out where a ``build`` of ``pyro_vae.models`` made the saved one from plain options and
+            parts of ours, such as ``prior=pv.priors.StandardNormal(2, 0.5)``.
 
     Returns:
         :class:`~pyro_vae.Run`, its parameters in their saved precision.
 
     Raises:
         ValueError: no checkpoint; a damaged one, by file and tensor; or a program whose
-            parameters have other names or shapes.
+            parameters have other names or shapes, or that cannot be built by name.
 
-    A checkpoint never chooses what is imported: it can name files of ``pyro_vae.models`` alone.
+    Warns:
+        PyroVaeWarning: the program that was passed is written otherwise than the saved one, or has
+            other options.
+
+    A checkpoint never chooses what is imported: it can name files of ``pyro_vae.models``, and
+    classes that are found by listing the folders of parts.
     """
 
     folder = Path(path)
     saved = read(folder)
     manifest = saved["manifest"]
+    by_name = False
     if program is None:
-        program = _built(folder, saved["build"], manifest["program"])
+        program, by_name = _built(folder, saved["build"], manifest["program"]), True
     missing = saved["parameters"].keys() - dict(program.named_parameters()).keys()
     if missing and all(name.startswith("created.") for name in missing):
         program.to(dtype=getattr(torch, manifest["dtype"]))
@@ -132,6 +141,11 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
         )
     mine = {"program": type(program).__name__, "source_digest": source_digest(program)}
     changed = [f"{n} is {v}, was {manifest[n]}" for n, v in mine.items() if v != manifest[n]]
+    other = differences(parts_record(program), manifest["parts"], between=", was ", values=False)
+    if by_name and other:
+        raise _pass_it(f"{folder} holds a {manifest['program']} that was changed after it was built"
+                       f" ({'; '.join(other)})")  # fmt: skip
+    changed += other
     if changed:
         warn(f"{folder} was saved by a program that was written otherwise: {'; '.join(changed)}")
     restore(program, saved)
@@ -140,24 +154,27 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
     return Run(program, history.frame(), manifest, State(**saved["state"]))
 
 
-def _built(folder: Path, record: dict[str, Any] | None, kind: str) -> nn.Module:
+def _built(folder: Path, record: Any, kind: str) -> nn.Module:
     """The program of a record, by a ``build`` from the folder of ``pyro_vae.models``."""
-    from pyro_vae import models
+    from pyro_vae.models import __path__ as places
 
     if record is None:
-        raise ValueError(
-            f"{folder} holds a {kind} with parts of your own, so it cannot be built from its "
-            "name: build it as it was and pass it, pv.load(path, program=mine)"
-        )
-    known = [module.name for module in pkgutil.iter_modules(models.__path__)]
+        raise _pass_it(f"{folder} holds a {kind} that no build of pyro_vae.models has made")
+    known = [module.name for module in pkgutil.iter_modules(places)]
     if record["model"] not in known:
-        raise ValueError(
-            f"{folder} names the model {record['model']!r}, known are {', '.join(known)}: "
-            "pass the program, pv.load(path, program=mine)"
+        raise _pass_it(
+            f"{folder} names the model {record['model']!r}, known are {', '.join(known)}"
         )
     module = importlib.import_module(f"pyro_vae.models.{record['model']}")
-    with seeded(0):
-        return module.build(**record["options"])
+    try:
+        with seeded(*Stream.PARAMETERS.key(0)):
+            return called(module.build, rebuilt_all(record["options"]), record["model"])
+    except ValueError as error:
+        raise _pass_it(f"{folder} holds a {kind} that cannot be built by name: {error}") from error
+
+
+def _pass_it(why: str) -> ValueError:
+    return ValueError(f"{why}: build it as it was and pass it, pv.load(path, program=mine)")
 
 
 def _zeros(form: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.noise import seed_of
+from pyro_vae.noise import Stream, seed_of
 from pyro_vae.program.inputs import any_parameter, as_rows, like_parameters
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
@@ -37,7 +37,8 @@ class Batches:
         epoch, place = divmod(number, self.per_epoch)
         epoch += 1  # epoch 0 is evaluation
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(seed_of(self._seed, epoch, 7))
+            key = Stream.BATCHES.key(self._seed, epoch)
+            generator = torch.Generator().manual_seed(seed_of(*key))
             self._order = (epoch, torch.randperm(self.num_data, generator=generator))
         start = place * self.batch_size
         index = self._order[1][start : start + self.batch_size]

@@ -25,6 +25,7 @@ from typing import Any
 
 from pyro_vae.objectives.base import State
 from pyro_vae.optimizers import restore_optimizer
+from pyro_vae.recording import differences
 from pyro_vae.runs.run import contents, misfits, restore, warn
 from pyro_vae.runs.storage import MANIFEST, pack, read, write
 from pyro_vae.training.interrupts import interruption, noted_signals
@@ -32,8 +33,8 @@ from pyro_vae.training.loop import Loop, Progress
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
-    "program", "dtype", "data_digest", "num_data", "objective", "engine", "seed", "batch_size",
-    "optimizer", "schedule", "clip", "weight_prior", "validation_digest",
+    "program", "dtype", "data_digest", "num_data", "engine", "seed", "batch_size", "optimizer",
+    "schedule", "clip", "weight_prior", "validation_digest",
 )  # fmt: skip
 SURROUNDINGS = ("threads", "device", "source_digest", "torch")  # these only change the last bits
 
@@ -116,6 +117,10 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     mine, expected = _settings(manifest), _settings(theirs)
     wrong = [f"{name} is {mine[name]!r}, the checkpoint has {expected[name]!r}" for name in mine
              if name in expected and mine[name] != expected[name]]  # fmt: skip
+    between = ", the checkpoint has "
+    objectives = manifest["objective_record"], theirs["objective_record"]
+    wrong += differences(objectives[0], objectives[1], "objective", between=between)
+    wrong += differences(manifest["parts"], theirs["parts"], between=between, values=False)
     wrong += misfits(loop.learner.program, saved)
     if (done := saved["progress"]["steps"]) > num_steps:
         wrong.append(f"the budget is {num_steps} steps, the checkpoint has taken {done}")

@@ -20,9 +20,9 @@ from pyro_vae.engine.choosing import make_step, require_alike, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
 from pyro_vae.engine.steps import Step
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
-from pyro_vae.objectives.base import EMPTY, Objective
+from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
 from pyro_vae.program.calling import materialize, require_program, trainable
 from pyro_vae.program.inputs import as_rows
@@ -148,7 +148,7 @@ def fit(
     warn_if_nothing_moves(first.learner.optimizer, num_steps)
     warn_if_warmup_never_ends(chosen, num_steps)
     index, example, weight, _ = first.batches(0)
-    ask = Ask(False, example, weight, rows_of(first.state, index), (first.seed, 0, 0))
+    ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
     if folder is not None and resume and engine == "auto":
         engine = engine_of(folder) or engine
     if engine != "pyro" and _several(program):
@@ -251,7 +251,8 @@ def _set_up(
         )
     state = EMPTY
     if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
-        with NoiseMode(keyed(settings.seed, -1)), seeded(settings.seed, -1):  # steps count from 0
+        key = Stream.INIT.key(settings.seed)
+        with NoiseMode(keyed(*key)), seeded(*key):
             state = chosen.init(program, rows)
     parameters = trainable(program)
     return Loop(
@@ -290,7 +291,8 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
     return manifest_of(
         loop.learner.program,
         x,
-        objective=repr(objective) if isinstance(objective, Objective) else type(objective).__name__,
+        objective=name_of(objective),
+        objective_record=objective_record(objective),
         engine=step.engine,
         engine_reason=step.reason,
         optimizer=type(optimizer).__name__,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.engine.learner import Answer, Ask, Learner
 from pyro_vae.evidence.bound import elbo
+from pyro_vae.noise import Key, Stream
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.rows import Rows
 from pyro_vae.progress import Record
@@ -90,14 +91,15 @@ class Loop:
             fresh = not refresh_every or done.steps % refresh_every == 0
             if fresh and refresh_every:
                 index, x, weight, count = self.batches(done.batches)
-                ask = Ask(True, x, weight, rows_of(self.state, index), (*self._key(0), 1))
+                ask = Ask(True, x, weight, rows_of(self.state, index), self._key(Stream.REFRESH))
                 (answer,), most = yield [ask]
                 self._keep(index[:count], answer.rows)
                 self._book(answer, count)
             asks, counts = [], []
             for ahead in range(self._ahead(num_steps, most)):
                 index, x, weight, count = self.batches(done.batches + fresh + ahead - 1)
-                asks.append(Ask(False, x, weight, rows_of(self.state, index), self._key(ahead)))
+                key = self._key(Stream.TRAIN, ahead)
+                asks.append(Ask(False, x, weight, rows_of(self.state, index), key))
                 counts.append(count)
             answers, most = yield asks
             for answer, count in zip(answers, counts, strict=True):
@@ -119,8 +121,8 @@ class Loop:
             self.after_step(self)
         return reason
 
-    def _key(self, ahead: int) -> tuple[int, int, int]:
-        return (self.seed, 0, self.progress.steps + ahead)
+    def _key(self, stream: Stream, ahead: int = 0) -> Key:
+        return stream.key(self.seed, self.progress.steps + ahead)
 
     def _ahead(self, num_steps: int, most: int) -> int:
         """How many updates may be asked for before anyone looks at the program or its state."""

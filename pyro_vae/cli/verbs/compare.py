@@ -50,7 +50,7 @@ def run_compare(
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
     """
     chosen = [find_objective(each)() for each in objectives]
-    with results(out):
+    with results(out, "h5netcdf", "h5py", "matplotlib", "pandas"):
         from pyro_vae.comparison import compare
         from pyro_vae.models import bernoulli_vae, gaussian_vae
 
@@ -72,12 +72,12 @@ def run_compare(
             progress=lines_each_minute("compare"),
         )
         table = result.table()
-        print(_rendered(table))
         written = [
             put(out / "table.csv", table.to_csv),
             put(out / "curves.png", result.plot),
             put(out / "comparison.nc", result.save),
         ]
+    print(_rendered(table))
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 

@@ -79,11 +79,19 @@ def run_evidence(
     elif proposal == "guide" and not trained and method == "importance":
         raise ValueError(f"{folder} was trained without a guide; use --proposal hmc")
     test = loaded.test if num_data is None else loaded.test[:num_data]
-    with results(out):
+    with results(out, "pandas"):
         found = pv.log_evidence(
             made, test, method=method, proposal=proposal, num_particles=num_particles,
             num_draws=num_draws, seed=seed,
         )  # fmt: skip
+        if out is not None:
+            import pandas as pd
+
+            columns = {"log_evidence": found.value, **found._asdict()}
+            del columns["value"]
+            table = pd.DataFrame({n: v.cpu().numpy() for n, v in columns.items()})
+            table.index.name = "datum"
+            put(out / "evidence.csv", table.to_csv)
         rows = len(found.value)
         noise = float(found.standard_error.square().sum().sqrt()) / rows
         how = "reciprocal, HMC draws" if method == "reciprocal" else f"importance, {proposal}"
@@ -95,13 +103,7 @@ def run_evidence(
         bad = int((~(found.khat <= 0.7)).sum())  # nan counts
         print(f"median ESS {float(found.ess.median()):.1f}; khat not below 0.7 for {bad} of {rows}")
         if out is not None:
-            import pandas as pd
-
-            columns = {"log_evidence": found.value, **found._asdict()}
-            del columns["value"]
-            table = pd.DataFrame({n: v.cpu().numpy() for n, v in columns.items()})
-            table.index.name = "datum"
-            print(f"written: {put(out / 'evidence.csv', table.to_csv)}")
+            print(f"written: {out / 'evidence.csv'}")
     return 0
 
 

@@ -81,7 +81,7 @@ def run_fit(
 
     loaded = open_data(data, binarize, data_dir, scale, labels_key)
     program = model.make(loaded.dim, seed)
-    with results(out):
+    with results(out, "matplotlib", "pandas"):
         run = pv.fit(
             program, loaded.train, chosen, samples=samples, epochs=epochs, steps=steps,
             batch_size=batch_size, optimizer=maker, lr=lr, clip=clip, weight_prior=weight_prior,
@@ -89,6 +89,11 @@ def run_fit(
             validation=loaded.validation, evaluate_every=evaluate_every, out=out, resume=resume,
             checkpoint_every=checkpoint_every, progress=lines_each_minute("fit"),
         )  # fmt: skip
+        if out is not None:
+            from pyro_vae.plotting.training import training_curve
+
+            put(out / "history.csv", lambda path: run.history.to_csv(path, index=False))
+            put(out / "learning_curve.png", lambda path: training_curve(run.history, path))
         manifest = run.manifest
         print(
             f"{model.name} on {loaded.name}: {manifest['objective']}, "
@@ -101,14 +106,10 @@ def run_fit(
             print(f"test bound {float(bound.mean()):.2f} ± {error:.2f} nats, {len(bound):,} rows")
         else:
             print(f"{objective} has no bound: see pyro-vae evidence DIR --proposal hmc")
-        if out is None:
-            print("nothing is saved: pass --out DIR")
-            return 0
-        from pyro_vae.plotting.training import training_curve
-
-        put(out / "history.csv", lambda path: run.history.to_csv(path, index=False))
-        put(out / "learning_curve.png", lambda path: training_curve(run.history, path))
-    print(f"written: {out}: the run, history.csv and learning_curve.png")
+    if out is None:
+        print("nothing is saved: pass --out DIR")
+    else:
+        print(f"written: {out}: the run, history.csv and learning_curve.png")
     return 0
 
 

@@ -15,6 +15,7 @@ folder but ``base.py``, in which what the others share is.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -22,7 +23,7 @@ import pkgutil
 import types
 import typing
 from collections import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pyro_vae.recording import KIND, PLAIN, Form, Recorded, qualified, shown
@@ -108,15 +109,29 @@ def rebuilt(form: Form, name: str) -> Any:
     cls = _class_of(form)
     if cls is None:
         raise ValueError(f"{name} is {_said(form)}, which cannot be made from its name")
-    given = form.get("arguments")
-    if not isinstance(given, dict):
-        raise ValueError(f"{name}: {cls.__name__} has no arguments in the record")
-    arguments = {each: rebuilt(value, f"{name}.{each}") for each, value in given.items()}
-    positional, named = _as_called(cls, arguments, name)
+    return called(cls, rebuilt_all(form.get("arguments"), f"{name}."), name)
+
+
+def rebuilt_all(forms: Any, prefix: str = "") -> dict[str, Any]:
+    """Each value of a dict of forms, as :func:`rebuilt` has it."""
+    if not isinstance(forms, dict):
+        raise ValueError(f"{prefix.removesuffix('.') or 'the record'} has no arguments")
+    return {name: rebuilt(form, f"{prefix}{name}") for name, form in forms.items()}
+
+
+def called(function: Callable[..., Any], arguments: dict[str, Any], name: str) -> Any:
+    """What a class or a ``build`` makes of arguments from a file that anyone may write.
+
+    Raises:
+        ValueError: an argument is missing, is not known, or has another type than the signature
+            says; or the call raises.
+    """
+    positional, named = _as_called(function, arguments, name)
     try:
-        return cls(*positional, **named)
+        return function(*positional, **named)
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{name}: {cls.__name__}: {str(error).splitlines()[0]}") from error
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: {function.__name__}: {line}") from error
 
 
 def _class_of(form: Any) -> type | None:
@@ -136,14 +151,16 @@ def _said(form: Any) -> str:
         return "no whole record"
 
 
-def _as_called(cls: type, arguments: dict[str, Any], name: str) -> tuple[list[Any], dict[str, Any]]:
+def _as_called(
+    function: Callable[..., Any], arguments: dict[str, Any], name: str
+) -> tuple[list[Any], dict[str, Any]]:
     """Positional and named arguments, each of a name and a type that the constructor knows."""
-    parameters = inspect.signature(cls).parameters
+    parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    kinds = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    kinds = _kinds(function)
     for each, value in arguments.items():
         if each not in parameters and not takes_any:
-            raise ValueError(f"{name}: {cls.__name__} has no argument {each!r}")
+            raise ValueError(f"{name}: {function.__name__} has no argument {each!r}")
         if not _fits(value, kinds.get(each, Any)):
             expected = inspect.formatannotation(kinds[each])
             raise ValueError(f"{name}.{each} is {value!r}, expected {expected}")
@@ -152,7 +169,7 @@ def _as_called(cls: type, arguments: dict[str, Any], name: str) -> tuple[list[An
             parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD,
         )  # fmt: skip
         if each not in arguments and not optional:
-            raise ValueError(f"{name}: {cls.__name__} needs an argument {each!r}")
+            raise ValueError(f"{name}: {function.__name__} needs an argument {each!r}")
     positional: list[Any] = []
     named = dict(arguments)
     several = any(p.kind is p.VAR_POSITIONAL and each in named for each, p in parameters.items())
@@ -164,6 +181,18 @@ def _as_called(cls: type, arguments: dict[str, Any], name: str) -> tuple[list[An
         ):
             positional.append(named.pop(each))
     return positional, named
+
+
+def _kinds(function: Any) -> dict[str, Any]:
+    """The types that the signature names; without those that are imported for type checkers."""
+    initial: Any = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    written = inspect.unwrap(initial)
+    found: dict[str, Any] = {}
+    for name, kind in written.__annotations__.items():
+        one = types.SimpleNamespace(__annotations__={name: kind})
+        with contextlib.suppress(NameError):
+            found |= typing.get_type_hints(one, globalns=written.__globals__)
+    return found
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -1,0 +1,317 @@
+"""Every class of priors/, likelihoods/ and posteriors/ against its contract; found by listing.
+
+A class in a new file is tested here before its author writes a test: see ``program/parts.py``.
+"""
+
+import itertools
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions import biject_to
+
+import pyro_vae as pv
+from pyro_vae import engine
+from pyro_vae.densities.dreams import dream
+from pyro_vae.densities.particles import densities
+from pyro_vae.engine.functions import gradient_function
+from pyro_vae.likelihoods import Bernoulli
+from pyro_vae.models import bernoulli_vae
+from pyro_vae.noise import NoiseMode, keyed
+from pyro_vae.objectives import AEVB, ScoreFunction
+from pyro_vae.program.parts import Posterior, Prior
+from pyro_vae.recording import form_of, record_of
+from pyro_vae.recording.listing import classes_in, find_class, rebuilt
+from pyro_vae.runs import storage
+
+from .oracles import assert_equal
+
+J, D, H, B = 2, 2, 5, 4
+KEY = (5, 3, 1)
+FOLDERS = {"priors": "prior", "likelihoods": "likelihood", "posteriors": "posterior"}
+PARTS = [
+    pytest.param(folder, cls, id=f"{folder}.{name}")
+    for folder in FOLDERS
+    for name, cls in classes_in(folder).items()
+]
+every_part = pytest.mark.parametrize(("folder", "cls"), PARTS)
+
+
+def example(folder, cls):
+    torch.manual_seed(0)
+    sizes = {"latent_dim": J} | ({} if folder == "priors" else {"data_dim": D, "hidden_dim": H})
+    part = cls.example(**sizes)
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.normal_(0.0, 0.4)
+    return part
+
+
+def law_of(folder, part, *batch):
+    """The distribution that it returns, at random inputs."""
+    dtype = next((p.dtype for p in part.parameters()), torch.float32)
+    if folder == "priors":
+        return part()
+    return part(torch.randn(*batch, J if folder == "likelihoods" else D, dtype=dtype))
+
+
+def program_of(folder, part):
+    """The part among others of ours, and rows that the program dreamt."""
+    torch.manual_seed(1)
+    parts = {
+        "prior": pv.priors.StandardNormal(J),
+        "likelihood": pv.likelihoods.Bernoulli(J, D, H),
+        "posterior": pv.posteriors.Gaussian(D, J, H),
+        FOLDERS[folder]: part,
+    }
+    program = bernoulli_vae.build(D, latent_dim=J, hidden_dim=H, **parts)
+    return program, dream(program, torch.zeros(B, D))[0]
+
+
+@every_part
+def test_shapes_are_those_of_the_contract(folder, cls):
+    part = example(folder, cls)
+    batches = {"priors": [()], "likelihoods": [(B,), (3, B)], "posteriors": [(B,)]}[folder]
+    for batch in batches:
+        law = law_of(folder, part, *batch)
+        assert law.batch_shape == batch
+        assert law.event_shape == (D if folder == "likelihoods" else J,)
+        assert law.sample().shape == law.batch_shape + law.event_shape
+        assert law.log_prob(law.sample()).shape == batch
+
+
+@every_part
+def test_every_parameter_has_a_gradient(folder, cls):
+    part = example(folder, cls)
+    law = law_of(folder, part, B)
+    if any(p.requires_grad for p in part.parameters()):
+        law.log_prob(law.sample()).sum().backward()
+    for name, parameter in part.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+def total(law, larger, draws=40_000):
+    """The integral, or sum, of a density over its support, and its standard error.
+
+    ``larger`` is added to log p: the mutant that must be found.
+    """
+
+    def log_prob(x):
+        return law.log_prob(x) + larger
+
+    base = law
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if base.has_enumerate_support:
+        values = base.enumerate_support(expand=False).reshape(-1)
+        grid = torch.tensor(list(itertools.product(values.tolist(), repeat=law.event_shape[-1])))
+        return log_prob(grid).logsumexp(0).exp().item(), 1e-5
+    if getattr(law.support, "is_discrete", False):  # counts: all that are not too large to come
+        most = 2 * int(law.sample((1000,)).max()) + 40
+        grid = torch.cartesian_prod(*[torch.arange(most).to(torch.float32)] * law.event_shape[-1])
+        return log_prob(grid).logsumexp(0).exp().item(), 1e-5
+    # Importance sampling on the whole line, by a law with heavier tails around draws of this one.
+    onto = biject_to(law.support)
+    drawn = onto.inv(law.sample((2000,)))
+    wide = dist.StudentT(3.0, drawn.mean(0), 1.5 * drawn.std(0)).to_event(1)
+    u = wide.sample((draws,))
+    x = onto(u)
+    weight = (log_prob(x) + onto.log_abs_det_jacobian(u, x) - wide.log_prob(u)).exp()
+    return weight.mean().item(), weight.std().item() / math.sqrt(draws)
+
+
+def is_one(law, larger=0.0):
+    value, error = total(law, larger)
+    return abs(value - 1) < 4.5 * error
+
+
+@every_part
+def test_the_density_integrates_to_one_or_the_part_says_that_it_does_not(folder, cls):
+    part = example(folder, cls)
+    law = law_of(folder, part)
+    assert is_one(law) == part.normalized
+    assert not is_one(law, larger=0.05)
+
+
+def test_the_soft_bernoulli_says_that_it_is_no_density():
+    part = Bernoulli(J, D, H, soft_targets=True)
+    assert not part.normalized and Bernoulli(J, D, H).normalized
+    law = part(torch.randn(J))
+    x = torch.rand(40_000, D)
+    assert abs(law.log_prob(x).exp().mean() - 1) > 0.1  # over the unit square
+
+
+@every_part
+def test_the_graph_is_the_program_at_k_particles(folder, cls):
+    program, x = program_of(folder, example(folder, cls))
+    program, x = program.double(), x.double()
+    drawn = densities(program, x, 3, reparameterize=False)
+    assert drawn.log_p.shape == drawn.log_q.shape == (3, B) and drawn.log_w.isfinite().all()
+    law = program.posterior(x)
+    objective = AEVB("A", 3) if law.has_rsample else ScoreFunction(3)
+    graph = engine.capture(program, objective, x)
+    assert isinstance(graph, engine.Graph), str(graph)
+    params = {name: p.detach() for name, p in program.named_parameters()}
+    args = params, x, torch.ones(B, dtype=torch.float64), {}, {}
+
+    got, sums = graph.grads(*args, noise=graph.grads.draw(KEY))
+
+    with NoiseMode(keyed(*KEY)):
+        expected, expected_sums = gradient_function(program, objective)(*args)
+    assert_equal(got, expected)
+    assert_equal(sums, expected_sums)
+
+
+@every_part
+def test_a_saved_part_is_loaded_by_its_name(folder, cls, tmp_path):
+    program, x = program_of(folder, example(folder, cls))
+    objective = AEVB() if program.posterior(x).has_rsample else ScoreFunction(2)
+    pv.fit(program, x, objective, steps=1, engine="eager", progress=False, out=tmp_path)
+
+    loaded = pv.load(tmp_path).program
+
+    mine, theirs = (getattr(p, FOLDERS[folder]) for p in (program, loaded))
+    assert type(theirs) is cls and record_of(theirs) == record_of(mine)
+    assert_equal(dict(loaded.named_parameters()), dict(program.named_parameters()))
+
+
+@every_part
+def test_a_part_is_found_and_shown_by_its_name(folder, cls):
+    part = example(folder, cls)
+    assert find_class(folder, cls.__name__) is getattr(getattr(pv, folder), cls.__name__) is cls
+    assert cls.__name__ in dir(getattr(pv, folder)) and cls.__name__ in getattr(pv, folder).__all__
+    assert repr(part).startswith(f"{cls.__name__}(") and f"latent_dim={J}" in repr(part)
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+class Own(Prior):
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
+
+    def forward(self):
+        return dist.Normal(self.zero, 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("prior", [Own(J), "plain"])
+def test_a_part_of_the_users_own_asks_for_the_program(tmp_path, prior):
+    class Plain(nn.Module):
+        def forward(self):
+            return dist.Normal(torch.zeros(J), 1.0).to_event(1)
+
+    prior = Plain() if prior == "plain" else prior
+    program, x = program_of("priors", prior)
+    pv.fit(program, x, steps=1, engine="eager", progress=False, out=tmp_path)
+    said = r"prior is .*(Own|Plain).*, which cannot be made from its name: build it .*program=mine"
+    with pytest.raises(ValueError, match=said):
+        pv.load(tmp_path)
+    assert pv.load(tmp_path, program).program is program
+
+
+def test_options_of_a_part_come_back(tmp_path):
+    prior = pv.priors.StandardNormal(J, precision=0.5)
+    program, x = program_of("priors", prior)
+    pv.fit(program, x, steps=1, engine="eager", progress=False, out=tmp_path)
+    assert pv.load(tmp_path).program.prior.precision == 0.5
+
+
+def test_a_part_that_was_changed_after_it_was_built_asks_for_the_program(tmp_path):
+    program, x = program_of("priors", pv.priors.StandardNormal(J))
+    program.prior.precision = 3.0
+    pv.fit(program, x, steps=1, engine="eager", progress=False, out=tmp_path)
+    with pytest.raises(ValueError, match=r"changed after it was built \(prior.precision"):
+        pv.load(tmp_path)
+    replaced, x = program_of("priors", pv.priors.StandardNormal(J))
+    replaced.prior = pv.priors.StandardNormal(J, 2.0)
+    pv.fit(replaced, x, steps=1, engine="eager", progress=False, out=tmp_path / "b")
+    with pytest.raises(ValueError, match=r"changed after it was built \(prior.precision"):
+        pv.load(tmp_path / "b")
+
+
+def test_a_part_in_a_part_is_made_again(monkeypatch):
+    class Outer(Posterior):
+        def __init__(self, network: nn.Module, *, floors: tuple = (1.0,)):
+            super().__init__()
+            self.network, self.floors = network, floors
+
+    Outer.__module__, Outer.__qualname__ = "pyro_vae.posteriors.outer", "Outer"
+    monkeypatch.setattr(pv.posteriors, "Outer", Outer, raising=False)
+    known = classes_in
+    with_outer = lambda f: known(f) | ({"Outer": Outer} if f == "posteriors" else {})  # noqa: E731
+    monkeypatch.setattr("pyro_vae.recording.listing.classes_in", with_outer)
+    made = Outer(pv.networks.MLP(2, 3, 4, init_std=None), floors=(1.0, 2.0))
+    again = rebuilt(form_of(made), "posterior")
+    assert type(again) is Outer and again.floors == (1.0, 2.0)
+    assert record_of(again.network) == record_of(made.network)
+
+
+def form(**changes):
+    record = {**form_of(pv.priors.StandardNormal(J)), **changes}
+    return {name: value for name, value in record.items() if value != "nothing"}
+
+
+TAMPERED = {
+    "unknown class": (form(**{"class": "pyro_vae.priors.normal.Normall"}), 'unknown "Normall"'),
+    "another package": (form(**{"class": "os.system"}), r"prior is os\.system\(.*cannot be made"),
+    "another folder": (form(**{"class": "pyro_vae.runs.run.Run"}), "cannot be made from its name"),
+    "no class": (form(**{"class": 3}), "cannot be made"),
+    "no arguments": (form(arguments="nothing"), "prior has no arguments"),
+    "extra argument": (form(arguments={"latent_dim": 2, "evil": 1}), "no argument 'evil'"),
+    "missing argument": (form(arguments={}), "needs an argument 'latent_dim'"),
+    "wrong type": (form(arguments={"latent_dim": "2"}), r"prior\.latent_dim is '2', expected int"),
+    "true for a number": (form(arguments={"latent_dim": True}), "latent_dim is True, expected int"),
+    "impossible value": (form(arguments={"latent_dim": -2}), "StandardNormal: latent_dim is -2"),
+    "far too large": (form(arguments={"latent_dim": 2**60}), "prior: StandardNormal: "),
+    "a list": ([form(**{"class": "x.Y"})], r"prior\[0\] is Y?"),
+    "an object": ({"!": "object", "class": "x.Y", "sha256": "0"}, "cannot be made"),
+    "half an object": ({"!": "made"}, "cannot be made"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_tampered_record_is_refused_in_one_line(tmp_path, name):
+    changed, said = TAMPERED[name]
+    with pytest.raises(ValueError, match=said) as refused:
+        rebuilt(changed, "prior")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prior": TAMPERED["unknown class"][0]}, 'by name: priors: unknown "Normall"'),
+        ({"hidden_dims": 3}, "no argument 'hidden_dims'"),
+        ({"soft_targets": "false"}, "soft_targets is 'false', expected bool"),
+        ({"prior": "StandardNormal"}, "prior is 'StandardNormal', expected"),
+        (None, "the record has no arguments"),
+    ],
+)
+def test_a_tampered_checkpoint_is_refused_by_name(tmp_path, options, said):
+    program, x = program_of("priors", pv.priors.StandardNormal(J))
+    pv.fit(program, x, steps=1, engine="eager", progress=False, out=tmp_path)
+    saved = storage.read(tmp_path)
+    build = saved["build"]
+    build["options"] = None if options is None else {**build["options"], **options}
+    storage.write(tmp_path, saved)
+    with pytest.raises(ValueError, match=said) as refused:
+        pv.load(tmp_path)
+    assert "pv.load(path, program=mine)" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("name", "listed"), [("_Private", True), ("Gaussian", False)])
+def test_two_classes_of_one_name_in_a_folder_are_refused(monkeypatch, name, listed):
+    from pyro_vae.likelihoods import bernoulli
+
+    again = type(name, (Prior,), {"__module__": bernoulli.__name__})
+    monkeypatch.setattr(bernoulli, name, again, raising=False)
+    if listed:
+        assert sorted(classes_in("likelihoods")) == ["Bernoulli", "Gaussian"]
+    else:
+        with pytest.raises(ValueError, match=r"likelihoods has two classes Gaussian, .*: rename"):
+            classes_in("likelihoods")
