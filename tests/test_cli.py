@@ -43,7 +43,7 @@ def test_every_flag_is_explained(capsys):
     said = capsys.readouterr().out
     for flag in ("--model.latent_dim", "--objective.leapfrog_steps", "--samples", "--config"):
         assert flag in said
-    assert "--model.prior " not in said and "--model.data_dim" not in said  # objects, and the data
+    assert "--model.prior PRIOR" in said and "--model.data_dim" not in said  # the data give it
 
 
 def test_compare_prints_a_table_and_leaves_a_picture(tmp_path):

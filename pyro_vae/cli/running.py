@@ -109,8 +109,9 @@ def _run(verb: str, arguments: Sequence[str], files: list[Path]) -> int:
     if len(given.positionals) > limit:
         raise ValueError(f'unexpected "{given.positionals[limit]}"; options begin with --')
     for slot in [] if model is None else model.slots:
-        inner = next((n for n, _ in given.pairs if n.startswith(f"model.{slot}.")), None)
-        if inner is not None and given.last(f"model.{slot}.name") is None:
+        names = [name for name, _ in given.pairs if name.startswith(f"model.{slot}.")]
+        if names and f"model.{slot}.name" not in names:
+            inner = names[0]
             raise ValueError(f"--{inner} is an option of a {slot}: name it, --model.{slot} NAME")
     values = typed(parser, given.pairs, flags)
     options: dict[str, dict[str, Any]] = {"model": {}, "objective": {}, "": {}}
