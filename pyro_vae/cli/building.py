@@ -72,9 +72,11 @@ class Model:
                     "command line keeps for what it is: give it another name"
                 )
         flags = flags_of(self.build, "model.", skip=[*self.slots, self._takes_dim])
+        from pyro_vae.listing import classes_in
+
         about = explained(self.build)
         for slot in self.slots:
-            known = f"here: {', '.join(known_parts(slot))}, or path/to/file.py:Class"
+            known = f"here: {', '.join(classes_in(FOLDERS[slot]))}, or path/to/file.py:Class"
             words = f"{about.get(slot, '')} ({known}; --model.{slot}.OPTION are its options)"
             flags.append(Flag(f"model.{slot}.name", str, help=words.strip()))
         for part in self.parts:
@@ -186,8 +188,12 @@ def _called(
         if place := located(error, path):
             raise ValueError(f"{place}{advice}") from error
         if (path is None or not advice) and isinstance(error, ours):
-            raise ValueError(f"{shown}: {shortage(error) or error}") from error
+            raise ValueError(f"{shown}: {shortage(error) or _first_line(error)}") from error
         raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]  # torch adds its stack
 
 
 # --- by name or from a file ---------------------------------------------------------------------
@@ -227,11 +233,6 @@ def find_model(spec: str, also: str = "") -> Model:
     return Model(str(path), build, path.resolve())
 
 
-def known_parts(slot: str) -> list[str]:
-    """The names of our classes for a slot."""
-    return list(importlib.import_module(f"pyro_vae.{FOLDERS[slot]}").__all__)
-
-
 def find_part(slot: str, spec: str, model: Model) -> Part:
     """By name, or by ``path/to/file.py:Class``; the file is run, unless the model's own did.
 
@@ -240,12 +241,15 @@ def find_part(slot: str, spec: str, model: Model) -> Part:
     """
     from torch import nn
 
+    from pyro_vae.listing import classes_in
+    from pyro_vae.program import parts
+
     path, name = path_and_name(spec, "Class")
     if path is None:
-        if spec not in (known := known_parts(slot)):
+        if spec not in (known := classes_in(FOLDERS[slot])):
             own = "a class of your own is path/to/file.py:Class"
-            raise ValueError(f"--model.{slot}: {nearest(spec, known)}; {own}")
-        return Part(slot, spec, getattr(importlib.import_module(f"pyro_vae.{FOLDERS[slot]}"), spec))
+            raise ValueError(f"--model.{slot}: {nearest(spec, sorted(known))}; {own}")
+        return Part(slot, spec, known[spec])
     same = model.path is not None and path.resolve() == model.path
     module = sys.modules[model.build.__module__] if same else imported(path)
     kinds = {
@@ -254,4 +258,8 @@ def find_part(slot: str, spec: str, model: Model) -> Part:
     if name not in kinds:
         why = nearest(name, list(kinds)) if kinds else "has no class that is a torch.nn.Module"
         raise ValueError(f"--model.{slot} {path}: {why}; name one, {path}:Class")
+    base = getattr(parts, slot.title())
+    if issubclass(kinds[name], parts.Part) and not issubclass(kinds[name], base):
+        is_a = kinds[name].__mro__[1].__name__
+        raise ValueError(f"--model.{slot} {spec}: is a {is_a}, expected a {slot}: name one")
     return Part(slot, spec, kinds[name], path.resolve())

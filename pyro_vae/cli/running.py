@@ -108,6 +108,10 @@ def _run(verb: str, arguments: Sequence[str], files: list[Path]) -> int:
     limit = {"compare": 0, "data": 2}.get(verb, 1)
     if len(given.positionals) > limit:
         raise ValueError(f'unexpected "{given.positionals[limit]}"; options begin with --')
+    for slot in [] if model is None else model.slots:
+        inner = next((n for n, _ in given.pairs if n.startswith(f"model.{slot}.")), None)
+        if inner is not None and given.last(f"model.{slot}.name") is None:
+            raise ValueError(f"--{inner} is an option of a {slot}: name it, --model.{slot} NAME")
     values = typed(parser, given.pairs, flags)
     options: dict[str, dict[str, Any]] = {"model": {}, "objective": {}, "": {}}
     for name, value in values.items():

@@ -74,6 +74,8 @@ def read(folder: Path) -> dict[str, Any]:
         ValueError: nothing is there, or something is damaged: by file and tensor.
     """
     path = folder / MANIFEST
+    if path.exists() and not path.is_file():  # a pipe or a device has no end
+        raise _damaged(path, "is no regular file")
     try:
         body = json.loads(path.read_bytes())
         digest = body.pop("sha256")
@@ -82,7 +84,7 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} holds no {MANIFEST}: name a folder that pv.fit(..., out=...) or Run.save "
             "has written"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(path, "is no whole JSON object") from None
     if body.get("format") != FORMAT:
         raise ValueError(
@@ -98,6 +100,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path, size: int, table: dict[str, Any]) -> dict[str, Tensor]:
+    if path.exists() and not path.is_file():
+        raise _damaged(path, "is no regular file")
     try:
         raw = path.read_bytes()
     except FileNotFoundError:

@@ -94,10 +94,12 @@ def _resumable(loop: Loop) -> dict[str, Any]:
 
 def engine_of(folder: Path) -> str | None:
     """The engine of the run that a folder holds: "auto" goes on with it under any budget."""
+    if not (folder / MANIFEST).is_file():
+        return None
     try:
         return json.loads((folder / MANIFEST).read_text())["manifest"]["engine"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None  # nothing there, or damaged: `go_on` says which
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None  # damaged: `go_on` says how
 
 
 def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) -> None:

@@ -100,7 +100,10 @@ def _read_csv(path: Path, key: str | None, labels_key: str | None) -> tuple[Any,
     if key is not None:
         raise ValueError("got key=, expected none for a .csv: all its columns are read")
     with path.open(newline="", encoding="utf-8-sig") as file:
-        first = next((fields for fields in csv.reader(file) if fields), [])
+        try:
+            first = next((fields for fields in csv.reader(file) if fields), [])
+        except csv.Error as error:  # such as a field of more than 131072 characters
+            raise ValueError(f"got no comma-separated text ({error})") from error
     header = None if all(map(_is_number, first)) else 0
     if header == 0 and not first[0].strip():
         # What DataFrame.to_csv writes: row numbers would be taken for a feature.
