@@ -72,7 +72,7 @@ class Model:
                     "command line keeps for what it is: give it another name"
                 )
         flags = flags_of(self.build, "model.", skip=[*self.slots, self._takes_dim])
-        from pyro_vae.listing import classes_in
+        from pyro_vae.recording.listing import classes_in
 
         about = explained(self.build)
         for slot in self.slots:
@@ -241,8 +241,8 @@ def find_part(slot: str, spec: str, model: Model) -> Part:
     """
     from torch import nn
 
-    from pyro_vae.listing import classes_in
     from pyro_vae.program import parts
+    from pyro_vae.recording.listing import classes_in
 
     path, name = path_and_name(spec, "Class")
     if path is None:
