@@ -170,7 +170,7 @@ def _moments(u: Tensor) -> tuple[Tensor, Tensor]:
 def _student_log_density(standard: Tensor, factor: Tensor) -> Tensor:
     """log t at mean + factor standard, (K, B).
 
-    Pyro's ``MultivariateStudentT`` says the same, and takes three to ten times as long: from u it
+    Pyro's ``MultivariateStudentT`` says the same, and takes two to ten times as long: from u it
     solves for ``standard``, which is known here, K x B triangular systems for B factors.
     """
     dim = standard.shape[-1]

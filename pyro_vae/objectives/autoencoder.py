@@ -35,6 +35,9 @@ class Autoencoder(Objective):
     needs_rsample = False  # z is the mean
     least_particles = None
 
+    def __init__(self) -> None:  # without the options of Pyro's ELBO, none of which would count
+        super().__init__()
+
     def init(self, program: Any, x: Rows) -> State:
         # A graph cannot look whether a mean is nan.  Dropout draws here none of the step's noise.
         with torch.no_grad(), looking(program):
