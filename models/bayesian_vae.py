@@ -111,7 +111,7 @@ def _normal(mean: Tensor, std: Tensor | float) -> dist.TorchDistribution:
     return dist.Normal(mean, std).to_event(mean.dim())
 
 
-@built_by_name
+@built_by_name()
 def build(
     data_dim: int,
     *,

@@ -24,7 +24,11 @@ class BernoulliVAE(VAE):
     """Binary images from Gaussian latents."""
 
 
-@built_by_name
+@built_by_name(
+    prior=("prior_precision",),
+    likelihood=("soft_targets",),
+    posterior=("posterior_precision",),
+)
 def build(
     data_dim: int,
     *,

@@ -27,7 +27,11 @@ class GaussianVAE(VAE):
     """Grey images, or any real vectors, from Gaussian latents."""
 
 
-@built_by_name
+@built_by_name(
+    prior=("prior_precision",),
+    likelihood=("sigmoid_mean", "floor"),
+    posterior=("posterior_precision",),
+)
 def build(
     data_dim: int,
     *,

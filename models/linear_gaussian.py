@@ -202,7 +202,7 @@ class LinearGaussian(Program):
         self.guide_bias.copy_(-gain @ self.bias)
 
 
-@built_by_name
+@built_by_name()
 def build(
     data_dim: int,
     *,

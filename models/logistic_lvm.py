@@ -123,7 +123,7 @@ class LogisticLVM(Program):
         return z, log_lik + log_weight.unsqueeze(-1)
 
 
-@built_by_name
+@built_by_name()
 def build(
     data_dim: int,
     *,

@@ -33,7 +33,7 @@ def run(scratch, *arguments):
     return subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
 
 
-def tested(scratch, *arguments):
+def passes(scratch, *arguments):
     """How many tests of the folder passed; the others are told."""
     done = run(scratch, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,11 +53,11 @@ def test_recipes_are_written_in_the_house_style(scratch):
 
 @pytest.mark.parametrize("file", PARTS)
 def test_a_part_is_in_the_folder_tests(scratch, file):
-    assert tested(scratch, "tests/test_parts.py", "-k", PARTS[file]) >= 5
+    assert passes(scratch, "tests/test_parts.py", "-k", PARTS[file]) >= 5
 
 
 def test_an_objective_is_in_the_folder_tests(scratch):
-    assert tested(scratch, "tests/test_engine.py", "-k", "Renyi and bernoulli_vae") >= 4
+    assert passes(scratch, "tests/test_engine.py", "-k", "Renyi and bernoulli_vae") >= 4
 
 
 def test_parts_have_flags_and_are_loaded_by_name(scratch):
@@ -73,7 +73,7 @@ def test_parts_have_flags_and_are_loaded_by_name(scratch):
 
 
 def test_a_data_set_is_found_and_trains(scratch):
-    assert tested(scratch, "tests/test_datasets.py", "-k", "wine") == 1
+    assert passes(scratch, "tests/test_datasets.py", "-k", "wine") == 1
     code = (
         "import pyro_vae as pv; from pyro_vae.models import gaussian_vae; "
         "wine = pv.datasets.load('wine'); print(wine); "

@@ -155,3 +155,25 @@ def test_a_run_can_be_saved_by_hand_and_loaded_and_not_gone_on_from(tmp_path):
     pd.testing.assert_frame_equal(loaded.history, run.history, check_exact=True)
     with pytest.raises(ValueError, match=r"written by Run.save, without the optimizer: use pv.lo"):
         fit(objective=Counting(), validation=HELD_OUT, out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "option", "part"),
+    [
+        (bernoulli_vae.build, {"soft_targets": True}, "likelihood"),
+        (bernoulli_vae.build, {"prior_precision": 2.0}, "prior"),
+        (gaussian_vae.build, {"floor": 0.1}, "likelihood"),
+        (gaussian_vae.build, {"sigmoid_mean": False}, "likelihood"),
+        (gaussian_vae.build, {"posterior_precision": 3.0}, "posterior"),
+    ],
+)
+def test_an_option_of_a_part_that_is_replaced_is_refused(build, option, part):
+    """It would be dropped without a word; the default, which a saved run repeats, is no option."""
+    mine = {
+        "prior": pv.priors.StandardNormal(2),
+        "likelihood": pv.likelihoods.Bernoulli(2, 6, 4),
+        "posterior": pv.posteriors.Gaussian(6, 2, 4),
+    }[part]
+    with pytest.raises(ValueError, match=rf"{next(iter(option))} is .* beside {part}=, .*left out"):
+        build(6, latent_dim=2, hidden_dim=4, **{part: mine}, **option)
+    assert getattr(build(6, latent_dim=2, hidden_dim=4, **{part: mine}), part) is mine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyro
@@ -51,26 +51,51 @@ P = ParamSpec("P")
 Built = TypeVar("Built", bound=Program)
 
 
-def built_by_name(build: Callable[P, Built]) -> Callable[P, Built]:
+def built_by_name(
+    **of_parts: Sequence[str],
+) -> Callable[[Callable[P, Built]], Callable[P, Built]]:
     """For the ``build`` of a file in ``models/``: notes on the program how to build it again.
+
+    Args:
+        of_parts: part -> options of ``build`` that are its own; beside another part in its place
+            they would mean nothing, and are refused.
 
     ``program.build_record`` is then ``{"model": name of the file, "options": {...}}``, each option
     as :func:`~pyro_vae.recording.form_of` has it, so that a saved run is loaded without its
     program.  It is None where ``build`` is in no file of ``pyro_vae.models``.
     """
-    signature = inspect.signature(build)
-    package, _, model = build.__module__.rpartition(".")
 
-    @functools.wraps(build)
-    def recorded(*args: P.args, **kwargs: P.kwargs) -> Built:
-        options = {}
-        if package == "pyro_vae.models":
+    def decorated(build: Callable[P, Built]) -> Callable[P, Built]:
+        signature = inspect.signature(build)
+        package, _, model = build.__module__.rpartition(".")
+
+        @functools.wraps(build)
+        def recorded(*args: P.args, **kwargs: P.kwargs) -> Built:
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            options = {name: form_of(value) for name, value in given.arguments.items()}
-        program = build(*args, **kwargs)
-        if package == "pyro_vae.models":
-            program.build_record = {"model": model, "options": options}
-        return program
+            for part, own in of_parts.items():
+                if given.arguments[part] is not None:
+                    _refuse_unused(signature, given.arguments, part, own)
+            options = {}
+            if package == "pyro_vae.models":  # before the build, which may change what it is given
+                options = {name: form_of(value) for name, value in given.arguments.items()}
+            program = build(*args, **kwargs)
+            if package == "pyro_vae.models":
+                program.build_record = {"model": model, "options": options}
+            return program
 
-    return recorded
+        return recorded
+
+    return decorated
+
+
+def _refuse_unused(
+    signature: inspect.Signature, given: dict[str, Any], part: str, own: Sequence[str]
+) -> None:
+    """What is not the default was meant, and would mean nothing."""
+    for name in own:
+        if given[name] != signature.parameters[name].default:
+            raise ValueError(
+                f"{name} is {given[name]!r} beside {part}=, expected to be left out: it is an "
+                f"option of the {part} that yours replaces, so give it to yours"
+            )
