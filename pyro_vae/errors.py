@@ -38,7 +38,8 @@ def whole(
     elif least is not None:
         expected += f" from {least} on"
     given = _number(name, value, expected, why)
-    fits = math.isfinite(given) and given == int(given)
+    # Python's whole numbers have no end, and torch's have 64 bits.
+    fits = abs(given) < 2**63 and given == int(given)
     if not (fits and (least is None or given >= least) and (most is None or given <= most)):
         raise ValueError(_message(name, value, expected, why))
     return int(given)
@@ -97,6 +98,8 @@ def require_libraries(*names: str) -> None:
 
 def _bounded(name: str, value: Any, interval: str, expected: str, why: str) -> float:
     given = _number(name, value, expected, why)
+    if abs(given) >= 2**1023:  # an infinity, or a whole number that no float can hold
+        raise ValueError(_message(name, value, expected, why))
     low, high = map(float, interval[1:-1].split(","))
     above = given >= low if interval[0] == "[" else given > low
     below = given <= high if interval[-1] == "]" else given < high

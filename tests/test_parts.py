@@ -168,7 +168,7 @@ def test_the_graph_is_the_program_at_k_particles(folder, cls):
 @every_part
 def test_a_saved_part_is_loaded_by_its_name(folder, cls, tmp_path):
     program, x = program_of(folder, example(folder, cls))
-    objective = AEVB() if program.posterior(x).has_rsample else ScoreFunction(2)
+    objective = AEVB("A") if program.posterior(x).has_rsample else ScoreFunction(2)
     pv.fit(program, x, objective, steps=1, engine="eager", progress=False, out=tmp_path)
 
     loaded = pv.load(tmp_path).program

@@ -221,3 +221,16 @@ def test_alpha_and_beta_are_precisions(option):
     precision = 1 / fixed.variance
     torch.testing.assert_close(precision, torch.full_like(precision, next(iter(option.values()))))
     assert float(vae.prior().variance[0]) == pytest.approx(1 / option.get("prior_precision", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (pv.priors.StandardNormal, r"the class StandardNormal, .* StandardNormal\(\.\.\.\)"),
+        (dist.Normal(0.0, 1.0), r"a Normal, .* let forward\(\) of a torch.nn.Module return it"),
+        (3.0, "a float, expected a module that returns a distribution"),
+    ],
+)
+def test_what_is_no_part_is_refused_where_it_is_passed(part, said):
+    with pytest.raises(TypeError, match=f"prior is {said}"):
+        bernoulli_vae.build(6, latent_dim=2, hidden_dim=4, prior=part)

@@ -6,6 +6,7 @@ import re
 import signal
 
 import pandas as pd
+import pyro
 import pytest
 import torch
 
@@ -273,3 +274,60 @@ def test_data_have_a_digest_in_every_form():
     assert len({whole, *map(data_digest, others)}) == 6
     data = pv.datasets.Data.from_pixels(X)
     assert data_digest(data) == data.digest
+
+
+def steps_of(size=2, gamma=0.1):
+    return lambda optimizer: optim.lr_scheduler.StepLR(optimizer, size, gamma=gamma)
+
+
+def factors(value):
+    return lambda optimizer: optim.lr_scheduler.LambdaLR(optimizer, lambda step: value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "other", "said"),
+    [
+        (steps_of(), steps_of(gamma=0.9), "schedule.gamma is 0.9, the checkpoint has 0.1"),
+        (steps_of(), steps_of(3), "schedule.step_size is 3, the checkpoint has 2"),
+        (factors(1.0), factors(0.0), "schedule.functions is"),
+        (
+            functools.partial(optim.lr_scheduler.ExponentialLR, gamma=0.5),
+            functools.partial(optim.lr_scheduler.ExponentialLR, gamma=0.9),
+            "schedule.gamma is 0.9",
+        ),
+    ],
+)
+def test_a_schedule_with_other_arguments_is_another_run(tmp_path, schedule, other, said):
+    """Its class and state would come back, and go on with one argument or the other."""
+    fit(out=tmp_path, schedule=schedule, steps=4)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        fit(out=tmp_path, schedule=other, steps=8, resume=True)
+    again = fit(out=tmp_path, schedule=schedule, steps=8, resume=True)
+    assert again.manifest["steps"] == 8
+
+
+class Plain(torch.nn.Module):
+    """A prior with no record, which holds its scale in one of several ways."""
+
+    def __init__(self, how, scale):
+        super().__init__()
+        self.zero = torch.nn.Parameter(torch.zeros(2))
+        if how == "list":
+            self._held = [scale]
+        elif how == "buffer":
+            self.register_buffer("held", torch.tensor(scale), persistent=False)
+        elif how == "function":
+            self.act = torch.tanh if scale == 1.0 else torch.relu
+        self.scale_of = (lambda: scale) if how == "closure" else None
+        self.object = object()  # which nobody can compare
+
+    def forward(self):
+        return pyro.distributions.Normal(self.zero, 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("how", ["list", "buffer", "function", "closure"])
+def test_a_part_without_a_record_is_compared_by_what_it_holds(tmp_path, how):
+    fit(small_vae(prior=Plain(how, 1.0)), out=tmp_path, steps=2)
+    with pytest.raises(ValueError, match=r"holds another run: prior\."):
+        fit(small_vae(prior=Plain(how, 2.0)), out=tmp_path, steps=4, resume=True)
+    fit(small_vae(seed=5, prior=Plain(how, 1.0)), out=tmp_path, steps=4, resume=True)

@@ -29,7 +29,13 @@ from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.objectives.base import Objective, State
-from pyro_vae.program.calling import Parameters, call_with, materialize, trainable
+from pyro_vae.program.calling import (
+    Parameters,
+    call_with,
+    left_as_it_was,
+    materialize,
+    trainable,
+)
 from pyro_vae.program.rows import Rows, device_of, num_rows
 
 
@@ -67,6 +73,13 @@ def capture(
         that depends on data, or Python values that change from run to run.
     """
     materialize(program, x)
+    with left_as_it_was(program, parameters=False):  # the program runs some times
+        return _captured(program, objective, x, state, prior)
+
+
+def _captured(
+    program: nn.Module, objective: Objective, x: Rows, state: State | None, prior: WeightPrior
+) -> Graph | Refusal:
     params = {name: p.detach() for name, p in trainable(program).items()}
     rows, shared = objective.init(program, x) if state is None else state
     weight = torch.ones(num_rows(x), dtype=next(iter(params.values())).dtype, device=device_of(x))

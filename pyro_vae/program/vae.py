@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyro
+import torch
 from torch import nn
 
 from pyro_vae.program.base import Program
@@ -31,6 +32,8 @@ class VAE(Program):
 
     def __init__(self, *, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:
         super().__init__()
+        for name, part in (("prior", prior), ("likelihood", likelihood), ("posterior", posterior)):
+            _require_part(name, part)
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
@@ -45,6 +48,19 @@ class VAE(Program):
         """q(z | x)."""
         with pyro.plate("data", num_rows(x)):
             pyro.sample("z", self.posterior(x))
+
+
+def _require_part(name: str, part: Any) -> None:
+    """Raises TypeError for what returns no distribution when it is called."""
+    if isinstance(part, type):
+        got, advice = f"the class {part.__name__}", f"pass an instance, {part.__name__}(...)"
+    elif isinstance(part, torch.distributions.Distribution):
+        got, advice = f"a {type(part).__name__}", "let forward() of a torch.nn.Module return it"
+    elif not callable(part):
+        got, advice = f"a {type(part).__name__}", "see pyro_vae.program.parts"
+    else:
+        return
+    raise TypeError(f"{name} is {got}, expected a module that returns a distribution: {advice}")
 
 
 P = ParamSpec("P")

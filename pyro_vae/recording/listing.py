@@ -4,8 +4,8 @@ A class in a new file of ``priors/``, ``likelihoods/``, ``posteriors/``, ``netwo
 ``objectives/`` is exported, built by name from a saved run, and given flags at the command line,
 without an entry elsewhere::
 
-    >>> sorted(classes_in("posteriors"))
-    ['Gaussian']
+    >>> "Gaussian" in classes_in("posteriors")
+    True
     >>> find_class("priors", "StandardNormal")(2)
     StandardNormal(latent_dim=2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import platform
+import types
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pyro_vae.defaults import __version__
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows
 from pyro_vae.recording import PLAIN, Form, Recorded, differences
+from pyro_vae.recording import form_of as recorded_form_of
 from pyro_vae.runs.storage import tensor_digest
 
 
@@ -66,15 +68,27 @@ def parts_record(program: nn.Module) -> dict[str, Form]:
     """What each module of a program was made from: recorded arguments, and plain attributes.
 
     Two programs of one class with tensors of one shape may still differ, by the precision of a
-    prior, say.  Functions are left to :func:`source_digest`.
+    prior, say.  What a module without a record holds is told as far as it is plain: numbers, texts,
+    containers and functions of them, and tensors that no checkpoint keeps.
     """
     return {name or "program": _part(module) for name, module in program.named_modules()}
+
+
+NOT_ITS_OWN = {*vars(nn.Module()), "_record", "build_record"}
 
 
 def _part(module: nn.Module) -> Form:
     record = vars(module).get("_record") if isinstance(module, Recorded) else None
     arguments = {} if record is None else record["arguments"]
     said: dict[str, Form] = {"class": type(module).__qualname__, **arguments}
+    if record is None and not type(module).__module__.startswith("torch."):
+        held = {n: v for n, v in vars(module).items() if n not in NOT_ITS_OWN}
+        held |= {n: module._buffers[n] for n in sorted(module._non_persistent_buffers_set)}
+        if isinstance(forward := type(module).forward, types.FunctionType):
+            cells = zip(forward.__code__.co_freevars, forward.__closure__ or (), strict=True)
+            held |= {f"{n}, as forward has it,": cell.cell_contents for n, cell in cells}
+        said |= {n: recorded_form_of(v) for n, v in held.items() if _is_plain(v)}
+        return said
     for name, value in vars(module).items():
         if type(value) not in PLAIN or name.startswith("_") or name == "training":
             continue
@@ -83,6 +97,19 @@ def _part(module: nn.Module) -> Form:
         elif differences(said[name], value):  # set since, or turned into something else
             said[f"{name}, as it is held,"] = value
     return said
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value says the same in another process: it holds no module and no object."""
+    if isinstance(value, (list, tuple, set)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(_is_plain(name) and _is_plain(part) for name, part in value.items())
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return all(map(_is_plain, [*cells, value.__defaults__ or (), value.__kwdefaults__ or {}]))
+    constant = isinstance(value, torch.Tensor) and not value.requires_grad
+    return type(value) in PLAIN or constant or isinstance(value, types.BuiltinFunctionType)
 
 
 def data_digest(x: Any) -> str:

@@ -120,6 +120,9 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     between = ", the checkpoint has "
     objectives = manifest["objective_record"], theirs["objective_record"]
     wrong += differences(objectives[0], objectives[1], "objective", between=between)
+    schedules = manifest["schedule_record"], theirs["schedule_record"]
+    if manifest["schedule"] == theirs["schedule"]:
+        wrong += differences(schedules[0], schedules[1], "schedule", between=between)
     wrong += differences(manifest["parts"], theirs["parts"], between=between, values=False)
     wrong += misfits(loop.learner.program, saved)
     if (done := saved["progress"]["steps"]) > num_steps:

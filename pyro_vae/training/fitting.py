@@ -28,6 +28,7 @@ from pyro_vae.program.calling import materialize, require_program, trainable
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows
 from pyro_vae.progress import Record, reporter
+from pyro_vae.recording import form_of as form_of_value
 from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
 from pyro_vae.runs.run import Run, folder_for
 from pyro_vae.training.advice import (
@@ -278,6 +279,16 @@ def _shape(x: Rows) -> Any:
     return {n: _shape(v) for n, v in x.items()} if isinstance(x, dict) else tuple(x.shape[1:])
 
 
+def _schedule_record(schedule: Any, scheduler: Any) -> Any:
+    """What a schedule was made with; where it holds functions, which its state leaves out, they."""
+    if schedule is None:
+        return None
+    state = schedule_form = form_of_value(scheduler.state_dict())
+    if "lr_lambdas" in repr(state):
+        schedule_form = {"state": state, "functions": form_of_value(schedule)}
+    return schedule_form
+
+
 def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, Any]:
     """What the numbers of a run depend on; its schedule is made here, once all else is known."""
     objective, optimizer, schedule = (
@@ -298,6 +309,7 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         optimizer=type(optimizer).__name__,
         optimizer_options=options,
         schedule=None if schedule is None else type(loop.scheduler).__name__,
+        schedule_record=_schedule_record(schedule, loop.scheduler),
         lr=settings.lr,
         batch_size=loop.batches.batch_size,
         weight_prior=settings.weight_prior,
