@@ -108,15 +108,19 @@ def test_a_users_program_brings_its_own_class_and_the_file_its_numbers(tmp_path)
 
 
 def test_the_source_of_a_part_counts_as_the_programs(tmp_path):
-    """Swapping a likelihood of equal shapes changes the numbers, though the class stays."""
+    """A likelihood of equal shapes changes the numbers, though the program's class stays."""
 
     class Flipped(pv.models.bernoulli_vae.likelihoods.Bernoulli):
         def forward(self, z):
             return dist.Bernoulli(logits=-self.network(z)).to_event(1)
 
     fit(out=tmp_path, steps=2)
-    with pytest.warns(pv.PyroVaeWarning, match="source_digest"):
+    with pytest.raises(
+        ValueError, match=r"likelihood.class is '.*Flipped', the checkpoint has 'Ber"
+    ):
         fit(small_vae(likelihood=Flipped(2, 6, 8)), out=tmp_path, steps=4, resume=True)
+    with pytest.warns(pv.PyroVaeWarning, match="source_digest"):
+        pv.load(tmp_path, small_vae(likelihood=Flipped(2, 6, 8)))
 
 
 def functions():

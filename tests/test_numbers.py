@@ -176,7 +176,7 @@ def test_numbers_of_other_libraries_reach_the_results():
     plain = pv.elbo(ORACLE, x, num_particles=3, batch_size=2, seed=4)
     other = pv.elbo(ORACLE, x, num_particles=np.int64(3), batch_size=torch.tensor(2), seed=4.0)
     assert plain.equal(other)
-    assert repr(AEVB(num_particles=np.float64(5))) == "AEVB(num_particles=5)"
+    assert type(AEVB(num_particles=np.float64(5)).num_particles) is int
     assert MonteCarloEM(4.0).leapfrog_steps == 4 and ReweightedWakeSleep(2, np.float32(0.5))
     assert bernoulli_vae.build(np.int64(3), latent_dim=2.0, hidden_dim=torch.tensor(4))
     assert Data(X, seed=np.int64(3), scale=255).digest == Data(X, seed=3, scale=255.0).digest

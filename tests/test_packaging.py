@@ -1,5 +1,6 @@
 """What is installed: pyro_vae and pyro_vae.models, once each, from pinned versions."""
 
+import os
 import re
 import shutil
 import stat
@@ -22,7 +23,9 @@ OTHERS = {str(path.relative_to(ROOT)) for path in (ROOT / "pyro_vae").rglob("*.p
 
 
 def python(*args, cwd):
-    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True)
+    environment = {n: v for n, v in os.environ.items() if n != "PYTHONPATH"}  # nobody's checkout
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

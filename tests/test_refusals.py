@@ -11,7 +11,7 @@ import pyro_vae as pv
 from pyro_vae.chains.latents import Latents
 from pyro_vae.densities.particles import densities
 from pyro_vae.models import bernoulli_vae, linear_gaussian
-from pyro_vae.noise import NoiseMode, keyed
+from pyro_vae.noise import NoiseMode, Stream, keyed
 from pyro_vae.objectives import AEVB
 
 
@@ -383,7 +383,7 @@ def test_a_delta_with_a_density_of_its_own_is_sampled_not_closed():
     program, x = Sites(proper_model, pushed), torch.randn(50, 6).double()
     program.double()
     sampled = pv.elbo(program, x, num_particles=1, seed=3)
-    with NoiseMode(keyed(3, 0)), torch.no_grad():
+    with NoiseMode(keyed(*Stream.BOUND.key(3, 0))), torch.no_grad():
         d = densities(program, x)
     torch.testing.assert_close(sampled, d.log_w[0])
 

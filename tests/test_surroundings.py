@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import h5netcdf  # noqa: F401  # for good, before h5py is hidden: it remembers what it finds
 import pyro.distributions
 import pytest
 import torch

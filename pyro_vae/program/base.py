@@ -123,6 +123,7 @@ class Program(nn.Module):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(mean, 1.0).to_event(1))
         >>> program = Program(model, guide, decoder=decoder)
+        >>> from pyro_vae.program import materialize
         >>> materialize(program, torch.zeros(4, 3))
         >>> sorted(name for name, _ in program.named_parameters())
         ['created.mean', 'decoder.bias', 'decoder.weight']
