@@ -38,8 +38,7 @@ def whole(
     elif least is not None:
         expected += f" from {least} on"
     given = _number(name, value, expected, why)
-    # Python's whole numbers have no end, and torch's have 64 bits.
-    fits = abs(given) < 2**63 and given == int(given)
+    fits = _is_whole(given, 2**63)  # Python's whole numbers have no end, and torch's have 64 bits
     if not (fits and (least is None or given >= least) and (most is None or given <= most)):
         raise ValueError(_message(name, value, expected, why))
     return int(given)
@@ -52,10 +51,11 @@ def seed_number(value: Any, name: str = "seed") -> int:
         TypeError, ValueError: as of :func:`whole`; or 2**62 and more, which leaves no room to
             tell steps and replicas apart.
     """
-    given = whole(name, value, least=None)
-    if abs(given) >= 2**62:
-        raise ValueError(_message(name, value, "a whole number below 2**62", ""))
-    return given
+    expected = "a whole number below 2**62"
+    given = _number(name, value, expected, "")
+    if not _is_whole(given, 2**62):
+        raise ValueError(_message(name, value, expected, ""))
+    return int(given)
 
 
 def positive(name: str, value: Any, why: str = "") -> float:
@@ -94,6 +94,10 @@ def require_libraries(*names: str) -> None:
 
 
 # --- parts --------------------------------------------------------------------------------------
+
+
+def _is_whole(given: Any, below: int) -> bool:
+    return abs(given) < below and given == int(given)
 
 
 def _bounded(name: str, value: Any, interval: str, expected: str, why: str) -> float:
