@@ -334,3 +334,20 @@ def test_a_likelihood_is_what_the_look_sees_of_it(other, says):
             samples=10,
             proposal="guide",
         )
+
+
+@pytest.mark.parametrize("engine", ["auto", "pyro"])
+def test_running_statistics_see_the_steps_and_nothing_else(engine):
+    """A capture runs the program some times, and leaves no mark of that."""
+
+    class Normalized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.mean = nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return pyro.distributions.Normal(self.mean(self.norm(x)), 1.0).to_event(1)
+
+    program = bernoulli_vae.build(6, latent_dim=2, hidden_dim=4, posterior=Normalized())
+    pv.fit(program, (torch.rand(20, 6) < 0.5).float(), steps=5, batch_size=10, engine=engine)
+    assert int(program.posterior.norm.num_batches_tracked) == 5
