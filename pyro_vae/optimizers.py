@@ -75,7 +75,28 @@ def make_optimizer(
             f"optimizer returned {type(made).__name__}, expected a torch.optim.Optimizer: pass a "
             "class such as torch.optim.Adam, or a callable on parameters"
         )
+    _require_these(made, parameters)
     return made
+
+
+def _require_these(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]) -> None:
+    """Refuse an optimizer that moves something else, so that a program learns in part or nothing."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    expected = "expected one that moves the parameters it is given, all of them"
+    others = held - {id(p) for p in parameters.values()}
+    if others:
+        raise ValueError(
+            f"optimizer returned a {type(optimizer).__name__} with {len(others)} parameters that "
+            f"are not the program's, {expected}: make it inside the callable, "
+            "lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
+        )
+    left = [name for name, p in parameters.items() if id(p) not in held]
+    if left:
+        raise ValueError(
+            f'optimizer returned a {type(optimizer).__name__} without "{left[0]}" '
+            f"({len(left)} of {len(parameters)} parameters are left out), {expected}: freeze by "
+            "requires_grad_(False) what is not to be learnt"
+        )
 
 
 def options_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

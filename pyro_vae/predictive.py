@@ -134,7 +134,7 @@ def _latents(
 ) -> dict[str, Tensor]:
     """Latents by site: those that all data share, those of each datum, or, by None, all."""
     return {
-        name: site.value
+        name: site.value.clone()  # a guide may hand out a parameter itself
         for name, site in latents_of(sites_of(program.guide, x, *handlers)).items()
         if shared in (None, site.is_global)
     }
@@ -149,7 +149,7 @@ def _mean_of_x(program: Any, model: Sites, x: Rows) -> Tensor:
             f'the likelihood of "{site.name}", {site.family}, has no mean: ask for '
             "draws of x, pv.sample(program, n, like=x)"
         )
-    return mean.reshape(observed_rows(x).shape)
+    return mean.reshape(observed_rows(x).shape).clone()  # it may be a parameter itself
 
 
 def _means(program: Any, x: Rows, *, shared: bool | None = None) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.checking.sites import Mistakes, label
+from pyro_vae.checking.sites import Mistakes, label, masks
 from pyro_vae.checking.values import possible_parameters, possible_values
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.sites import Site
@@ -20,7 +20,8 @@ def require_possible_data(look: Look, x: Rows) -> None:
 
     With validation off, which captured graphs and ``python -O`` have, a Bernoulli scores a pixel
     of 255 without complaint, and the more the better.  So do impossible parameters, such as a
-    negative scale, which are looked for in the rows of the look.
+    negative scale, and masks of a latent that differ in model and guide; these are looked for in
+    the rows of the look.
 
     Args:
         look: at the program, on some rows of its data.
@@ -30,6 +31,7 @@ def require_possible_data(look: Look, x: Rows) -> None:
         ValueError: what was found, what the site takes, and the next step.
     """
     mistakes = Mistakes()
+    masks(look.guide, look.model, mistakes)
     for role, name, each in look:
         possible_parameters(each, label(role, name), mistakes)
     if (site := look.likelihood) is not None and isinstance(site.value, Tensor):

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_vae.densities.dreams import is_x_itself
 from pyro_vae.densities.look import Look, Role
 from pyro_vae.densities.rules import without_counterpart
-from pyro_vae.densities.sites import Site, latents_of
+from pyro_vae.densities.sites import Site, Sites, latents_of, same_mask
 from pyro_vae.program.rows import num_rows, observed_rows
 
 
@@ -166,19 +165,16 @@ def latents(met: Met, mistakes: Mistakes) -> None:
                 f'add pyro.sample("{name}", ...) to the guide, else it is drawn from the prior',
             )
     for name, site in met.guide.items():
-        if is_observation(site):
-            mistakes.add(
-                label("guide", name), "observed in the guide", "latents alone", "drop obs=..."
-            )
-    for name, site in met.guide.items():
-        if name in met.model and not _same_mask(site.mask, met.model[name].mask):
+        if site.observed and not site.is_deterministic:
             mistakes.add(
                 label("guide", name),
-                "masked otherwise than in the model",
-                "one mask, or none, in both",
-                "else log p(z) and log q(z | x) speak of different rows: put the same "
-                "poutine.mask around both",
+                "a factor in the guide" if site.is_factor else "observed in the guide",
+                "latents alone",
+                "write a change of variables as the log_density of a Delta"
+                if site.is_factor
+                else "drop obs=...",
             )
+    masks(met.guide, met.model, mistakes)
     for name in without_counterpart(met.guide, met.model):
         mistakes.add(
             label("guide", name),
@@ -189,13 +185,17 @@ def latents(met: Met, mistakes: Mistakes) -> None:
         )
 
 
-def _same_mask(a: Any, b: Any) -> bool:
-    """Whether two masks are equal once broadcast; none is True."""
-    a, b = (torch.as_tensor(True if mask is None else mask).bool() for mask in (a, b))
-    try:
-        return bool((a == b).all())
-    except RuntimeError:  # of shapes that do not go together
-        return False
+def masks(guide: Sites, model: Sites, mistakes: Mistakes) -> None:
+    """A latent has one mask in model and guide."""
+    for name, site in guide.items():
+        if name in model and not same_mask(site, model[name]):
+            mistakes.add(
+                label("guide", name),
+                "masked otherwise than in the model",
+                "one mask, or none, in both",
+                "else log p(z) and log q(z | x) speak of different rows: put the same "
+                "poutine.mask around both",
+            )
 
 
 def shapes(met: Met, mistakes: Mistakes) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.densities.rules import require_latents_alone
 from pyro_vae.densities.traces import At, dreamt_sites, observed_site, sites_of
 from pyro_vae.program.rows import Rows, observed_rows
 
@@ -80,6 +81,7 @@ def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tens
     """
     sites = sites_of(program.guide, x, At(latents))
     sites = {n: s for n, s in sites.items() if not s.is_deterministic}
+    require_latents_alone(sites)
     if set(sites) != set(latents):
         raise ValueError(
             f"the guide has the sites {sorted(sites)} and the model draws {sorted(latents)}: "

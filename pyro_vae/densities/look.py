@@ -20,7 +20,7 @@ from pyro_vae.torch_internals import no_modes
 Role = Literal["guide", "model"]
 ROLES: tuple[Role, Role] = ("guide", "model")
 
-FEW = 2  # rows that show what a program consists of
+FEW = 64  # rows that show what a program consists of
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from pyro_vae.densities.sites import Sites, latents_of
 
 def require_rows(guide: Sites, model: Sites) -> None:
     """What makes a number per datum wrong without any error: ``pv.check`` says more."""
+    missing = {n: s for n, s in guide.items() if n not in latents_of(model)}
+    require_latents_alone(missing)
     for name, site in model.items():
         latent, inside = not site.observed, not site.is_global
         if latent and name not in guide:
@@ -40,6 +42,27 @@ def require_rows(guide: Sites, model: Sites) -> None:
             'infer={"is_auxiliary": True} is for a guide whose other latents are all '
             "pyro.distributions.Delta at a function of it, with the log_density of that change"
         )
+
+
+def require_latents_alone(guide: Sites) -> None:
+    """Refuse terms of the guide that are no densities of latents.
+
+    In log q they would make bound, weights and evidence those of no program; and a loss that
+    holds them, as Pyro's does, makes an observation in the guide *less* probable.
+    """
+    for name, site in guide.items():
+        if site.observed and not site.is_deterministic:
+            got, advice = (
+                ("a pyro.factor", "write a change of variables as the log_density of a Delta")
+                if site.is_factor
+                else ("an observation", "drop obs=..., which leaves q(z | x) as it is")
+            )
+            raise ValueError(
+                f'site "{name}" of the guide is {got}, expected latents alone, because its term '
+                "would be taken for a part of log q and the bound be that of no program: "
+                f"{advice}, and put what else is to be learnt into the loss of an objective of "
+                "your own"
+            )
 
 
 def without_counterpart(guide: Sites, model: Sites) -> list[str]:

@@ -125,7 +125,25 @@ class Site:
     @property
     def is_masked(self) -> bool:
         """Whether a mask of any kind leaves values out."""
-        return self.mask is not None or _has_mask(self.law)
+        return self.mask is not None or bool(_law_masks(self.law))
+
+    def whole_mask(self) -> Tensor:
+        """Which numbers of an event count, by every mask there is, broadcastable to the value."""
+        masks = [torch.as_tensor(True if self.mask is None else self.mask).bool()]
+        law = self.law
+        while law is not None:
+            if isinstance(law, MaskedDistribution):
+                masks.append(torch.as_tensor(law._mask).bool())
+            inner = getattr(law, "base_dist", None)
+            # A mask of this level's events holds for all numbers of each.
+            depth = law.event_dim - (inner.event_dim if isinstance(law, Independent) else 0)
+            if inner is None or isinstance(law, Independent):
+                masks = [mask[(..., *[None] * depth)] for mask in masks]
+            law = inner
+        whole = masks[0]
+        for mask in masks[1:]:
+            whole = whole & mask
+        return whole
 
     def mean(self, *, look: bool = True) -> Tensor | None:
         """Its mean, None where it has none, or where a ``look`` at it shows a nan."""
@@ -214,17 +232,30 @@ def base_law(law: Any) -> Any:
     return law
 
 
-def _has_mask(law: Any) -> bool:
-    """Whether ``law.mask(...)`` stands anywhere in a nest of distributions."""
+def _law_masks(law: Any) -> list[Any]:
+    """The masks of ``law.mask(...)`` anywhere in a nest of distributions, the outermost first."""
+    masks = []
     while law is not None:
         if isinstance(law, MaskedDistribution):
-            return True
+            masks.append(law._mask)
         law = getattr(law, "base_dist", None)
-    return False
+    return masks
+
+
+def same_mask(a: Site, b: Site) -> bool:
+    """Whether two sites leave out the same numbers."""
+    try:
+        return bool((a.whole_mask() == b.whole_mask()).all())
+    except RuntimeError:  # of shapes that do not go together
+        return False
 
 
 def closed_kl(guide: Sites, model: Sites) -> dict[str, Tensor | None]:
-    """KL(q || p) of each latent where a closed form is registered: (B,), of a global one ()."""
+    """KL(q || p) of each latent where a closed form is registered: (B,), of a global one ().
+
+    Where the masks of guide and model differ there is none: those events count log q - log p of
+    the draw, each under its own mask.
+    """
     shared = [
         name
         for name, site in model.items()  # without what pyro.deterministic names in both
@@ -238,14 +269,22 @@ def closed_kl(guide: Sites, model: Sites) -> dict[str, Tensor | None]:
     for name in shared:
         q, p = guide[name], model[name]
         result[name] = None
-        if mean_field and not q.is_point:
+        masks = _law_masks(q.law), _law_masks(p.law)
+        # Pyro's closed form of masked laws takes what both masks have in common.
+        alike = len(masks[0]) == len(masks[1]) and all(a is b for a, b in zip(*masks, strict=True))
+        if mean_field and alike and not q.is_point:
             try:
                 kl = kl_divergence(q.law, p.law)
             except NotImplementedError:
                 continue
             if not isinstance(kl, Tensor) or kl.shape != q.batch_shape:
                 continue
-            result[name] = q.by_row(scale_and_mask(kl, 1.0, q.mask))
+            closed = scale_and_mask(kl, 1.0, q.mask)
+            if q.mask is not p.mask:  # by entry, because a graph cannot branch on their values
+                a, b = (torch.as_tensor(True if s.mask is None else s.mask) for s in (q, p))
+                equal = (a.bool() == b.bool()).to(kl.device)
+                closed = torch.where(equal, closed, q.density() - p.density())
+            result[name] = q.by_row(closed)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.particles import densities
 from pyro_vae.evaluation import RowFunction, row_chunks
-from pyro_vae.noise import Stream
+from pyro_vae.noise import Stream, seed_of
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows
@@ -36,6 +37,9 @@ def elbo(
         batch_size: rows at a time.
 
     The program is put into evaluation mode (no dropout) for as long as this takes.
+
+    Rows of a batch share each draw of the global latents, so their bounds are not independent, and
+    ``std / sqrt(N)`` is too small an error of the mean: :func:`elbo_and_error` has the right one.
 
     Returns:
         (N,) nats per datum, without gradient.
@@ -70,3 +74,31 @@ def elbo(
     bounds = torch.cat(parts)
     require_numbers(bounds, "the ELBO")
     return bounds
+
+
+SHARED_DRAWS = 8  # of global latents, to see what the mean bound owes to one of them
+
+
+def elbo_and_error(program: nn.Module, x: Any, *, seed: int = 0) -> tuple[Tensor, float]:
+    r"""The ELBO of each datum, and the standard error of its mean, nats.
+
+    .. math:: \mathrm{SE}^2 = \frac{s^2}{N} + \frac{s_{draws}^2}{K}
+
+    with s the standard deviation over data.  The second term is there where all data share latents:
+    s_draws is that of the mean bound over K = 8 draws of them, which the bound is averaged over.
+
+    Args:
+        program, x, seed: as of :func:`elbo`.
+
+    Returns:
+        (N,) nats per datum, and the error; nan for a single datum.
+    """
+    look = Look.at(program, as_rows(x, program))
+    several = any(site.is_global for site in look.latents.values())
+    seeds = [seed, *(seed_of(seed, k) >> 1 for k in range(1, SHARED_DRAWS if several else 1))]
+    draws = torch.stack([elbo(program, x, seed=each) for each in seeds])  # (K, N)
+    values = draws.mean(0)
+    variance = float(values.var()) / len(values) if len(values) > 1 else math.nan
+    if several:
+        variance += float(draws.mean(1).var()) / len(draws)
+    return values, math.sqrt(variance)

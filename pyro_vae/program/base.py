@@ -24,6 +24,7 @@ message for every parameter of its own, and the store stays empty.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import weakref
 from collections.abc import Callable, Iterator
@@ -38,12 +39,26 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
+from pyro_vae.program.copies import Memo, Watch, with_copies
 from pyro_vae.program.rows import Rows
+
+
+class _Unconstrained:
+    """What Pyro calls to get at a parameter: a weak reference that can be pickled, as empty."""
+
+    def __init__(self, parameter: Tensor | None = None) -> None:
+        self._refer = (lambda: None) if parameter is None else weakref.ref(parameter)
+
+    def __call__(self) -> Tensor | None:
+        return self._refer()
+
+    def __reduce__(self) -> tuple:
+        return _Unconstrained, ()  # the next announcement makes another
 
 
 @effectful(type="param")
 def _announce(parameter: Tensor) -> Tensor:
-    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    parameter.unconstrained = _Unconstrained(parameter)  # type: ignore[attr-defined]
     return parameter
 
 
@@ -84,7 +99,7 @@ def _store_set_aside() -> Iterator[None]:
 def _announcing(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def announced(self: Program, x: Rows) -> Any:
-        with _OwnParameters(self), _store_set_aside():
+        with _OwnParameters(self), _store_set_aside(), self._watched(function.__name__):
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad:
                     full_name = param_with_module_name("program", name)
@@ -181,6 +196,43 @@ class Program(nn.Module):
         """The recognition model q(z | x): a Pyro function."""
         return self._function("_guide")(x)
 
+    # --- copies -----------------------------------------------------------------------------------
+
+    _unproven: frozenset[str] = frozenset()  # of a copy: functions that have not run yet
+    _copied_from: list[weakref.ref] | None = None  # the original's tensors, where known
+
+    def __deepcopy__(self, memo: Memo) -> Program:
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        functions = {name: self.__dict__.get(name) for name in ("_model", "_guide")}
+        rest = {n: v for n, v in self.__dict__.items() if n not in (*functions, "_copied_from")}
+        twin.__dict__.update(copy.deepcopy(rest, memo))
+        twin.__dict__.update({n: with_copies(f, memo) for n, f in functions.items()})
+        twin._unproven = frozenset(("model", "guide"))
+        twin._copied_from = [weakref.ref(t) for t in (*self.parameters(), *self.buffers())]
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_copied_from"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._unproven = frozenset(("model", "guide"))
+
+    @contextlib.contextmanager
+    def _watched(self, name: str) -> Iterator[None]:
+        """In a copy's first runs, refuse modules that are not its own."""
+        if name not in self._unproven:
+            yield
+            return
+        with Watch(self, self._copied_from):
+            yield
+        self._unproven = self._unproven - {name}
+        if not self._unproven:
+            self._copied_from = None
+
+    # ---
+
     def _function(self, name: str) -> Callable[[Rows], Any]:
         function = getattr(self, name, None)
         if function is None:
@@ -195,7 +247,7 @@ class Program(nn.Module):
         if isinstance(initial, Tensor):
             for parameter in self.parameters():
                 if parameter is initial:  # `pyro.module` of a module that we own
-                    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+                    parameter.unconstrained = _Unconstrained(parameter)  # type: ignore[attr-defined]
                     return parameter
         if "$$$" in name:
             module = name.split("$$$")[0]
@@ -228,5 +280,5 @@ class Program(nn.Module):
                 f'pyro.param("{name}") was first declared with shape {tuple(value.shape)} and now '
                 f"with {tuple(initial.shape)}: use one shape, or two names"
             )
-        value.unconstrained = weakref.ref(own)
+        value.unconstrained = _Unconstrained(own)
         return value

@@ -72,9 +72,24 @@ class _Call(nn.Module):
 def call_with(
     program: nn.Module, parameters: dict[str, Tensor], function: Callable[..., Any], *args: Any
 ) -> Any:
-    """``function(program, *args)`` while ``parameters`` stand in for the program's own."""
-    swapped = {f"program.{name}": value for name, value in parameters.items()}
-    return functional_call(_Call(program), swapped, (function, *args))
+    """``function(program, *args)`` while ``parameters`` stand in for the program's own.
+
+    Each place that holds a parameter is swapped once: a module that two parts own is one place, a
+    parameter that two modules hold is two.  (``functional_call`` can look for ties itself, but it
+    swaps a module with two names twice, and what it then puts back is the stand-in.)
+    """
+    stand_ins = {
+        id(parameter): parameters[name]
+        for name, parameter in program.named_parameters()
+        if name in parameters
+    }
+    swapped = {
+        ".".join(filter(None, ("program", prefix, name))): stand_ins[id(parameter)]
+        for prefix, module in program.named_modules()
+        for name, parameter in module._parameters.items()
+        if id(parameter) in stand_ins
+    }
+    return functional_call(_Call(program), swapped, (function, *args), tie_weights=False)
 
 
 def require_program(program: Any) -> None:

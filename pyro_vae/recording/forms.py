@@ -18,6 +18,7 @@ incomparable what pickle refuses.  It equals nothing, itself included
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import hashlib
@@ -151,8 +152,35 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _names(code: types.CodeType) -> set[str]:
+    """The global names that it reads."""
     inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return {*code.co_names}.union(*map(_names, inner))
+    read = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    return read.union(*map(_names, inner))
+
+
+def constants_of(function: Any) -> dict[str, Any]:
+    """What a function works with besides its arguments, by name: closure, defaults, globals.
+
+    Of globals those that are plain values; of anything but a function, a method or a
+    ``functools.partial`` nothing.
+    """
+    if isinstance(function, functools.partial):
+        given = {f"argument {i}": value for i, value in enumerate(function.args)}
+        return {**constants_of(function.func), **given, **function.keywords}
+    if isinstance(function, types.MethodType):
+        return constants_of(function.__func__)
+    if not isinstance(function, types.FunctionType):
+        return {}
+    code, seen = function.__code__, function.__globals__
+    defaults = function.__defaults__ or ()
+    names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
+    cells = zip(code.co_freevars, map(_content, function.__closure__ or ()), strict=True)
+    return {
+        **{n: seen[n] for n in sorted(_names(code)) if type(seen.get(n)) in PLAIN[1:]},
+        **dict(cells),
+        **dict(zip(names, defaults, strict=True)),
+        **(function.__kwdefaults__ or {}),
+    }
 
 
 def _code(code: types.CodeType, into: Any) -> Form:

@@ -14,7 +14,7 @@ from torch import nn
 from pyro_vae.defaults import __version__
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows
-from pyro_vae.recording import PLAIN, Form, Recorded, differences
+from pyro_vae.recording import PLAIN, Form, Recorded, constants_of, differences
 from pyro_vae.recording import form_of as recorded_form_of
 from pyro_vae.runs.storage import tensor_digest
 
@@ -84,9 +84,11 @@ def _part(module: nn.Module) -> Form:
     if record is None and not type(module).__module__.startswith("torch."):
         held = {n: v for n, v in vars(module).items() if n not in NOT_ITS_OWN}
         held |= {n: module._buffers[n] for n in sorted(module._non_persistent_buffers_set)}
-        if isinstance(forward := type(module).forward, types.FunctionType):
-            cells = zip(forward.__code__.co_freevars, forward.__closure__ or (), strict=True)
-            held |= {f"{n}, as forward has it,": cell.cell_contents for n, cell in cells}
+        functions = {n: getattr(type(module), n, None) for n in ("forward", "model", "guide")}
+        functions |= {n.lstrip("_"): v for n, v in held.items() if not _is_plain(v)}
+        for name, function in functions.items():
+            found = constants_of(inspect.unwrap(function)) if callable(function) else {}
+            held |= {f"{n}, as {name} has it,": value for n, value in found.items()}
         said |= {n: recorded_form_of(v) for n, v in held.items() if _is_plain(v)}
         return said
     for name, value in vars(module).items():

@@ -279,6 +279,23 @@ def _shape(x: Rows) -> Any:
     return {n: _shape(v) for n, v in x.items()} if isinstance(x, dict) else tuple(x.shape[1:])
 
 
+def _scheduler(schedule: Callable[..., Any], optimizer: torch.optim.Optimizer) -> Any:
+    """What a schedule makes of the run's own optimizer."""
+    made = schedule(optimizer)
+    if not all(callable(getattr(made, name, None)) for name in ("step", "state_dict")):
+        got = "None" if made is None else type(made).__name__
+        raise TypeError(
+            f"schedule returned {got}, expected a learning-rate scheduler: return it, lambda "
+            "optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.999)"
+        )
+    if getattr(made, "optimizer", optimizer) is not optimizer:
+        raise ValueError(
+            f"schedule returned a {type(made).__name__} of another optimizer, expected one of the "
+            "optimizer that it is given: make it inside the callable"
+        )
+    return made
+
+
 def _schedule_record(schedule: Any, scheduler: Any) -> Any:
     """What a schedule was made with; where it holds functions, which its state leaves out, they."""
     if schedule is None:
@@ -297,7 +314,7 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         settings.schedule,
     )
     options = options_of(optimizer)  # before a schedule changes them
-    loop.scheduler = None if schedule is None else schedule(optimizer)
+    loop.scheduler = None if schedule is None else _scheduler(schedule, optimizer)
     validation = settings.validation
     return manifest_of(
         loop.learner.program,

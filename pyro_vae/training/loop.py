@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.engine.learner import Answer, Ask, Learner
-from pyro_vae.evidence.bound import elbo
+from pyro_vae.evidence.bound import elbo_and_error
 from pyro_vae.noise import Key, Stream
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.rows import Rows
@@ -154,8 +154,7 @@ class Loop:
         """Close a window of the history, with a held-out evaluation where one is due."""
         done, held_out = self.progress, dict[str, float]()
         if evaluate and getattr(self.learner.objective, "has_bound", True):
-            values = elbo(self.learner.program, self.validation, seed=self.seed)
-            error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+            values, error = elbo_and_error(self.learner.program, self.validation, seed=self.seed)
             held_out = {
                 "validation_bound": float(values.mean()),
                 "validation_bound_standard_error": error,

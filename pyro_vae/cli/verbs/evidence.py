@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pyro_vae import defaults, errors
 from pyro_vae.cli.building import Model
 from pyro_vae.cli.sources import Binarization, open_data, put, results
-from pyro_vae.cli.verbs.fit import error_of_mean
 from pyro_vae.errors import PyroVaeWarning
 
 
@@ -97,7 +96,7 @@ def run_evidence(
         how = "reciprocal, HMC draws" if method == "reciprocal" else f"importance, {proposal}"
         print(f"{name} on {rows:,} test rows of {loaded.name} ({how})")
         print(
-            f"log p(x) {found.mean():.3f} ± {error_of_mean(found.value):.3f} nats per datum "
+            f"log p(x) {found.mean():.3f} ± {found.mean_standard_error():.3f} nats per datum "
             f"(standard error over data; of the sampling {noise:.3f})"
         )
         bad = int((~(found.khat <= 0.7)).sum())  # nan counts

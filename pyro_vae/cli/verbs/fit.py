@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +77,7 @@ def run_fit(
     maker = find_optimizer(optimizer)
     require_device(device)
     import pyro_vae as pv
+    from pyro_vae.evidence.bound import elbo_and_error
 
     loaded = open_data(data, binarize, data_dir, scale, labels_key)
     program = model.make(loaded.dim, seed)
@@ -101,8 +101,7 @@ def run_fit(
             f"{manifest['stopped']}"
         )
         if chosen.has_bound:
-            bound = pv.elbo(program, loaded.test).double()
-            error = error_of_mean(bound)
+            bound, error = elbo_and_error(program, loaded.test)
             print(f"test bound {float(bound.mean()):.2f} ± {error:.2f} nats, {len(bound):,} rows")
         else:
             print(f"{objective} has no bound: see pyro-vae evidence DIR --proposal hmc")
@@ -111,7 +110,3 @@ def run_fit(
     else:
         print(f"written: {out}: the run, history.csv and learning_curve.png")
     return 0
-
-
-def error_of_mean(values: Any) -> float:
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
