@@ -80,7 +80,7 @@ def make_optimizer(
 
 
 def _require_these(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]) -> None:
-    """Refuse an optimizer that moves something else, so that a program learns in part or nothing."""
+    """Refuse an optimizer that moves something else, which trains a part or nothing."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     expected = "expected one that moves the parameters it is given, all of them"
     others = held - {id(p) for p in parameters.values()}

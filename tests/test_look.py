@@ -131,11 +131,13 @@ def test_a_look_is_the_same_wherever_the_generators_stand():
 
     assert torch.equal(first.guide["z"].value, again.guide["z"].value)
     assert not torch.equal(first.guide["z"].value, other.guide["z"].value)
-    assert torch.equal(first.x, x[:2]) and not first.guide["z"].value.requires_grad
+    assert torch.equal(Look.at(program, x, rows=2).x, x[:2])
+    assert torch.equal(first.x, x) and not first.guide["z"].value.requires_grad
 
 
-def test_fit_looks_once_before_anything_is_captured(monkeypatch):
-    """One run makes parameters of ``pyro.param``, one is the look; held-out data take the same."""
+def test_fit_runs_a_program_thrice_before_anything_is_captured(monkeypatch):
+    """Once to make parameters of ``pyro.param``, once for the look that held-out data share, once
+    with gradients, which show parameters of no program."""
     program, x, runs = Normal(), torch.randn(7, 3), []
     monkeypatch.setattr(program.encoder, "forward", lambda x: runs.append(len(x)) or x[:, :2])
 
@@ -149,7 +151,7 @@ def test_fit_looks_once_before_anything_is_captured(monkeypatch):
     with pytest.raises(Enough):
         pv.fit(program, x, steps=1, validation=torch.randn(5, 3), progress=False)
 
-    assert len(runs) == 2
+    assert len(runs) == 3
 
 
 # --- what a site is -------------------------------------------------------------------------------

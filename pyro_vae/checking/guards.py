@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_vae.checking.learning import strangers
 from pyro_vae.checking.sites import Mistakes, label, masks
 from pyro_vae.checking.values import possible_parameters, possible_values
-from pyro_vae.densities.look import Look
+from pyro_vae.densities.look import FEW, Look, Role, looking
 from pyro_vae.densities.sites import Site
-from pyro_vae.program.rows import Rows, observed_rows
+from pyro_vae.densities.traces import sites_of_both
+from pyro_vae.program.rows import Rows, map_rows, observed_rows
 
 
 def require_possible_data(look: Look, x: Rows) -> None:
@@ -79,6 +82,27 @@ def require_all_data(look: Look, num_data: int) -> None:
             f'pyro.plate("data", {num_data}, subsample_size=len(x)), or build the program with '
             f"num_data={num_data}"
         )
+
+
+def require_own_parameters(program: nn.Module, x: Rows) -> None:
+    """Refuse a program whose densities depend on parameters that it does not know.
+
+    They would stay what they are while everything else is trained.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    mistakes = Mistakes()
+    few = map_rows(lambda t: t[:FEW], x)
+    with torch.enable_grad(), looking(program):
+        guide, model = sites_of_both(program, few)
+        scored: dict[tuple[Role, str], Tensor] = {
+            ("guide", n): s.density() for n, s in guide.items()
+        }
+        scored |= {("model", name): site.density() for name, site in model.items()}
+        strangers(program, scored, mistakes)
+    if mistakes:
+        raise ValueError(mistakes[0])
 
 
 def require_numbers(values: Tensor, what: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pyro
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.checking.sites import Met, Mistakes, label
+from pyro_vae.densities.look import Role
 
 MAX_NAMED = 10  # parameters named for one mistake, before "and 52 more"
 
@@ -26,7 +27,7 @@ def gradients(program: nn.Module, met: Met, rsample: bool, mistakes: Mistakes) -
             "at least one",
             "register networks as attributes of the module, or pass them by name to pv.Program",
         )
-    _strangers(program, met, mistakes)
+    strangers(program, met.scored, mistakes)
     # Estimator A.  Without rsample the draws are detached, and log q reaches the guide by
     # itself, as it does in the sleep phase.
     by, sign = ('AEVB("A")', -1) if rsample else ("WakeSleep()", 1)
@@ -63,11 +64,13 @@ def gradients(program: nn.Module, met: Met, rsample: bool, mistakes: Mistakes) -
             mistakes.add(where, got, expected, advice)
 
 
-def _strangers(program: nn.Module, met: Met, mistakes: Mistakes) -> None:
-    """Find what would be learnt if only the program knew it."""
+def strangers(
+    program: nn.Module, scored: Mapping[tuple[Role, str], Tensor], mistakes: Mistakes
+) -> None:
+    """Find what would be learnt if only the program knew it, by role and site's log density."""
     known = {id(p) for p in program.parameters()}
     store = pyro.get_param_store()
-    for (role, name), events in met.scored.items():
+    for (role, name), events in scored.items():
         for leaf in _leaves(events):
             if id(leaf) in known:
                 continue

@@ -7,7 +7,6 @@ that show in them.  :func:`pyro_vae.check` runs the program and calls them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -188,7 +187,7 @@ def latents(met: Met, mistakes: Mistakes) -> None:
 def masks(guide: Sites, model: Sites, mistakes: Mistakes) -> None:
     """A latent has one mask in model and guide."""
     for name, site in guide.items():
-        if name in model and not same_mask(site, model[name]):
+        if name in model and not site.observed and not same_mask(site, model[name]):
             mistakes.add(
                 label("guide", name),
                 "masked otherwise than in the model",

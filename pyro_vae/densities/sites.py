@@ -130,14 +130,14 @@ class Site:
     def whole_mask(self) -> Tensor:
         """Which numbers of an event count, by every mask there is, broadcastable to the value."""
         masks = [torch.as_tensor(True if self.mask is None else self.mask).bool()]
-        law = self.law
+        law: Any = self.law
         while law is not None:
+            inner = getattr(law, "base_dist", None)
             if isinstance(law, MaskedDistribution):
                 masks.append(torch.as_tensor(law._mask).bool())
-            inner = getattr(law, "base_dist", None)
-            # A mask of this level's events holds for all numbers of each.
-            depth = law.event_dim - (inner.event_dim if isinstance(law, Independent) else 0)
-            if inner is None or isinstance(law, Independent):
+            elif inner is None or isinstance(law, Independent):
+                # A mask of this level's events holds for all numbers of each.
+                depth = law.event_dim - (0 if inner is None else inner.event_dim)
                 masks = [mask[(..., *[None] * depth)] for mask in masks]
             law = inner
         whole = masks[0]
@@ -250,6 +250,19 @@ def same_mask(a: Site, b: Site) -> bool:
         return False
 
 
+def _of_one_mask(a: Site, b: Site) -> bool:
+    """Whether two sites have the same masks, as objects."""
+    masks = [[site.mask, *_law_masks(site.law)] for site in (a, b)]
+    return len(masks[0]) == len(masks[1]) and all(x is y for x, y in zip(*masks, strict=True))
+
+
+def _equally_masked(a: Site, b: Site) -> Tensor:
+    """For each event, whether two sites leave out the same numbers of it."""
+    equal = (a.whole_mask() == b.whole_mask()).to(a.value.device)
+    equal = equal.expand(a.batch_shape + a.event_shape)
+    return equal.flatten(len(a.batch_shape)).all(-1) if a.event_shape else equal
+
+
 def closed_kl(guide: Sites, model: Sites) -> dict[str, Tensor | None]:
     """KL(q || p) of each latent where a closed form is registered: (B,), of a global one ().
 
@@ -269,10 +282,7 @@ def closed_kl(guide: Sites, model: Sites) -> dict[str, Tensor | None]:
     for name in shared:
         q, p = guide[name], model[name]
         result[name] = None
-        masks = _law_masks(q.law), _law_masks(p.law)
-        # Pyro's closed form of masked laws takes what both masks have in common.
-        alike = len(masks[0]) == len(masks[1]) and all(a is b for a, b in zip(*masks, strict=True))
-        if mean_field and alike and not q.is_point:
+        if mean_field and not q.is_point:
             try:
                 kl = kl_divergence(q.law, p.law)
             except NotImplementedError:
@@ -280,10 +290,8 @@ def closed_kl(guide: Sites, model: Sites) -> dict[str, Tensor | None]:
             if not isinstance(kl, Tensor) or kl.shape != q.batch_shape:
                 continue
             closed = scale_and_mask(kl, 1.0, q.mask)
-            if q.mask is not p.mask:  # by entry, because a graph cannot branch on their values
-                a, b = (torch.as_tensor(True if s.mask is None else s.mask) for s in (q, p))
-                equal = (a.bool() == b.bool()).to(kl.device)
-                closed = torch.where(equal, closed, q.density() - p.density())
+            if not _of_one_mask(q, p):  # by entry, because a graph cannot branch on values
+                closed = torch.where(_equally_masked(q, p), closed, q.density() - p.density())
             result[name] = q.by_row(closed)
     return result
 

@@ -112,9 +112,9 @@ class Watch(TorchFunctionMode):
     def __init__(self, program: nn.Module, others: list[weakref.ref] | None) -> None:
         super().__init__()
         self._program = program
-        self._others = (
-            others if others is None else {id(t): t for r in others if (t := r()) is not None}
-        )
+        self._others: dict[int, Any] | None = None
+        if others is not None:  # (alive, or a new tensor could have the place of an old one)
+            self._others = {id(t): t for refer in others if (t := refer()) is not None}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Any = None

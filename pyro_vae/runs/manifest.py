@@ -74,7 +74,7 @@ def parts_record(program: nn.Module) -> dict[str, Form]:
     return {name or "program": _part(module) for name, module in program.named_modules()}
 
 
-NOT_ITS_OWN = {*vars(nn.Module()), "_record", "build_record"}
+NOT_ITS_OWN = {*vars(nn.Module()), "_record", "build_record", "_unproven", "_copied_from"}
 
 
 def _part(module: nn.Module) -> Form:

@@ -14,7 +14,11 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_vae import defaults, errors
-from pyro_vae.checking.guards import require_all_data, require_possible_data
+from pyro_vae.checking.guards import (
+    require_all_data,
+    require_own_parameters,
+    require_possible_data,
+)
 from pyro_vae.densities.look import Look
 from pyro_vae.engine.choosing import make_step, require_alike, translate
 from pyro_vae.engine.functions import WeightPrior
@@ -236,6 +240,7 @@ def _set_up(
     look = Look.at(program, first, rows=None)
     require_possible_data(look, rows)
     require_all_data(look, batches.num_data)
+    require_own_parameters(program, first)
     held_out = None
     if settings.validation is not None:
         held_out = as_rows(settings.validation, program)
