@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.checking.reach import out_of_reach
 from pyro_vae.checking.sites import Mistakes, label
 from pyro_vae.checking.values import possible_parameters, possible_values
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.sites import Site
+from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.program.rows import Rows, observed_rows
 
 
@@ -28,17 +31,25 @@ def require_possible_data(look: Look, x: Rows) -> None:
 
     Raises:
         ValueError: what was found, what the site takes, and the next step.
+
+    Warns:
+        PyroVaeWarning: where the mean of the likelihood cannot come near the data.
     """
-    mistakes = Mistakes()
+    mistakes, said = Mistakes(), None
     for role, name, each in look:
         possible_parameters(each, label(role, name), mistakes)
+        if role == "model" and not each.observed:  # a guide's draw may leave the prior's support
+            possible_values(each, label(role, name), mistakes)
     if (site := look.likelihood) is not None and isinstance(site.value, Tensor):
         if not (site.is_masked or _has_bounds_by_row(site)):  # they say nothing about other rows
             rows = observed_rows(x)
             site = replace(site, value=rows.reshape(len(rows), *site.value.shape[1:]))
         possible_values(site, "data", mistakes)
+        said = out_of_reach(site, look.mean_range)
     if mistakes:
         raise ValueError(mistakes[0])
+    if said:
+        warnings.warn(said, PyroVaeWarning, stacklevel=4)
 
 
 def _has_bounds_by_row(site: Site) -> bool:

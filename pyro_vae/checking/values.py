@@ -90,13 +90,31 @@ def possible_values(site: Site, where: str, mistakes: Mistakes) -> None:
 
 def _possible(whole: Any, value: Tensor) -> Tensor:
     """Which values are in the support, or masked by ``law.mask(...)``."""
-    law = whole
+    law = _masked(whole)
+    if law is None:
+        return whole.support.check(value)
+    inside = law.base_dist.support.check(value)
+    return inside | ~torch.as_tensor(law._mask, dtype=torch.bool, device=value.device)
+
+
+def _masked(law: Any) -> Any:
+    """What masks a law, below the wrappers that only rearrange its dimensions; None: nothing."""
     while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
         law = law.base_dist
-    if isinstance(law, dist.MaskedDistribution):
-        inside = law.base_dist.support.check(value)
-        return inside | ~torch.as_tensor(law._mask, dtype=torch.bool, device=value.device)
-    return whole.support.check(value)
+    return law if isinstance(law, dist.MaskedDistribution) else None
+
+
+def scored(site: Site) -> Tensor:
+    """Which values of a site count, none that ``poutine.mask`` or ``law.mask(...)`` leaves out."""
+    kept = torch.ones_like(site.value, dtype=torch.bool)
+    law = _masked(site.law)
+    masks = [(site.mask, site.event_shape)]
+    masks += [] if law is None else [(law._mask, law.base_dist.event_shape)]
+    for mask, event in masks:
+        if mask is not None:
+            mask = torch.as_tensor(mask, dtype=torch.bool, device=kept.device)
+            kept = kept & mask.reshape(*mask.shape, *[1] * len(event))
+    return kept
 
 
 def _advice_for_data(support: Any, value: Tensor) -> str:
@@ -105,13 +123,18 @@ def _advice_for_data(support: Any, value: Tensor) -> str:
     if low < 0 or not (binary or _without_events(support) is constraints.unit_interval):
         return "shift or scale x, or choose a likelihood for such values"
     if high > 1:
-        divisor = 16 if high <= 16 else 255 if high <= 255 else round(high)
+        divisor = divisor_for(high)
         binarize = ', binarize="threshold"' if binary else ""
         return f"scale them, pv.datasets.from_array(x, scale={divisor}{binarize})"
     return (
         'binarize them, pv.datasets.from_array(x, binarize="threshold"), or build the likelihood '
         "with soft_targets=True"
     )
+
+
+def divisor_for(high: float) -> int:
+    """What pixels up to here are divided by."""
+    return 16 if high <= 16 else 255 if high <= 255 else round(high)
 
 
 def _range(value: Tensor) -> str:
