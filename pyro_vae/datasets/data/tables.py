@@ -242,11 +242,12 @@ def _fields(line: str, separator: str) -> list[str]:
 
 
 def _sense(first: list[str], below: list[str], separator: str, decimal: str) -> tuple:
-    """How many fields below are numbers, whether lines have equally many, and how many they are."""
+    """The share of numbers below, whether lines have equally many of several fields, how many."""
     rows = [_fields(line, separator) for line in [*first, *below]]
     fields = [field for row in rows[1:] or rows for field in row]
     known = sum(_is_missing(field) or _is_number(field, decimal) for field in fields)
-    return known / max(len(fields), 1), len({len(row) for row in rows}) == 1, len(fields)
+    widths = {len(row) for row in rows}
+    return known / max(len(fields), 1), len(widths) == 1 and widths != {1}, len(fields)
 
 
 def _is_number(text: str, decimal: str) -> bool:
