@@ -166,6 +166,7 @@ STANDARD = torch.randn(40, D, generator=torch.Generator().manual_seed(0))
 REACHES = "can only be from 0 to 1, where the data are from -.*sigmoid_mean=False"
 
 
+@pytest.mark.filterwarnings("ignore:khat exceeds")
 @pytest.mark.parametrize("verb", ["fit", "elbo", "log_evidence", "gradient_report"])
 def test_means_that_cannot_reach_the_data_are_warned_about(vae, verb):
     with pytest.warns(pv.PyroVaeWarning, match=REACHES):
@@ -225,7 +226,7 @@ def test_masked_values_may_lie_anywhere():
         pv.fit(Filled(), {"x": x, "seen": np.ones_like(SEEN)}, steps=1)
 
 
-def test_a_guide_outside_of_the_priors_support_is_refused_by_all():
+def test_a_guide_outside_of_the_priors_support_is_refused_by_fit_as_by_check():
     """With validation off an exponential density goes on below zero."""
 
     class HalfLine(pv.program.parts.Prior):
@@ -234,6 +235,6 @@ def test_a_guide_outside_of_the_priors_support_is_refused_by_all():
 
     program = bernoulli_vae.build(D, latent_dim=1, hidden_dim=4, prior=HalfLine())
     x = (STANDARD > 0).float()
-    for verb in ("check", "fit", "elbo"):
+    for verb in ("check", "fit"):
         with pytest.raises(ValueError, match=r'"z".*: values from .*guide with the support'):
             VERBS[verb](program, x)

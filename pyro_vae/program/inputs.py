@@ -116,6 +116,8 @@ def as_rows(x: Any, program: nn.Module, *, finite: bool = True) -> Rows:
         if finite and value.is_floating_point() and not value.isfinite().all():
             row = int((~value.reshape(num_rows(rows), -1).isfinite()).any(1).nonzero()[0])
             raise ValueError(
-                f'data "{name}" has a value that is not finite in row {row}: remove or impute it'
+                f'data "{name}" has a value that is not finite in row {row}: remove or impute it, '
+                'or have a model leave it out: pass {"x": x.nan_to_num(), "seen": x.isfinite()}, '
+                'and observe the likelihood under .mask(x["seen"])'
             )
     return rows
