@@ -52,7 +52,8 @@ def build(
         data_dim: D, the number of pixels.
         latent_dim: J.
         hidden_dim: H, of the encoder and of the decoder.
-        sigmoid_mean: keep the mean in (0, 1); False for data that are no images.
+        sigmoid_mean: keep the mean in (0, 1), as images are; False for other data, of which
+            ``check``, ``fit`` and evidence warn.
         floor: the least standard deviation of a pixel, in units of x.
         prior_precision: alpha of the prior N(0, I / alpha).
         posterior_precision: None learns sigma(x); a number beta fixes the variance at 1 / beta.

@@ -76,7 +76,8 @@ def smooth_rows():
 
 def gaussian():
     torch.manual_seed(0)
-    return gaussian_vae.build(5, latent_dim=2, hidden_dim=8, floor=0.05, init_std=None).double()
+    options = {"floor": 0.05, "init_std": None, "sigmoid_mean": False}
+    return gaussian_vae.build(5, latent_dim=2, hidden_dim=8, **options).double()
 
 
 class Positive(Parts):

@@ -282,8 +282,6 @@ def test_bad_files_are_refused_by_name(tmp_path):
     (tmp_path / "words.csv").write_text("a,b\n1,2\n3,red\n")
     refused("words.csv", "column 'b'", TypeError)
     refused("words.csv", "no column 'c'.*'a', 'b'", labels_key="c")
-    (tmp_path / "latin.csv").write_bytes(b"a,\xff\n1,2\n")
-    refused("latin.csv", "utf-8")
 
 
 # Splits

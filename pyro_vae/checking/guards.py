@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae.checking.learning import strangers
+from pyro_vae.checking.reach import out_of_reach
 from pyro_vae.checking.sites import Mistakes, label, masks
 from pyro_vae.checking.values import possible_parameters, possible_values
 from pyro_vae.densities.look import FEW, Look, Role, looking
 from pyro_vae.densities.sites import Site
 from pyro_vae.densities.traces import sites_of_both
+from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.program.rows import Rows, map_rows, observed_rows
 
 
@@ -32,18 +35,26 @@ def require_possible_data(look: Look, x: Rows) -> None:
 
     Raises:
         ValueError: what was found, what the site takes, and the next step.
+
+    Warns:
+        PyroVaeWarning: where the mean of the likelihood cannot come near the data.
     """
-    mistakes = Mistakes()
+    mistakes, said = Mistakes(), None
     masks(look.guide, look.model, mistakes)
     for role, name, each in look:
         possible_parameters(each, label(role, name), mistakes)
+        if role == "model" and not each.observed:  # a guide's draw may leave the prior's support
+            possible_values(each, label(role, name), mistakes)
     if (site := look.likelihood) is not None and isinstance(site.value, Tensor):
         if not (site.is_masked or _has_bounds_by_row(site)):  # they say nothing about other rows
             rows = observed_rows(x)
             site = replace(site, value=rows.reshape(len(rows), *site.value.shape[1:]))
         possible_values(site, "data", mistakes)
+        said = out_of_reach(site, look.mean_range)
     if mistakes:
         raise ValueError(mistakes[0])
+    if said:
+        warnings.warn(said, PyroVaeWarning, stacklevel=4)
 
 
 def _has_bounds_by_row(site: Site) -> bool:

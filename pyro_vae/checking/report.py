@@ -20,12 +20,14 @@ import torch
 from torch import nn
 
 from pyro_vae.checking import independence, learning, sites, values
+from pyro_vae.checking.reach import out_of_reach
 from pyro_vae.checking.sites import Met, Mistakes
 from pyro_vae.densities.sites import closed_kl, latents_of
 from pyro_vae.densities.traces import observed_site
 from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.parts import mean_range_of
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
 MAX_ROWS = 64
@@ -190,6 +192,9 @@ def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
     ):
         rule(met, mistakes)
     notes = independence.independence(program, met, mistakes)
+    if (site := met.model.get(met.observed)) is not None:
+        said = out_of_reach(site, mean_range_of(program))
+        notes += [said] if said else []
     learning.gradients(program, met, rsample, mistakes)
     return None if mistakes else _report(program, met, rsample, notes)
 

@@ -105,13 +105,18 @@ def _advice_for_data(support: Any, value: Tensor) -> str:
     if low < 0 or not (binary or _without_events(support) is constraints.unit_interval):
         return "shift or scale x, or choose a likelihood for such values"
     if high > 1:
-        divisor = 16 if high <= 16 else 255 if high <= 255 else round(high)
+        divisor = divisor_for(high)
         binarize = ', binarize="threshold"' if binary else ""
         return f"scale them, pv.datasets.from_array(x, scale={divisor}{binarize})"
     return (
         'binarize them, pv.datasets.from_array(x, binarize="threshold"), or build the likelihood '
         "with soft_targets=True"
     )
+
+
+def divisor_for(high: float) -> int:
+    """What pixels up to here are divided by."""
+    return 16 if high <= 16 else 255 if high <= 255 else round(high)
 
 
 def _range(value: Tensor) -> str:

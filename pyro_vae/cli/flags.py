@@ -43,6 +43,11 @@ class Flag:
         """Whether it takes several values."""
         return typing.get_origin(self.kind) is list
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What may follow a switch, which says true where nothing does."""
+        return (*TRUTH, *(str(v) for part in _parts(self.kind) for v in typing.get_args(part)))
+
     def expected(self) -> str:
         """Its type in words."""
         names = {int: "a whole number", float: "a finite number", bool: "true or false",
@@ -164,8 +169,8 @@ def split(
             while left and not left[0].startswith("--"):
                 values.append(left.pop(0))
             value = ",".join(values)
-        elif value is None and flag is not None and flag.kind is bool:
-            value = left.pop(0) if has_next and left[0].lower() in TRUTH else "true"
+        elif value is None and flag is not None and bool in _parts(flag.kind):
+            value = left.pop(0) if has_next and left[0].lower() in flag.words else "true"
         elif value is None and has_next:
             value = left.pop(0)
         given.pairs.append((name, value))

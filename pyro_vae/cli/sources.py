@@ -14,6 +14,7 @@ from pyro_vae import errors
 from pyro_vae.cli.flags import nearest
 
 Binarization = Literal["default", "none", "threshold", "static", "dynamic"]
+Header = bool | Literal["auto"]
 FILES = (".npy", ".npz", ".csv")
 
 
@@ -84,8 +85,11 @@ def open_data(
     data_dir: Path | None = None,
     scale: float | None = None,
     labels_key: str | None = None,
+    header: Header = "auto",
 ) -> Any:
     """A data set by name, or a file of your own, a tenth of it for validation and for testing.
+
+    What was read of a file is told on stderr: a column of targets would be learnt like the others.
 
     Raises:
         ValueError, TypeError: no such data, or damaged ones.
@@ -97,8 +101,9 @@ def open_data(
     path = Path(data).expanduser()
     looks_like_file = path.suffix.lower() in FILES or os.sep in data or path.is_file()
     if data in datasets.names() or not looks_like_file:
-        if labels_key is not None:
-            raise ValueError(f"--labels_key is for files of your own, and {data} is a data set")
+        for flag, given in (("labels_key", labels_key is not None), ("header", header != "auto")):
+            if given:
+                raise ValueError(f"--{flag} is for files of your own, and {data} is a data set")
         try:
             return datasets.load(data, binarize=binarize, data_dir=data_dir, scale=scale)
         except ValueError as error:
@@ -112,8 +117,20 @@ def open_data(
         binarize="none" if binarize == "default" else binarize,
         scale=scale,
         labels_key=labels_key,
+        header=header,
     )
+    print(f"pyro-vae: {_told(data, rows, labels_key)}", file=sys.stderr)
     return datasets.split(rows, test=0.1, validation=0.1, seed=0, name=path.stem)
+
+
+def _told(data: str, rows: Any, labels_key: str | None) -> str:
+    """What was read of a file: how many rows and columns, the first names, and the labels."""
+    shape = rows.x.shape[1:]
+    each = f"{shape[0]:,} columns" if len(shape) == 1 else " x ".join(map(str, shape))
+    if rows.columns is not None:
+        each += f": {', '.join(rows.columns[:5])}{', ...' if len(rows.columns) > 5 else ''}"
+    labels = "" if labels_key is None else f"; labels: {labels_key}"
+    return f"{data}: {len(rows):,} rows of {each}{labels}"
 
 
 # --- results ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pyro_vae.densities.sites import Site, Sites, latents_of, one_scale
 from pyro_vae.densities.traces import observed_site, sites_of_both
 from pyro_vae.noise import LOOK, Key, NoiseMode, keyed, seeded
 from pyro_vae.program.calling import left_as_it_was
+from pyro_vae.program.parts import MeanRange, mean_range_of
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 from pyro_vae.torch_internals import no_modes
 
@@ -51,12 +52,14 @@ class Look:
         guide, model: the sites by name.
         x: the rows.
         observed: the name of the site that observes x.
+        mean_range: where the mean of the likelihood can be, if a part of the program says so.
     """
 
     guide: Sites
     model: Sites
     x: Rows
     observed: str
+    mean_range: MeanRange | None = None
 
     @classmethod
     def at(cls, program: Any, x: Rows, *, rows: int | None = FEW, key: Key = LOOK) -> Look:
@@ -72,7 +75,7 @@ class Look:
         few = x if rows is None else map_rows(lambda t: t[:rows], x)
         with torch.no_grad(), looking(program, key):
             guide, model = sites_of_both(program, few, reparameterize=False)
-        return cls(guide, model, few, observed_site(program))
+        return cls(guide, model, few, observed_site(program), mean_range_of(program))
 
     def sites(self, role: Role) -> Sites:
         return self.guide if role == "guide" else self.model

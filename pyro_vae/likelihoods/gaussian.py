@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.networks.mlp import MLP, positive
-from pyro_vae.program.parts import Likelihood
+from pyro_vae.program.parts import Likelihood, MeanRange
 
 
 class Gaussian(Likelihood):
@@ -15,7 +15,8 @@ class Gaussian(Likelihood):
 
     Args:
         latent_dim, data_dim, hidden_dim: J, D and H.
-        sigmoid_mean: keep the mean in (0, 1), as the paper did for Frey Face.
+        sigmoid_mean: keep the mean in (0, 1), as the paper did for Frey Face; False for data that
+            are not scaled to there, such as standardised columns.
         floor: the least standard deviation.  Without one the density of a constant pixel grows
             without bound.
 
@@ -37,6 +38,8 @@ class Gaussian(Likelihood):
         data_dim = errors.whole("data_dim", data_dim)
         hidden_dim = errors.whole("hidden_dim", hidden_dim)
         self.sigmoid_mean, self.floor = sigmoid_mean, errors.positive("floor", floor)
+        if sigmoid_mean:
+            self.mean_range = MeanRange(0.0, 1.0, "build it with sigmoid_mean=False")
         self.network = MLP(latent_dim, hidden_dim, 2 * data_dim, init_std=init_std)
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:

@@ -12,16 +12,61 @@ from pyro_vae.program.calling import require_program
 from pyro_vae.program.rows import Rows, num_rows
 
 
-def as_tensor(value: Any) -> Tensor:
-    """A tensor as it is, a numpy array of numbers as a tensor."""
+def as_tensor(value: Any, name: str = "data") -> Tensor:
+    """A tensor as it is, a numpy array of numbers as a tensor: each array of a user comes by here.
+
+    Args:
+        value: dense real numbers, none of them masked.  A read-only array is copied.
+        name: what the caller knows it by, for the message.
+
+    Raises:
+        TypeError: anything else.
+    """
+    require_unmasked(value, name)
     if isinstance(value, Tensor):
+        if value.is_complex() or value.layout != torch.strided or value.is_nested:
+            kind = f"{value.dtype}, {value.layout}" + (", nested" if value.is_nested else "")
+            raise TypeError(
+                f"{name} is a tensor of {kind}, expected dense real numbers: .to_dense() makes "
+                "them of sparse ones, .to_padded_tensor(0.0) of nested ones"
+            )
         return value
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.ndim:
-        native = np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="), copy=False))
-        return torch.from_numpy(native)
+    if isinstance(value, np.ndarray) and value.ndim:
+        if value.dtype.kind not in "fiub":
+            raise TypeError(
+                f"{name} is an array of dtype {value.dtype}, expected real numbers: convert with "
+                ".astype(float)"
+            )
+        # torch knows no foreign byte order, no long double, no negative strides.
+        dtype = np.dtype(np.float64) if value.dtype.itemsize > 8 else value.dtype
+        native = np.ascontiguousarray(value.astype(dtype.newbyteorder("="), copy=False))
+        return torch.from_numpy(native if native.flags.writeable else native.copy())
     raise TypeError(
-        f"data is {type(value).__name__}, expected a Data, a tensor, a numpy array of numbers (N, "
-        "...) or a dict of them: pv.datasets.from_array converts data frames, np.asarray lists"
+        f"{name} is {type(value).__name__}, expected a Data, a tensor, a numpy array of numbers "
+        "(N, ...) or a dict of them: pv.datasets.from_array converts data frames, np.asarray lists"
+    )
+
+
+def require_unmasked(value: Any, name: str) -> None:
+    """Refuse what masks values, which a plain tensor would show as if they had been measured.
+
+    Raises:
+        TypeError: how many are masked, and the ways out.
+    """
+    if isinstance(value, Tensor):
+        if not torch.masked.is_masked_tensor(value):
+            return
+        mask = ~value.get_mask().numpy(force=True)
+    elif np.ma.is_masked(value):
+        mask = np.ma.getmaskarray(value)
+    else:
+        return
+    row = f", the first in row {int(np.argwhere(mask)[0][0])}" if mask.any() and mask.ndim else ""
+    raise TypeError(
+        f"{name} is a masked array, {int(mask.sum())} of its {mask.size} values masked{row}, "
+        "expected plain values: fill them, x.filled(0), or drop their rows; to have a model leave "
+        'them out, pass {"x": x.filled(0), "seen": ~x.mask}, and observe the likelihood under '
+        '.mask(x["seen"])'
     )
 
 
@@ -61,7 +106,7 @@ def as_rows(x: Any, program: nn.Module, *, finite: bool = True) -> Rows:
     if hasattr(x, "rows") and hasattr(x, "batch"):
         rows: Rows = x.rows()
     elif isinstance(x, dict):
-        rows = {name: as_tensor(value) for name, value in x.items()}
+        rows = {name: as_tensor(value, f'data "{name}"') for name, value in x.items()}
     else:
         rows = as_tensor(x)
     rows = like_parameters(rows, program)
@@ -71,6 +116,8 @@ def as_rows(x: Any, program: nn.Module, *, finite: bool = True) -> Rows:
         if finite and value.is_floating_point() and not value.isfinite().all():
             row = int((~value.reshape(num_rows(rows), -1).isfinite()).any(1).nonzero()[0])
             raise ValueError(
-                f'data "{name}" has a value that is not finite in row {row}: remove or impute it'
+                f'data "{name}" has a value that is not finite in row {row}: remove or impute it, '
+                'or have a model leave it out: pass {"x": x.nan_to_num(), "seen": x.isfinite()}, '
+                'and observe the likelihood under .mask(x["seen"])'
             )
     return rows

@@ -10,7 +10,7 @@ J latents, D columns of x, H hidden units; ``...`` are any leading dimensions, s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -82,6 +82,14 @@ class Prior(Part):
         raise _unwritten(self, "forward(self)")
 
 
+class MeanRange(NamedTuple):
+    """Where the mean of a likelihood can be, and what to do with data that lie elsewhere."""
+
+    low: float
+    high: float
+    advice: str = "choose a likelihood whose mean reaches them"
+
+
 class Likelihood(Part):
     r"""p(x | z): called as ``likelihood(z)``, and the owner of the decoder.
 
@@ -92,6 +100,8 @@ class Likelihood(Part):
       the sleep phase; ``.mean``, where there is one, is the picture that ``pv.reconstruct`` and
       ``pv.sample`` show.
     * Its support says which x are possible, and ``fit`` refuses others before it starts.
+    * ``mean_range``: where a link such as a sigmoid keeps the mean in less than the support, say
+      so, ``MeanRange(0.0, 1.0)``; else data far from there are learnt as noise without a word.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -110,8 +120,17 @@ class Likelihood(Part):
         torch.Size([7, 3])
     """
 
+    mean_range: MeanRange | None = None
+
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         raise _unwritten(self, "forward(self, z)")
+
+
+def mean_range_of(program: nn.Module) -> MeanRange | None:
+    """What the one part of a program that has a range of means says, wherever it stands in it."""
+    ranges = [getattr(module, "mean_range", None) for module in program.modules()]
+    said = [each for each in ranges if isinstance(each, MeanRange)]
+    return said[0] if len(said) == 1 else None
 
 
 class Posterior(Part):

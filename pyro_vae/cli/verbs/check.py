@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyro_vae.cli.building import Model
-from pyro_vae.cli.sources import Binarization, open_data
+from pyro_vae.cli.sources import Binarization, Header, open_data
 
 
 def run_check(
@@ -17,6 +17,7 @@ def run_check(
     data_dir: Path | None = None,
     scale: float | None = None,
     labels_key: str | None = None,
+    header: Header = "auto",
     seed: int = 0,
 ) -> int:
     """Look a model over on a few rows, before any training.
@@ -27,10 +28,11 @@ def run_check(
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
         scale: what the values of a file are divided by, such as 255.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
+        header: whether the first line of a .csv names the columns; auto finds out.
         seed: of the initial parameters.
     """
     import pyro_vae as pv
 
-    loaded = open_data(data, binarize, data_dir, scale, labels_key)
+    loaded = open_data(data, binarize, data_dir, scale, labels_key, header)
     print(pv.check(model.make(loaded.dim, seed), loaded.train))
     return 0

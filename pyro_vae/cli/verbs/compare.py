@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pyro_vae import defaults
 from pyro_vae.cli.sources import (
     Binarization,
+    Header,
     find_objective,
     lines_each_minute,
     open_data,
@@ -30,10 +31,14 @@ def run_compare(
     out: Path = Path("comparison"),
     binarize: Binarization = "default",
     data_dir: Path | None = None,
+    scale: float | None = None,
+    labels_key: str | None = None,
+    header: Header = "auto",
 ) -> int:
     """Train the same nets by each objective and compare them on held-out data.
 
-    Writes a table, a picture of the learning curves and the numbers (netCDF).
+    Writes a table, a picture of the learning curves and the numbers (netCDF).  Binary data get a
+    Bernoulli likelihood, others a Gaussian one, whose mean is in (0, 1) where all data are.
 
     Args:
         data: name of a data set, or a file .npy, .npz or .csv.
@@ -48,18 +53,26 @@ def run_compare(
         out: folder for the results.
         binarize: how pixels become 0 and 1; default is what suits the data.
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
+        scale: what the values of a file are divided by, such as 255.
+        labels_key: the array of a .npz, or the column of a .csv, that holds labels.
+        header: whether the first line of a .csv names the columns; auto finds out.
     """
     chosen = [find_objective(each)() for each in objectives]
     with results(out, "h5netcdf", "h5py", "matplotlib", "pandas"):
         from pyro_vae.comparison import compare
         from pyro_vae.models import bernoulli_vae, gaussian_vae
 
-        loaded = open_data(data, binarize, data_dir)
+        loaded = open_data(data, binarize, data_dir, scale, labels_key, header)
         binary = loaded.train.binarize != "none"
         module: Any = bernoulli_vae if binary else gaussian_vae
         # torch's own initialization: with the paper's sigma = 0.01 small images hardly start
         # within this budget, and seeds and orders blur.
-        options = {"latent_dim": latent_dim, "hidden_dim": hidden_dim, "init_std": None}
+        options: dict[str, Any] = {"latent_dim": latent_dim, "hidden_dim": hidden_dim}
+        options["init_std"] = None
+        if not binary:
+            parts = [loaded.train, loaded.validation, loaded.test]
+            values = [part.x for part in parts if part is not None]
+            options["sigmoid_mean"] = all(x.min() >= 0 and x.max() <= 1 for x in values)
         name = "bernoulli" if binary else "gaussian"
         result = compare(
             loaded,

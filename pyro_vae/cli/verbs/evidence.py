@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pyro_vae import defaults, errors
 from pyro_vae.cli.building import Model
-from pyro_vae.cli.sources import Binarization, open_data, put, results
+from pyro_vae.cli.sources import Binarization, Header, open_data, put, results
 from pyro_vae.errors import PyroVaeWarning
 
 
@@ -29,6 +29,7 @@ def run_evidence(
     data_dir: Path | None = None,
     scale: float | None = None,
     labels_key: str | None = None,
+    header: Header = "auto",
 ) -> int:
     """Estimate log p(x) on test data, by a saved run or by an untrained model.
 
@@ -46,12 +47,13 @@ def run_evidence(
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
         scale: what the values of a file are divided by, such as 255.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
+        header: whether the first line of a .csv names the columns; auto finds out.
     """
     if num_data is not None:
         errors.whole("--num_data", num_data)
     import pyro_vae as pv
 
-    loaded = open_data(data, binarize, data_dir, scale, labels_key)
+    loaded = open_data(data, binarize, data_dir, scale, labels_key, header)
     mine: Any = None if model is None else model.make(loaded.dim, seed)
     trained = True
     if folder is None:

@@ -9,6 +9,7 @@ from pyro_vae import defaults
 from pyro_vae.cli.building import Model
 from pyro_vae.cli.sources import (
     Binarization,
+    Header,
     find_objective,
     find_optimizer,
     lines_each_minute,
@@ -46,6 +47,7 @@ def run_fit(
     data_dir: Path | None = None,
     scale: float | None = None,
     labels_key: str | None = None,
+    header: Header = "auto",
 ) -> int:
     """Train a model by one objective.
 
@@ -72,6 +74,7 @@ def run_fit(
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
         scale: what the values of a file are divided by, such as 255.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
+        header: whether the first line of a .csv names the columns; auto finds out.
     """
     chosen = find_objective(objective)(**objective_options)
     maker = find_optimizer(optimizer)
@@ -79,7 +82,7 @@ def run_fit(
     import pyro_vae as pv
     from pyro_vae.evidence.bound import elbo_and_error
 
-    loaded = open_data(data, binarize, data_dir, scale, labels_key)
+    loaded = open_data(data, binarize, data_dir, scale, labels_key, header)
     program = model.make(loaded.dim, seed)
     with results(out, "matplotlib", "pandas"):
         run = pv.fit(

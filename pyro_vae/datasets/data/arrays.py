@@ -7,13 +7,13 @@ dropped, no mask forgotten, no missing value filled, and a refusal names the pla
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.datasets.data import noise
 from pyro_vae.datasets.data.base import Data, DataSet
 from pyro_vae.datasets.data.checks import Binarize
+from pyro_vae.program.inputs import as_tensor
 
 
 def from_array(
@@ -27,19 +27,27 @@ def from_array(
     """Turn a numpy array, a torch tensor or a pandas frame into `Data`, copying it to float32.
 
     Args:
-        x: (N, D) or (N, ...) real numbers.
+        x: (N, D) or (N, ...) real numbers. The columns of a frame give theirs their names.
         labels: integers (N,), optional.
         binarize: "none" keeps real values; the others need values in [0, scale].
         scale: divides `x`, such as 255.0 for bytes.
         seed: of the draws of "static" and "dynamic".
 
     Raises:
-        TypeError: text, objects, complex numbers, sparse or masked arrays, float labels.
+        TypeError: text, objects, complex numbers, sparse arrays, masked values, float labels.
         ValueError: 1-D or empty arrays, NaN (with its place), values out of range.
     """
-    pixels = _tensor(x, "x")
-    classes = None if labels is None else _tensor(labels, "labels")
-    return Data.from_pixels(pixels, classes, binarize=binarize, scale=scale, seed=seed)
+    names = getattr(x, "columns", None)
+    if names is not None and list(names) == list(range(len(names))):
+        names = None  # pandas counts columns that were given none
+    return Data.from_pixels(
+        _tensor(x, "x"),
+        None if labels is None else _tensor(labels, "labels").clone(),
+        binarize=binarize,
+        scale=scale,
+        seed=seed,
+        columns=None if names is None else tuple(map(str, names)),
+    )
 
 
 def split(
@@ -97,33 +105,37 @@ def _tensor(values: Any, name: str) -> Tensor:
     """A dense real tensor; `Data` checks shape and values."""
     if hasattr(values, "to_numpy"):  # a pandas frame or series, without importing pandas
         values = _from_pandas(values, name)
-    if isinstance(values, Tensor):
-        return values
-    if not isinstance(values, np.ndarray):
+    if not isinstance(values, (Tensor, np.ndarray)):
         raise TypeError(
             f"{name}: got {type(values).__name__}, expected a numpy array, a torch tensor or a "
             "pandas frame; np.asarray(...) makes one of nested lists, .toarray() of a sparse one"
         )
-    if isinstance(values, np.ma.MaskedArray):
-        raise TypeError(f"{name}: got a masked array, expected plain values; fill or drop them")
-    if values.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{name}: got dtype {values.dtype}, expected real numbers; convert with .astype(float)"
-        )
-    if values.dtype.itemsize > 8:  # long double, which torch does not have
-        values = values.astype(np.float64)
-    # torch knows neither foreign byte order nor negative strides.
-    return torch.tensor(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
+    return as_tensor(values, name)
 
 
-def _from_pandas(values: Any, name: str) -> np.ndarray:
-    columns = values.items() if hasattr(values, "columns") else [(values.name, values)]
-    for column, series in columns:
-        if getattr(series.dtype, "kind", "O") not in "biuf":
+def _from_pandas(values: Any, name: str) -> Any:
+    """The array of a frame, a series or the like; missing values are NaN, which `Data` refuses."""
+    is_frame = hasattr(values, "columns") and hasattr(values, "items")
+    columns = list(values.items()) if is_frame else [(None, values)]
+    kinds = [getattr(getattr(each, "dtype", None), "kind", None) for _, each in columns]
+    for (column, series), kind in zip(columns, kinds, strict=True):
+        if kind is not None and kind not in "biuf":
+            where = f"column {column!r}" if is_frame else "values"
+            others = (each for each in enumerate(series) if not _is_number(each[1]))
+            row, value = next(others, (0, None))
             raise TypeError(
-                f"{name}: got column {column!r} of dtype {series.dtype}, expected numbers; drop "
-                "the column or encode it"
+                f"{name}: got {where} of dtype {series.dtype} ({value!r} in row {row}), expected "
+                "numbers; drop the column or encode it"
             )
     array = values.to_numpy()
-    # Nullable columns come as objects, and columns of mixed types too.
-    return values.to_numpy(dtype=np.float64, na_value=np.nan) if array.dtype == object else array
+    if array.dtype == object and None not in kinds:  # nullable columns, or of mixed types
+        return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    return array
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

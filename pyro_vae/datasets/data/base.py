@@ -28,7 +28,15 @@ from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.datasets.data import noise
-from pyro_vae.datasets.data.checks import Binarize, check_options, check_values, describe, integers
+from pyro_vae.datasets.data.checks import (
+    Binarize,
+    check_options,
+    check_values,
+    describe,
+    first_names,
+    integers,
+)
+from pyro_vae.program.inputs import require_unmasked
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,10 +57,13 @@ class Data:
         seed: of the draws of "static" and "dynamic", >= 0.
         index: row numbers (N,) in the original data, which the draws depend on: the pixels of
             a slice are those of its rows. 0..N-1 where it is None.
+        columns: names of the columns of x (N, D), where a frame or a file gave any; for reading
+            alone.
 
     Raises:
         TypeError: `x` is not a float32 tensor, or labels are not integers.
-        ValueError: NaN or infinite values, values out of range, wrong shapes, unknown `binarize`.
+        ValueError: NaN or infinite values, values out of range, wrong shapes, unknown `binarize`,
+            another number of columns than names.
     """
 
     x: Tensor
@@ -62,6 +73,7 @@ class Data:
     digest: str = None  # type: ignore[assignment]  # always a str after __post_init__
     seed: int = 0
     index: Tensor = None  # type: ignore[assignment]  # always a Tensor after __post_init__
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         scale, seed = check_options(self.binarize, self.scale, self.seed)
@@ -71,7 +83,13 @@ class Data:
             raise TypeError(
                 f"x: got {describe(self.x)}, expected a float32 tensor; from_array(x) converts"
             )
+        require_unmasked(self.x, "x")
         check_values(self.x, self.binarize)
+        if self.columns is not None and (len(self.columns),) != self.x.shape[1:]:
+            raise ValueError(
+                f"columns: got {len(self.columns)} names for rows of shape "
+                f"{tuple(self.x.shape[1:])}, expected one for each column of x (N, D)"
+            )
         self._set("x", self.x.detach())
         if self.labels is not None:
             self._set("labels", integers(self.labels, "labels", self.x))
@@ -89,13 +107,14 @@ class Data:
         scale: float | None = None,
         seed: int = 0,
         index: Tensor | None = None,
+        columns: tuple[str, ...] | None = None,
     ) -> "Data":
         """Divide raw values by `scale`, binarize them, and keep a record of both.
 
         Args:
             pixels: (N, ...) of any real dtype, in [0, scale] ([0, 1] without a scale) unless
                 `binarize="none"`. Never changed: the result has memory of its own.
-            labels, binarize, scale, seed, index: as in `Data`.
+            labels, binarize, scale, seed, index, columns: as in `Data`.
 
         Raises:
             TypeError, ValueError: as `Data`.
@@ -103,6 +122,7 @@ class Data:
         scale, seed = check_options(binarize, scale, seed)
         if not isinstance(pixels, Tensor) or pixels.is_complex() or pixels.layout != torch.strided:
             raise TypeError(f"pixels: got {describe(pixels)}, expected a dense tensor of reals")
+        require_unmasked(pixels, "pixels")
         x = pixels.detach().to(torch.float32, copy=True)
         if scale is not None:
             x /= scale
@@ -112,7 +132,7 @@ class Data:
         elif binarize == "static":
             rows = torch.arange(len(x)) if index is None else index
             x = noise.bernoulli(x, integers(rows, "index", x), seed=seed, epoch=0)
-        return cls(x, labels, binarize, scale, seed=seed, index=index)  # type: ignore[arg-type]
+        return cls(x, labels, binarize, scale, None, seed, index, columns)  # type: ignore[arg-type]
 
     @property
     def dim(self) -> int:
@@ -167,6 +187,7 @@ class Data:
             raise TypeError(f"got data[{key}], {expected}; for one row write data[{key}:{key + 1}]")
         if isinstance(key, (str, tuple)) or key is None:
             raise TypeError(f"got data[{key!r}], {expected}; columns are those of data.x")
+        require_unmasked(key, "index")
         key = (key if isinstance(key, Tensor) else torch.tensor(np.asarray(key))).to(self.x.device)
         if key.ndim != 1 or key.is_floating_point() or key.is_complex():
             raise TypeError(f"got an index {tuple(key.shape)} of {key.dtype}, {expected}")
@@ -192,7 +213,9 @@ class Data:
         shape = " x ".join(str(n) for n in self.x.shape)
         scale = "" if self.scale is None else f", scale={self.scale:g}"
         labels = ", labels" if self.labels is not None else ""
-        return f"Data({shape}, binarize={self.binarize!r}{scale}{labels}, {self.digest[:12]})"
+        names = "" if self.columns is None else f" ({first_names(self.columns)})"
+        how = f"binarize={self.binarize!r}{scale}{labels}"
+        return f"Data({shape}{names}, {how}, {self.digest[:12]})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,12 +5,14 @@ likelihood *improves* its loss, and under `python -O` or in a captured graph nob
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pyro_vae import errors
+from pyro_vae.program.inputs import require_unmasked
 
 Binarize = Literal["none", "threshold", "static", "dynamic"]
 
@@ -70,6 +72,13 @@ def _out_of_range(low: float, high: float, binarize: str) -> str:
 
 def integers(values: Tensor, name: str, x: Tensor) -> Tensor:
     """One int64 per row of `x`, on its device."""
+    if isinstance(values, Tensor):
+        require_unmasked(values, name)
+        if values.is_floating_point() and values.isnan().any():
+            raise ValueError(
+                f"{name}: got none for row {int(values.isnan().nonzero()[0, 0])} (counted from 0), "
+                "expected an integer for each row of x; drop such rows first"
+            )
     if (
         not isinstance(values, Tensor)
         or values.dtype == torch.bool
@@ -82,6 +91,12 @@ def integers(values: Tensor, name: str, x: Tensor) -> Tensor:
             f"{name}: got shape {tuple(values.shape)}, expected ({len(x)},), one for each row of x"
         )
     return values.to(device=x.device, dtype=torch.int64)
+
+
+def first_names(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, for a line that a user reads."""
+    shown = ", ".join(names[:most])
+    return f"{shown}, ..." if len(names) > most else shown
 
 
 def describe(values: object) -> str:

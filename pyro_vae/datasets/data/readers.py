@@ -4,7 +4,6 @@ As with arrays nothing is guessed, and as with every file here nothing is unpick
 run any program when it is read.
 """
 
-import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from pyro_vae.datasets.data.arrays import from_array
 from pyro_vae.datasets.data.base import Data
 from pyro_vae.datasets.data.checks import Binarize
+from pyro_vae.datasets.data.tables import Header, read_table, warn_about_row_numbers
 
 
 def from_file(
@@ -22,6 +22,7 @@ def from_file(
     *,
     key: str | None = None,
     labels_key: str | None = None,
+    header: Header = "auto",
     binarize: Binarize = "none",
     scale: float | None = None,
     seed: int = 0,
@@ -29,18 +30,27 @@ def from_file(
     """Read a .npy, .npz or .csv file as `Data`.
 
     Args:
-        path: the file. A .csv holds comma-separated numbers; a first line that is not all
-            numbers is a header.
+        path: the file. A .csv holds numbers between commas, semicolons, tabs or blanks, with a
+            decimal point or, without commas between them, a decimal comma; what follows a "#" is
+            a comment.
         key: which array of a .npz; not needed if there is but one, or one named "x".
-        labels_key: the array of a .npz, or the column of a .csv, that holds integer labels.
+        labels_key: the array of a .npz, or the column of a .csv, that holds integer labels; all
+            others are x. Columns without names are counted from 0.
+        header: whether the first line of a .csv names its columns. "auto" takes text for names,
+            and 0, 1, 2, ... over other numbers; where numbers may be either it refuses.
         binarize, scale, seed: as in `from_array`.
 
     Raises:
         TypeError: the file holds text or objects (nothing is unpickled).
-        ValueError: no such file, another suffix, a damaged file, no such array, and all that
-            `from_array` refuses.
+        ValueError: no such file, another suffix, a damaged file, no such array, a first line that
+            may be a header or not, and all that `from_array` refuses.
+
+    Warns:
+        PyroVaeWarning: where the first of several columns counts the rows.
     """
     path = Path(path).expanduser()
+    if header not in (True, False, "auto"):
+        raise ValueError(f'header: got {header!r}, expected True, False or "auto"')
     if path.suffix.lower() not in _READERS:
         raise ValueError(
             f"{path}: got suffix {path.suffix!r}, expected one of {', '.join(_READERS)}; save the "
@@ -49,7 +59,9 @@ def from_file(
     if not path.is_file():
         raise ValueError(f"{path}: got no such file; check the path (from {Path.cwd()})")
     try:
-        x, labels = _READERS[path.suffix.lower()](path, key, labels_key)
+        if header != "auto" and path.suffix.lower() != ".csv":
+            raise ValueError(f"got header={header}, expected none: only a .csv has one")
+        x, labels = _READERS[path.suffix.lower()](path, key, labels_key, header)
         return from_array(x, labels, binarize=binarize, scale=scale, seed=seed)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
@@ -57,13 +69,17 @@ def from_file(
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_npy(path: Path, key: str | None, labels_key: str | None) -> tuple[Any, Any]:
+def _read_npy(
+    path: Path, key: str | None, labels_key: str | None, header: Header
+) -> tuple[Any, Any]:
     if key is not None or labels_key is not None:
         raise ValueError("got a key, expected none: a .npy holds one array; use a .npz for more")
     return _numpy_load(path, b"\x93NUMPY"), None
 
 
-def _read_npz(path: Path, key: str | None, labels_key: str | None) -> tuple[Any, Any]:
+def _read_npz(
+    path: Path, key: str | None, labels_key: str | None, header: Header
+) -> tuple[Any, Any]:
     arrays = _numpy_load(path, b"PK")
     others = [name for name in arrays if name != labels_key]
     if key is None and ("x" in others or len(others) == 1):
@@ -94,40 +110,26 @@ def _numpy_load(path: Path, magic: bytes) -> Any:
             raise ValueError(f"got a damaged file ({error}), expected a complete one") from error
 
 
-def _read_csv(path: Path, key: str | None, labels_key: str | None) -> tuple[Any, Any]:
-    import pandas as pd  # slow to import, and only this function needs it
-
+def _read_csv(
+    path: Path, key: str | None, labels_key: str | None, header: Header
+) -> tuple[Any, Any]:
     if key is not None:
         raise ValueError("got key=, expected none for a .csv: all its columns are read")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            first = next((fields for fields in csv.reader(file) if fields), [])
-        except csv.Error as error:  # such as a field of more than 131072 characters
-            raise ValueError(f"got no comma-separated text ({error})") from error
-    header = None if all(map(_is_number, first)) else 0
-    if header == 0 and not first[0].strip():
-        # What DataFrame.to_csv writes: row numbers would be taken for a feature.
-        raise ValueError("got a first column without a name, an index?; write it with index=False")
-    frame = pd.read_csv(path, header=header, encoding="utf-8-sig")
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas makes surplus fields an index
-        raise ValueError(f"got rows longer than the header of {len(first)} columns; complete it")
-    if labels_key is None:
-        return frame, None
-    if labels_key not in frame.columns:
-        columns = ", ".join(repr(str(column)) for column in frame.columns)
-        raise ValueError(f"got no column {labels_key!r}, expected labels_key= one of {columns}")
-    return frame.drop(columns=labels_key), frame[labels_key]
+    frame = read_table(path, header)
+    labels = None
+    if labels_key is not None:
+        places = [i for i, name in enumerate(frame.columns) if str(name) == labels_key]
+        if len(places) != 1:
+            columns = ", ".join(repr(str(column)) for column in frame.columns)
+            got = f"no column {labels_key!r}" if not places else f"{len(places)} of {labels_key!r}"
+            raise ValueError(f"got {got}, expected labels_key= one of {columns}")
+        labels = frame.iloc[:, places[0]]
+        frame = frame.iloc[:, [i for i in range(frame.shape[1]) if i not in places]]
+    warn_about_row_numbers(frame)
+    return frame, labels
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-_READERS: dict[str, Callable[[Path, str | None, str | None], tuple[Any, Any]]] = {
+_READERS: dict[str, Callable[[Path, str | None, str | None, Header], tuple[Any, Any]]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".csv": _read_csv,
