@@ -173,13 +173,13 @@ def test_impossible_parameters_are_no_silent_nan(score):
             law = dist.Normal(z.unsqueeze(-1).expand(-1, 6), scale, validate_args=False)
             pyro.sample("x", law.to_event(1), obs=x)
 
-    program, x = Sites(model, proper_guide), torch.zeros(30, 6)
+    program, x = Sites(model, proper_guide), torch.zeros(80, 6)
     assert SCORES[score](program, x) is not None
-    x[25] = 1.0
-    with pytest.raises(ValueError, match=r"not a number for 1 of 30 data \(row 25\)"):
+    x[75] = 1.0  # beyond the rows that are looked at beforehand
+    with pytest.raises(ValueError, match=r"not a number for 1 of 80 data \(row 75\)"):
         SCORES[score](program, x)
-    with pytest.raises(ValueError, match='"x" of the model: scale of Normal from -1 to -1'):
-        SCORES[score](program, torch.ones(30, 6))
+    with pytest.raises(ValueError, match='"x" of the model: scale of Normal from -1 to 1'):
+        SCORES[score](program, x[60:])
 
 
 def test_a_global_latent_needs_the_plate_to_say_n():

@@ -124,7 +124,8 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
     flat_args = (*leaves, *noise)
     with seeded(*LOOK):
         graph = traced(flat, *flat_args)
-        graph = traced(torch.func.functionalize(graph), *flat_args)
+        if _writes(graph):
+            graph = traced(torch.func.functionalize(graph), *flat_args)
     live = _clean(graph, len(leaves), keep_detach=differentiable)
     if not first.kept:  # two equal draws are two draws; two equal products are one
         graph.graph = fx_graph_cse(graph.graph)
@@ -139,6 +140,27 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
         out_spec,
         constants,
     )
+
+
+FRESH = (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default)
+
+
+def _writes(graph: fx.GraphModule) -> bool:
+    """Whether any operation changes a tensor that is there, once plain draws do not.
+
+    ``empty(...).normal_()`` came out as a copy of the noise into a fresh tensor that nothing else
+    has seen; it becomes the noise.  Where nothing is changed the graph is functional as it is,
+    which saves recording it once more.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is aten.copy_.default and len(node.args) == 2:
+            into, source = node.args
+            forms = [(n.meta["tensor_meta"].shape, n.meta["tensor_meta"].dtype) for n in node.args]
+            if into.target in FRESH and set(into.users) == {node} and forms[0] == forms[1]:
+                node.replace_all_uses_with(source)
+                graph.graph.erase_node(node)
+    schemas = (getattr(node.target, "_schema", None) for node in graph.graph.nodes)
+    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def _clean(graph: fx.GraphModule, num_args: int, keep_detach: bool) -> list[int]:
