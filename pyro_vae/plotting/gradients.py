@@ -25,7 +25,7 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
         dataset: that of a :class:`~pyro_vae.gradients.GradientReport`.
         path: where to save the picture.
     """
-    groups, names = dataset.group.values, [_with_options(o) for o in dataset.objective.values]
+    groups, names = dataset.group.values, [short(o) for o in dataset.objective.values]
     kinds = [name.split("(")[0] for name in names]
     every = list(dict.fromkeys(kinds))
     height = 1.1 + 0.26 * len(names)
@@ -56,17 +56,12 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
             axis.set_ylim(len(names) - 0.5, -0.5)
             axis.set_yticks(range(len(names)), names if column == "snr" else [])
         row[0].set_ylabel(f"{group} parameters")
-    reference = _with_options(dataset.attrs["reference"])
+    reference = short(dataset.attrs["reference"])
     titles = ("signal-to-noise of one draw", "variance of one draw", f"bias against {reference}")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11, loc="left")
     axes[-1, 2].set_xlabel("hollow: no more than chance", fontsize=9)
     return saved(figure, path)
-
-
-def _with_options(objective: Any) -> str:
-    """IWAE(10) for IWAE(num_particles=10)."""
-    return short(objective).replace("num_particles=", "").replace("estimator=", "")
 
 
 def _log_axis(axis: Any, values: np.ndarray) -> None:
