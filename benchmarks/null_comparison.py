@@ -42,9 +42,7 @@ def scores_of(digits: pv.datasets.DataSet, seeds: list[int], samples: int) -> np
     programs = []
     for seed in seeds:
         torch.manual_seed(seed)
-        programs.append(
-            bernoulli_vae.build(digits.dim, latent_dim=2, hidden_dim=16, init_std=None)
-        )
+        programs.append(bernoulli_vae.build(digits.dim, latent_dim=2, hidden_dim=16, init_std=None))
     runs = pv.fit(
         programs, digits.train, pv.objectives.AEVB(), samples=samples, seed=seeds,
         optimizer=torch.optim.Adam, lr=1e-2, progress=False,

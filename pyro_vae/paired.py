@@ -22,6 +22,11 @@ which misses the mean in 5 % of all cases where one of the parts is all there is
 objective and itself (there b = 0), and in fewer where both count.  (Matching degrees of freedom,
 Satterthwaite's, misses it in up to 12 % at two seeds.)
 
+Between an objective and itself, under two names, it leaves out 0 in 5.3 %, 6.6 % and 5.8 % of 1000,
+666 and 400 comparisons of 2, 3 and 5 trained seeds (``benchmarks/null_comparison.py``; errors of
+0.7 to 1.2 %), where 1.96 standard errors do so in 27 %, 20 % and 11 %, and those of the data alone
+in 80 % and more.  In simulations it is 4.4 to 5.3 %, whether seeds differ by much or by nothing.
+
 Source: Banerjee (1960), Sankhya 22, 357-358, for sums of independent mean squares.
 """
 

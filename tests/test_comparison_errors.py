@@ -46,7 +46,7 @@ def told_apart(rng, luck, noise, seeds, count):
     for _ in range(count):
         scores = null(rng, luck, noise, seeds)[0]
         mean = paired_mean(scores[1] - scores[0])
-        found.append((abs(mean.value) > np.array([mean.half_width, 1.96 * mean.standard_error])))
+        found.append(abs(mean.value) > np.array([mean.half_width, 1.96 * mean.standard_error]))
     return np.mean(found, 0)
 
 
@@ -192,7 +192,7 @@ def bars_of(axis):
 def test_bars_and_table_say_the_same(seeds):
     """On one axis for all models."""
     comparison, scores = several(seeds)
-    left, right = comparison.plot().axes
+    _left, right = comparison.plot().axes
     table, means = comparison.table(), scores.mean((2, 3)).ravel()
     halves = table["against first ±" if seeds == 1 else "against first 95 %"].to_numpy()
     expected = np.stack([means - halves, means + halves], 1)

@@ -47,10 +47,9 @@ class Comparison:
         That of a few seeds is itself uncertain, so do not read twice ``±`` as 95 %:
         ``against first 95 %`` is half the width of the 95 % interval, with Student's quantiles for
         S - 1 and N - 1 degrees of freedom (12.7 for two seeds, 4.3 for three);
-        :mod:`pyro_vae.paired` has the equations.  Between an objective and itself, in 2000
-        simulated comparisons each, the interval leaves out 0 in 4.4 to 5.3 % at 2, 3 and 5 seeds,
-        whether seeds differ by much or by nothing.  With a single seed ``±`` holds the data alone
-        and says how two *runs* differ, not two algorithms; there is no interval then.
+        :mod:`pyro_vae.paired` has the equations, and how often it is right.  With a single seed
+        ``±`` holds the data alone and says how two *runs* differ, not two algorithms; there is no
+        interval then.
 
         ``bound`` is nan for an algorithm without a guide.  ``khat > 0.7`` and ``rhat > 1.1`` are
         the shares of data whose log p(x) is not to be trusted.  ``samples`` are rows x updates;

@@ -17,7 +17,8 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
     """A row a group of parameters: signal-to-noise, variance and bias of each gradient.
 
     A line connects the settings of one kind of objective.  A hollow dot is a bias that may be none:
-    as large a distance would come about between equal means once in a thousand times.  What a
+    as large a distance would come about between equal means once in a thousand times.  Dotted
+    errors are those of heavy tails (khat above 0.5), which reach further than that.  What a
     logarithmic axis cannot show is written at its left: "< e" for a length of 0, of which e would
     have gone unnoticed.
 
@@ -42,7 +43,9 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
                 axis.plot(values[mine], mine, color=look["color"], linewidth=1, alpha=0.5)
                 for place in mine:
                     x, e = values[place], errors[place]
-                    axis.plot([max(x - e, x / 1e3), x + e], [place] * 2, color=look["color"])
+                    heavy = column != "bias" and part.khat.values[place] > 0.5
+                    ends, dash = [max(x - e, x / 1e3), x + e], ":" if heavy else "-"
+                    axis.plot(ends, [place] * 2, dash, color=look["color"])
                     fill = "white" if hollow[place] else look["color"]
                     axis.plot(x, place, markersize=6, markerfacecolor=fill, **look)
             for place in np.flatnonzero(~drawn):
@@ -61,6 +64,8 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11, loc="left")
     axes[-1, 2].set_xlabel("hollow: no more than chance", fontsize=9)
+    if (dataset.khat > 0.5).any():
+        axes[-1, 1].set_xlabel("dotted: heavy tails, error too small", fontsize=9)
     return saved(figure, path)
 
 
