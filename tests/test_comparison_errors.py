@@ -217,6 +217,7 @@ def test_a_bar_of_two_seeds_does_not_hide_the_dots():
     scores[0, 1] += np.array([[-1.0], [1.0]])
     _, right = compared(scores).plot().axes
     (low, high), ends = right.get_ylim(), np.array(bars_of(right))
+    assert "bars that leave the picture: see the table" in [each.get_text() for each in right.texts]
     assert ends[1, 0] < low < scores.mean() - 1 and scores.mean() + 1 < high < ends[1, 1]
 
 

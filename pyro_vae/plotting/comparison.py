@@ -139,6 +139,7 @@ def evidence_axis(axis: Any, dataset: xr.Dataset) -> None:
     span = high - low
     if np.isfinite(ends).all() and max(ends) - min(ends) > 4 * span > 0:  # keep the dots apart
         axis.set_ylim(max(min(ends), low - span), min(max(ends), high + span))
+        note(axis, "bars that leave the picture: see the table")
     names = [row.name for row in rows]
     axis.set_xticks(range(len(names)), names)
     if sum(map(len, names)) > 45:
