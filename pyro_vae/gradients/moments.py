@@ -71,8 +71,10 @@ def moments(draws: Draws, reference: Draws, group: str) -> dict[str, float]:
     bias, bias_error = root(
         squared_length(apart), jackknife(lambda keep: squared_length(apart[np.ix_(keep, keep)]))
     )
+    bias_p = math.nan if draws is reference else chance(apart, blocks.shape[1])
     if bias + bias_error <= draws.precision * norm:  # sums in another order
         bias = bias_error = 0.0
+        bias_p = math.nan if draws is reference else 1.0
     return {
         "norm": norm,
         "variance": variance(EVERYTHING),
@@ -82,7 +84,7 @@ def moments(draws: Draws, reference: Draws, group: str) -> dict[str, float]:
         "bias": bias,
         "bias_standard_error": bias_error,
         "khat": tail(draws, reference, group, norm),
-        "bias_p": math.nan if draws is reference else chance(apart, blocks.shape[1]),
+        "bias_p": bias_p,
     }
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
     """A row a group of parameters: signal-to-noise, variance and bias of each gradient.
 
-    A line connects the settings of one kind of objective.  A hollow dot is a bias that may be none:
-    as large a distance would come about between equal means once in a thousand times.  Dotted
-    errors are those of heavy tails (khat above 0.5), which reach further than that.  What a
-    logarithmic axis cannot show is written at its left: "< e" for a length of 0, of which e would
-    have gone unnoticed.
+    A line connects the settings of one kind of objective.  A hollow dot is not to be relied on: a
+    bias that may be none, because as large a distance would come about between equal means once in
+    a thousand times; a signal or variance of heavy tails (khat above 0.5), whose error is too
+    small.  What a logarithmic axis cannot show is written at its left: "< e" for a length of 0, of
+    which e would have gone unnoticed.
 
     Args:
         dataset: that of a :class:`~pyro_vae.gradients.GradientReport`.
@@ -36,16 +36,15 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
         for axis, column in zip(row, ("snr", "variance", "bias"), strict=True):
             values, errors = part[column].values, part[f"{column}_standard_error"].values
             drawn = (values > 0) & np.isfinite(values)
-            hollow = ~(part.bias_p.values < 1e-3) & (column == "bias")
+            chance = ~(part.bias_p.values < 1e-3)
+            hollow = chance if column == "bias" else part.khat.values > 0.5
             for number, kind in enumerate(every):
                 look = {"color": COLOURS[number % 7], "marker": "os^"[number // 7 % 3]}
                 mine = np.flatnonzero(np.array([k == kind for k in kinds]) & drawn)
                 axis.plot(values[mine], mine, color=look["color"], linewidth=1, alpha=0.5)
                 for place in mine:
                     x, e = values[place], errors[place]
-                    heavy = column != "bias" and part.khat.values[place] > 0.5
-                    ends, dash = [max(x - e, x / 1e3), x + e], ":" if heavy else "-"
-                    axis.plot(ends, [place] * 2, dash, color=look["color"])
+                    axis.plot([max(x - e, x / 1e3), x + e], [place] * 2, color=look["color"])
                     fill = "white" if hollow[place] else look["color"]
                     axis.plot(x, place, markersize=6, markerfacecolor=fill, **look)
             for place in np.flatnonzero(~drawn):
@@ -65,7 +64,7 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
         axis.set_title(title, fontsize=11, loc="left")
     axes[-1, 2].set_xlabel("hollow: no more than chance", fontsize=9)
     if (dataset.khat > 0.5).any():
-        axes[-1, 1].set_xlabel("dotted: heavy tails, error too small", fontsize=9)
+        axes[-1, 1].set_xlabel("hollow: heavy tails, error too small", fontsize=9)
     return saved(figure, path)
 
 
