@@ -92,16 +92,17 @@ def measured(digits: pv.datasets.DataSet, seeds: int, marks: np.ndarray) -> tupl
             final = found[name, seed][1][-1].mean()
             print(f"{name}, seed {seed}: log p(x) {final:.2f} nats per test digit", flush=True)
     scores = np.stack([score for _, score in found.values()])
-    scores = scores.reshape(len(OBJECTIVES), seeds, *scores.shape[1:])  # (..., mark, datum)
-    curves = ("objective", "seed", "record")
-    samples = np.broadcast_to(marks.astype(float), scores.shape[:3])
+    # (model, objective, seed, mark, datum)
+    scores = scores.reshape(1, len(OBJECTIVES), seeds, *scores.shape[1:])
+    dims = ("model", "objective", "seed")
+    samples = np.broadcast_to(marks.astype(float), scores.shape[:4])
     dataset = xr.Dataset(
         {
-            "curve_samples": (curves, samples),
-            "curve_bound": (curves, scores.mean(-1)),
-            "log_evidence": (("objective", "seed", "datum"), scores[:, :, -1]),
+            "curve_samples": ((*dims, "record"), samples),
+            "curve_bound": ((*dims, "record"), scores.mean(-1)),
+            "log_evidence": ((*dims, "datum"), scores[..., -1, :]),
         },
-        coords={"objective": list(OBJECTIVES)},
+        coords={"model": ["bernoulli_vae"], "objective": list(OBJECTIVES)},
     )
     return found["AEVB", 0][0], dataset
 

@@ -175,8 +175,9 @@ STRUCTURED = (Hierarchy, Regression, GlobalScale, Subsampled, Views, Dropped, Co
 
 
 def sizes_of(build):
-    """What a build must be told: how many data share the weights."""
-    return {"num_data": 3 * ROWS} if "num_data" in inspect.signature(build).parameters else {}
+    """What a build must be told: how many data share the weights, and that means have no bounds."""
+    known = {"num_data": 3 * ROWS, "sigmoid_mean": False}
+    return {n: value for n, value in known.items() if n in inspect.signature(build).parameters}
 
 
 FOLDER = {

@@ -162,6 +162,7 @@ SCORES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:khat exceeds")
 @pytest.mark.parametrize("score", SCORES)
 def test_impossible_parameters_are_no_silent_nan(score):
     """Validation is off where rows are scored; a scale of -1 gave nan, and no word."""

@@ -2,8 +2,8 @@ r"""``compare``: objectives side by side, with the same nets, data order and bud
 
 Every run of a seed starts from the same initial parameters and draws its minibatches in the same
 order (Monte Carlo EM stays on each for its five updates, so it draws fewer of them); every program
-is scored by the same routine on the same held-out data with the same noise.  So a difference is
-reported per datum and paired, with its own standard error.
+is scored by the same routine on the same held-out data with the same noise.  So differences are
+paired, by datum and seed, with an error of their own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def compare(
         builds: name -> a callable that makes an untrained program; it is called under the run's
             seed, so objectives start from the same parameters.
         objectives: instances of ``pv.objectives``.
-        seeds: how many runs of each; they train side by side as one batched program.
+        seeds: how many runs of each; they train side by side as one batched program.  One says how
+            runs differ, not how objectives do; two are enough for an interval, three make it a
+            third as wide.
         samples: the budget of a run, rows x updates.
         optimizer: as in ``pv.fit``, but by default the paper's author's Adagrad, because
             wake-sleep does not survive plain Adagrad's first steps.

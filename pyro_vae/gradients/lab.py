@@ -42,6 +42,8 @@ class Draws:
         blocks: (BLOCKS, parameters): means of equal blocks of draws.
         first: (parameters,): the first draw; deviations from it lose no digits to a large mean.
         squares: (BLOCKS,): squared deviations of a block's draws from it, summed.
+        distances: (draws of all blocks but the first,): squared distance of a draw from the mean of
+            the blocks before its own, whose tail says whether a variance can be measured.
         size: draws in a block.
         precision: relative, of a gradient.
     """
@@ -49,6 +51,7 @@ class Draws:
     blocks: dict[str, Tensor]
     first: dict[str, Tensor]
     squares: dict[str, Tensor]
+    distances: dict[str, Tensor]
     size: int
     precision: float
 
@@ -137,7 +140,9 @@ class Lab:
         first: dict[str, Tensor] = {}
         sums: dict[str, list[Tensor]] = {group: [] for group in parts}
         squares: dict[str, list[Tensor]] = {group: [] for group in parts}
+        distances: dict[str, list[Tensor]] = {group: [] for group in parts}
         for block in range(BLOCKS):
+            before = {group: sum(each) / max(block * size, 1) for group, each in sums.items()}
             most = self._at_once(size)
             for start in range(0, size, most):
                 found = self._batched(block * size + start, min(most, size - start))
@@ -155,10 +160,13 @@ class Lab:
                         squares[group].append(torch.zeros_like(square))
                     sums[group][-1] += deviation.sum(0)
                     squares[group][-1] += square
+                    if block:
+                        distances[group].append((deviation - before[group]).square().sum(1))
             tell()
         blocks = {group: torch.stack(each) / size + first[group] for group, each in sums.items()}
         spread = {group: torch.stack(each) for group, each in squares.items()}
-        return Draws(blocks, first, spread, size, torch.finfo(self.weight.dtype).eps)
+        tails = {group: torch.cat(each) for group, each in distances.items()}
+        return Draws(blocks, first, spread, tails, size, torch.finfo(self.weight.dtype).eps)
 
     def _blame(self, start: int, deviation: Tensor) -> None:
         """Raises ValueError for the first of these draws that is not finite."""

@@ -4,6 +4,27 @@ An averaged vector is too long by the noise left in it.  So draws are averaged i
 products of *different* blocks estimate squared lengths without that excess:
 :math:`\|E g\|^2 = E\, \bar g_b^\top \bar g_c`, b ≠ c.  All that is needed of the blocks is the
 matrix of these products, one a group; leaving out a block at a time gives the standard errors.
+
+A variance is a mean of squares, and has a standard error where these have a variance themselves.
+Where draws have heavy tails they have none, or one that these draws cannot show, because what
+counts most has not been drawn: the estimate is then mostly too low, and its error with it.  So the
+tail of the squares is measured, as that of importance weights is.  Draws of one parameter, 1000 of
+each law, give
+
+================================ ======= ======================= ===================== ============
+law of a draw                    k̂ > 0.5 variance within 2 ±     at zero bias, p < .05 p < .001
+================================ ======= ======================= ===================== ============
+normal                           0 %     94 %                    4.5 %                 0.1 %
+Student's t, 5 degrees           26 %    92 %                    5.2 %                 0.1 %
+exponential                      21 %    93 %                    5.9 %                 0.1 %
+Student's t, 3 degrees           84 %    76 %                    4.7 %                 0.1 %
+Student's t, 2.5 degrees         95 %    53 %                    4.0 %                 0.1 %
+log-normal, sd 1 of the log      97 %    82 %                    5.4 %                 0.3 %
+log-normal, sd 1.5 of the log    100 %   60 %                    8.0 %                 0.9 %
+================================ ======= ======================= ===================== ============
+
+and no other interval of the same draws (logarithms, Student's quantiles) covers 80 % in the last
+row; more draws, or an objective with lighter tails, do help.
 """
 
 from __future__ import annotations
@@ -14,6 +35,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from pyro_vae.evidence.weights import pareto_khat
 from pyro_vae.gradients.lab import BLOCKS, Draws
 
 EVERYTHING = np.arange(BLOCKS)
@@ -49,8 +71,10 @@ def moments(draws: Draws, reference: Draws, group: str) -> dict[str, float]:
     bias, bias_error = root(
         squared_length(apart), jackknife(lambda keep: squared_length(apart[np.ix_(keep, keep)]))
     )
+    bias_p = math.nan if draws is reference else chance(apart, blocks.shape[1])
     if bias + bias_error <= draws.precision * norm:  # sums in another order
         bias = bias_error = 0.0
+        bias_p = math.nan if draws is reference else 1.0
     return {
         "norm": norm,
         "variance": variance(EVERYTHING),
@@ -59,8 +83,21 @@ def moments(draws: Draws, reference: Draws, group: str) -> dict[str, float]:
         "snr_standard_error": snr_error,
         "bias": bias,
         "bias_standard_error": bias_error,
-        "bias_p": math.nan if draws is reference else chance(apart, blocks.shape[1]),
+        "khat": tail(draws, reference, group, norm),
+        "bias_p": bias_p,
     }
+
+
+def tail(draws: Draws, reference: Draws, group: str, norm: float) -> float:
+    """Pareto k̂ of squared distances: from 0.5 on they have no variance, as far as draws show.
+
+    nan where draws differ by rounding alone, beside their own or the reference's length.
+    """
+    distances, first = draws.distances[group], reference.first[group]
+    rounding = 64 * draws.precision * max(norm, float(first.norm()))
+    if float(distances.mean()) <= rounding**2:
+        return math.nan
+    return float(pareto_khat(distances.log()[:, None]))
 
 
 def root(square: float, error: float = 0.0) -> tuple[float, float]:

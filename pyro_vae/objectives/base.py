@@ -30,6 +30,7 @@ from pyro_vae.recording import (
     Recorded,
     differences,
     form_of,
+    is_comparable,
     qualified,
     record_of,
     shown,
@@ -237,20 +238,45 @@ def name_of(objective: ELBO) -> str:
 def names_of(objectives: Sequence[ELBO]) -> list[str]:
     """Their names in the rows of a table, each of its own.
 
+    Where two that differ print alike, as by a ``__repr__`` of their own, they are named by what
+    they were made from, then by the module of their class too, then by number.
+
     Raises:
-        ValueError: two are the same, cannot be compared, or share a name.
+        ValueError: two are the same, or share a name and cannot be compared.
     """
     names = [name_of(objective) for objective in objectives]
     for second, name in enumerate(names):
         first = names.index(name)
         if first == second:
             continue
-        why = differences(objective_record(objectives[first]), objective_record(objectives[second]))
-        raise ValueError(
-            f"objectives are {names}, expected different ones: {name} is there twice"
-            + (f", under one name ({'; '.join(why)})" if why else "")
-        )
-    return names
+        pair = objectives[first], objectives[second]
+        mine, theirs = (objective_record(each) for each in pair)
+        why = differences(mine, theirs)
+        if same_objective(*pair) or not (is_comparable(mine) and is_comparable(theirs)):
+            raise ValueError(
+                f"objectives are {names}, expected different ones: {name} is there twice"
+                + (f", under one name ({'; '.join(why)})" if why else "")
+            )
+    for full in (False, True):
+        names = [
+            shown(objective_record(each), "num_particles", full=full)
+            if names.count(name) > 1
+            else name
+            for name, each in zip(names, objectives, strict=True)
+        ]
+    return [
+        f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+
+
+def same_objective(one: ELBO, other: ELBO) -> bool:
+    """Whether two are one object, or of one class and made from the same; not by how they print."""
+    if one is other:
+        return True
+    mine, theirs = objective_record(one), objective_record(other)
+    comparable = is_comparable(mine) and is_comparable(theirs)
+    return type(one) is type(other) and comparable and not differences(mine, theirs)
 
 
 class Pair:

@@ -52,7 +52,9 @@ def saved(figure: Any, path: str | Path | None) -> Any:
 
 
 def short(objective: Any) -> str:
-    return str(objective).removesuffix("()")
+    """Its name on a picture: AEVB for AEVB(), IWAE(10) for IWAE(num_particles=10)."""
+    name = str(objective).removesuffix("()")
+    return name.replace("num_particles=", "").replace("estimator=", "")
 
 
 def apart(x: np.ndarray) -> np.ndarray:

@@ -23,7 +23,15 @@ listing    classes of ours by name: what a folder exports, and values made anew
 """
 
 from pyro_vae.recording.comparing import differences, shown
-from pyro_vae.recording.forms import KIND, PLAIN, Form, constants_of, form_of, qualified
+from pyro_vae.recording.forms import (
+    KIND,
+    PLAIN,
+    Form,
+    constants_of,
+    form_of,
+    is_comparable,
+    qualified,
+)
 from pyro_vae.recording.recorded import Record, Recorded, record_of
 
 __all__ = [
@@ -35,6 +43,7 @@ __all__ = [
     "constants_of",
     "differences",
     "form_of",
+    "is_comparable",
     "qualified",
     "record_of",
     "shown",

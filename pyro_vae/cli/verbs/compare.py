@@ -90,12 +90,12 @@ def run_compare(
             put(out / "curves.png", result.plot),
             put(out / "comparison.nc", result.save),
         ]
-    print(_rendered(table))
+    print(_rendered(table, seeds))
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 
 
-def _rendered(table: Any) -> str:
+def _rendered(table: Any, seeds: int) -> str:
     """The table for a terminal: value ± standard error, nats per datum."""
     import pandas as pd
 
@@ -105,10 +105,21 @@ def _rendered(table: Any) -> str:
         shown[column] = [
             "—" if math.isnan(value) else f"{value:.2f} ± {error:.2f}" for value, error in pairs
         ]
-    shown["sd over seeds"] = table["sd over seeds"].map("{:.2f}".format)
+    shown.iloc[0, -1] = "—"  # the first itself
+    if seeds > 1:
+        pairs = zip(table["against first"], table["against first 95 %"], strict=True)
+        shown["95 %"] = [f"{value - half:+.2f} to {value + half:+.2f}" for value, half in pairs]
+        shown.iloc[0, -1] = "—"
+        shown["sd over seeds"] = table["sd over seeds"].map("{:.2f}".format)
     for column in ("khat > 0.7", "rhat > 1.1"):
-        shown[column] = table[column].map("{:.0%}".format)
+        shown[column] = table[column].map(lambda share: "—" if share != share else f"{share:.0%}")
     shown["samples"] = table["samples"].map("{:,}".format)
     shown["leapfrogs"] = table["leapfrogs"].map("{:,}".format)
     shown["seconds"] = table["seconds"].map("{:.1f}".format)
-    return shown.reset_index().to_string(index=False)
+    lines = shown.reset_index().to_string(index=False)
+    if seeds == 1:
+        return f"{lines}\n\none seed: ± of a difference says how two runs differ, not algorithms"
+    return (
+        f"{lines}\n\n95 %: interval of the difference to the first row, over data and seeds "
+        f"(S - 1 = {seeds - 1} degree{'s' * (seeds > 2)} of freedom)"
+    )
