@@ -24,23 +24,29 @@ Source: Kingma & Welling (2014), appendix D; Gelfand & Dey (1994).
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from pyro_vae.chains.convergence import integrated_time, split_rhat
+from pyro_vae.chains.hmc import Evaluate
 from pyro_vae.chains.latents import Latents
-from pyro_vae.chains.sampling import sample_posterior
+from pyro_vae.chains.sampling import run_chains
+from pyro_vae.chains.starts import candidates
+from pyro_vae.chains.target import captured
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
+from pyro_vae.evidence.covering import covered
+from pyro_vae.evidence.students import Students, moments
 from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights, pareto_khat
 from pyro_vae.noise import LOOK, Stream, seed_of, seeded
 from pyro_vae.program.rows import Rows, num_rows, repeated
 
 CHAINS = 4  # of each datum
 NARROW = 0.9  # standard deviation of the kernel density over that of its draws
-DEGREES = 5.0  # of freedom: tails heavier than a posterior's under a Gaussian prior
+MOST_DEFENSIVE = 1000  # draws of the prior beside those of the fitted density
 
 
 def fitted_proposal(
@@ -53,23 +59,46 @@ def fitted_proposal(
     max_elements: int,
     **chains: Any,
 ) -> Evidence:
-    """Importance sampling from a Student-t per datum, fitted to HMC draws."""
+    """Importance sampling from Student-t's fitted to HMC draws, and from the prior beside them."""
     parts = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-        draws = _draws(program, rows, seed, number, **chains)
-        scorer = _Scorer(program, rows, max_elements)
-        mean, factor = _moments(draws.flatten(0, 1))
-        # The law with this covariance: scale^2 = covariance (nu - 2) / nu.
-        factor = factor * math.sqrt((DEGREES - 2) / DEGREES)
-        with seeded(*Stream.PROPOSAL.key(seed, number)):
-            normal = torch.randn(num_particles, *mean.shape, dtype=mean.dtype, device=mean.device)
-            gamma = torch.distributions.Chi2(torch.tensor(DEGREES, dtype=mean.dtype))
-            mix = gamma.sample((num_particles, len(mean))).to(mean.device)  # (K, B)
-        standard = normal * (DEGREES / mix).sqrt().unsqueeze(-1)
-        u = mean + torch.einsum("bij,kbj->kbi", factor, standard)
-        log_w = scorer(u) - _student_log_density(standard, factor)
-        parts.append(from_log_weights(log_w[:, :count], split_rhat(draws)[:count]))
+        found = _explored(program, rows, seed, number, **chains)
+        scorer = _Scorer(program, rows, max_elements, found.latents)
+        log_w, stratum = _weights(scorer, found.proposal(), num_particles, seed, number)
+        rhat = split_rhat(found.u)[:count]
+        parts.append(from_log_weights(log_w[:, :count], rhat, stratum[:, :count]))
     return concatenated(parts)
+
+
+def _weights(
+    scorer: _Scorer, proposal: Students, num_particles: int, seed: int, number: int
+) -> tuple[Tensor, Tensor]:
+    """Log weights of K draws of the proposal t and n of the prior, (K + n, B), by stratum.
+
+    All of them over the mixture of both, (K t + n prior) / (K + n) (the balance heuristic of Veach
+    & Guibas, 1995, equation (9)): unbiased, and no weight exceeds (K + n) / n p(x | z).  Where the
+    prior meets what the proposal leaves out, its draws have weights that stand out.
+    """
+    with seeded(*Stream.PROPOSAL.key(seed, number)):
+        u, stratum, proposal = proposal.draw(num_particles)
+    log_joint, log_prior = scorer(u)
+    prior = min(num_particles, MOST_DEFENSIVE)
+    total = num_particles + prior
+    shares = math.log(num_particles / total), math.log(prior / total)
+
+    def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> Tensor:
+        log_q = torch.logaddexp(
+            proposal.log_density(u) + shares[0], log_prior.nan_to_num(-math.inf) + shares[1]
+        )
+        return log_joint - log_q
+
+    tables = [weigh(u, log_joint, log_prior)]
+    for drawn in scorer.prior(prior, seed, number):
+        # Far out in the prior a likelihood may be no number: such a draw has no weight.
+        tables.append(weigh(*drawn).nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf))
+    log_w = torch.cat(tables)
+    strata = stratum.new_full((prior, stratum.shape[1]), len(proposal.mean))
+    return log_w, torch.cat([stratum, strata])
 
 
 def reciprocal(
@@ -84,10 +113,10 @@ def reciprocal(
     """The paper's appendix D, by log-sum-exp, with a Gaussian kernel density as q."""
     parts = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-        draws = _draws(program, rows, seed, number, **chains)
-        half = len(draws) // 2
+        found = _explored(program, rows, seed, number, **chains)
+        draws, half = found.u, len(found.u) // 2
         fit, new = draws[:half].flatten(0, 1), draws[half:].flatten(0, 1)
-        log_p = _Scorer(program, rows, max_elements)(new)
+        log_p = found.log_joint[half:].flatten(0, 1)
         log_r = (_kernel_log_density(fit, new) - log_p).unflatten(0, (-1, draws.shape[1]))
         parts.append(from_reciprocal_weights(log_r[:, :, :count], split_rhat(draws)[:count]))
     return concatenated(parts)
@@ -136,7 +165,21 @@ def require_enough_draws(num_draws: int, chains: int, dim: int) -> None:
         )
 
 
-def _draws(
+class _Explored(NamedTuple):
+    """What chains found of the posteriors of B data, C chains each."""
+
+    latents: Latents
+    u: Tensor  # draws, (S, C, B, J)
+    log_joint: Tensor  # log p(u, x) there, (S, C, B)
+    likely: tuple[Tensor, Tensor]  # the likeliest draws of the prior (T, B, J), the same (T, B)
+    evaluate: Evaluate  # log p(u, x) and its gradient, of C B rows
+
+    def proposal(self) -> Students:
+        base = Students.fitted(self.u.flatten(0, 1))
+        return covered(base, self.u, self.log_joint, self.likely, self.evaluate)
+
+
+def _explored(
     program: nn.Module,
     rows: Rows,
     seed: int,
@@ -145,39 +188,23 @@ def _draws(
     num_draws: int,
     chains: int,
     **options,
-) -> Tensor:
-    """At least ``num_draws`` draws of each row, dealt to chains of its own, (S, C, B, J)."""
+) -> _Explored:
+    """At least ``num_draws`` draws of each row, dealt to chains of its own."""
     many = repeated(rows, chains)
     seed = seed_of(*Stream.PIECES.key(seed, number)) >> 1
-    options |= {"num_draws": -(-num_draws // chains), "seed": seed}
+    latents = Latents.of(program, rows)
     # Chains that start from plain draws of the prior end in modes that hardly count: on MNIST with
     # three latents and 1000 training images that cost 1 to 5 nats a datum.
-    found = sample_posterior(program, many, start="resampled", **options)
-    return found.u.unflatten(1, (chains, num_rows(rows)))
-
-
-def _moments(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, J) and a factor of the covariance (B, J, J) of draws (S, B, J)."""
-    mean = u.mean(0)
-    centred = u - mean
-    covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(u) - 1)
-    # A chain that hardly moved has a covariance near zero; a floor keeps its Student-t proper.
-    ridge = 1e-6 * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
-    eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-    return mean, torch.linalg.cholesky(covariance + ridge[:, None, None] * eye)
-
-
-def _student_log_density(standard: Tensor, factor: Tensor) -> Tensor:
-    """log t at mean + factor standard, (K, B).
-
-    Pyro's ``MultivariateStudentT`` says the same, and takes two to ten times as long: from u it
-    solves for ``standard``, which is known here, K x B triangular systems for B factors.
-    """
-    dim = standard.shape[-1]
-    half = (DEGREES + dim) / 2
-    constant = math.lgamma(half) - math.lgamma(DEGREES / 2) - dim / 2 * math.log(DEGREES * math.pi)
-    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (B,)
-    return constant - log_det - half * torch.log1p(standard.square().sum(-1) / DEGREES)
+    with seeded(*Stream.START.key(seed)):
+        first = candidates(latents, program, many, seed, chains=chains)
+    evaluate, engine = captured(latents, program, many, first.start)
+    draws = run_chains(
+        latents, evaluate, engine, first.start, num_draws=-(-num_draws // chains), whiten=chains,
+        seed=seed, **options,
+    )  # fmt: skip
+    shape = (chains, num_rows(rows))
+    u, log_joint = draws.u.unflatten(1, shape), draws.log_joint.unflatten(1, shape)
+    return _Explored(latents, u, log_joint, (first.best, first.log_joint), evaluate)
 
 
 def _kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
@@ -188,7 +215,7 @@ def _kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
     draws in its tails.  Moving the kernels towards the mean by a, a^2 + h^2 = NARROW^2, makes it
     narrower instead, which costs nothing: any normalized q will do (West, 1993, has NARROW = 1).
     """
-    mean, factor = _moments(fit)
+    mean, factor = moments(fit)
     num_fit, _, dim = fit.shape
     bandwidth = num_fit ** (-1 / (dim + 4))
     pull = math.sqrt(max(NARROW**2 - bandwidth**2, 0.0))
@@ -203,23 +230,37 @@ def _kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
 
 
 class _Scorer:
-    """log p(x, T(u)) + log |det T'(u)| for many u of the same rows, in pieces of bounded size."""
+    """Log densities at many u of the same rows, in pieces of bounded size.
 
-    def __init__(self, program: nn.Module, rows: Rows, max_elements: int) -> None:
+    Two of them: log p(x, T(u)) + log |det T'(u)|, and of u under the prior.
+    """
+
+    def __init__(
+        self, program: nn.Module, rows: Rows, max_elements: int, latents: Latents
+    ) -> None:
         self._rows = rows
         self._at_once = max(1, max_elements // (event_size(rows) * num_rows(rows)))
-        latents = Latents.of(program, rows)
 
-        def log_joint(program: nn.Module, pair: Any) -> Tensor:
+        def terms(program: nn.Module, pair: Any) -> tuple[Tensor, Tensor]:
             rows, u = pair
-            return latents.log_joint(program, rows, u)
+            return latents.log_terms(program, rows, u)
 
-        self._function = RowFunction(program, log_joint)
+        self._terms = RowFunction(program, terms)
+        self._drawn = RowFunction(program, lambda program, rows: latents.drawn(program, rows))
 
-    def __call__(self, u: Tensor) -> Tensor:
-        """(K, B, J) to (K, B)."""
-        tables = []
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(K, B, J) to twice (K, B)."""
+        pieces = []
         for piece in u.split(self._at_once):
             many = repeated(self._rows, len(piece))
-            tables.append(self._function((many, piece.flatten(0, 1)), *LOOK).view(piece.shape[:2]))
-        return torch.cat(tables)
+            found = self._terms((many, piece.flatten(0, 1)), *LOOK)
+            pieces.append([column.view(piece.shape[:2]) for column in found])
+        return tuple(torch.cat(column) for column in zip(*pieces, strict=True))  # type: ignore[return-value]
+
+    def prior(self, num_draws: int, seed: int, number: int) -> Iterator[tuple[Tensor, ...]]:
+        """Draws of the prior with both densities, piece by piece: (k, B, J), (k, B), (k, B)."""
+        for start in range(0, num_draws, self._at_once):
+            size = min(self._at_once, num_draws - start)
+            many = repeated(self._rows, size)
+            drawn = self._drawn(many, *Stream.DEFENSIVE.key(seed, number, start))
+            yield tuple(column.unflatten(0, (size, num_rows(self._rows))) for column in drawn)

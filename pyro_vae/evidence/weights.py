@@ -139,16 +139,29 @@ class Evidence(NamedTuple):
         )
 
 
-def from_log_weights(log_w: Tensor, rhat: Tensor | None = None) -> Evidence:
-    """Evidence from log weights (K, B) of a normalized proposal, which chains led to or none."""
+def from_log_weights(
+    log_w: Tensor, rhat: Tensor | None = None, stratum: Tensor | None = None
+) -> Evidence:
+    """Evidence from log weights (K, B) of a normalized proposal, which chains led to or none.
+
+    Args:
+        log_w: over the density of the whole proposal, where it is a mixture.
+        rhat: of the chains, (B,).
+        stratum: which part of the mixture a draw is of, (K, B), where each has a fixed number of
+            draws; the standard error then counts the spread within parts alone.
+    """
     khat = pareto_khat(log_w)  # in the precision that the weights were computed in
     log_w = log_w.double()
     num_particles = len(log_w)
     total = log_w.logsumexp(0)
     value = total - math.log(num_particles)
     ess = (2 * total - (2 * log_w).logsumexp(0)).exp()
-    # Var(mean w) / mean(w)^2 = (K / ESS - 1) / (K - 1); the delta method makes it that of the log.
-    relative_variance = (num_particles / ess - 1).clamp_min(0) / max(num_particles - 1, 1)
+    # Var(mean w) / mean(w)^2; the delta method makes it that of the log.
+    if stratum is None or num_particles == 1:
+        # = (K / ESS - 1) / (K - 1)
+        relative_variance = (num_particles / ess - 1).clamp_min(0) / max(num_particles - 1, 1)
+    else:
+        relative_variance = _within(stratum, (log_w - total).exp())
     return Evidence(
         value=value,
         standard_error=relative_variance.sqrt()
@@ -160,6 +173,22 @@ def from_log_weights(log_w: Tensor, rhat: Tensor | None = None) -> Evidence:
         upper=torch.full_like(value, float("inf")),
         rhat=torch.full_like(value, float("nan")) if rhat is None else rhat.to(value),
     )
+
+
+def _within(stratum: Tensor, shares: Tensor) -> Tensor:
+    """Variance of a sum of weights with fixed numbers of draws in each stratum, (B,).
+
+    A stratum of one draw has no spread to be seen: it counts with the square of its weight.
+    """
+    result = torch.zeros_like(shares[0])
+    for number in range(int(stratum.max()) + 1):
+        mine = stratum == number
+        n = mine.sum(0)
+        own = torch.where(mine, shares, 0.0)
+        centred = torch.where(mine, shares - own.sum(0) / n.clamp_min(1), 0.0)
+        squares = torch.where(n > 1, centred.square().sum(0), own.square().sum(0))
+        result = result + squares * n / (n - 1).clamp_min(1)
+    return result
 
 
 def concatenated(parts: list[Evidence]) -> Evidence:
