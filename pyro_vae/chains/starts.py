@@ -14,7 +14,6 @@ from pyro_vae.noise import Stream
 from pyro_vae.program.rows import Rows, num_rows
 
 CANDIDATES = 500  # draws of the prior, of which a "resampled" chain starts from one
-KEPT = 64  # of a datum's candidates: those of the largest likelihood
 PIECE = 100  # candidates of a chain between two sortings
 
 
@@ -23,7 +22,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         start: one for each chain, picked with probability proportional to p(x | z), (C B, J).
-        best: those of the largest likelihood among all of a datum's, (T, B, J).
+        best: those of the largest likelihood among all of a datum's, (T, B, J), T at most ``keep``.
         log_joint: of these, log p(u, x), (T, B); -inf where it is no number.
     """
 
@@ -33,7 +32,7 @@ class Candidates(NamedTuple):
 
 
 def candidates(
-    latents: Latents, program: nn.Module, x: Rows, seed: int, *, chains: int = 1
+    latents: Latents, program: nn.Module, x: Rows, seed: int, *, chains: int = 1, keep: int = 0
 ) -> Candidates:
     """Draw :data:`CANDIDATES` for each row of ``x``, which holds every datum ``chains`` times.
 
@@ -60,8 +59,10 @@ def candidates(
         columns = [u.view(-1, data, u.shape[-1]), log_joint.view(-1, data), weight.view(-1, data)]
         if kept:
             columns = [torch.cat(pair) for pair in zip(kept, columns, strict=True)]
-        index = columns[2].topk(min(KEPT, len(columns[2])), dim=0).indices
-        kept = tuple(_picked(column, index) for column in columns)
+        if len(columns[2]) > keep:
+            index = columns[2].topk(keep, dim=0).indices
+            columns = [_picked(column, index) for column in columns]
+        kept = tuple(columns)
     heights, places = (torch.stack(column) for column in zip(*best, strict=True))
     start = _picked(places, heights.argmax(0, keepdim=True))[0]
     return Candidates(start, kept[0], kept[1].nan_to_num(-math.inf))

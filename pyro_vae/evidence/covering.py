@@ -25,79 +25,99 @@ from pyro_vae.chains.hmc import Evaluate
 from pyro_vae.chains.target import applied
 from pyro_vae.evidence.students import Students, moments
 
-THIN = math.log(10)  # log p / (Z t) from which a point is not covered
-COVERED = math.log(3)  # and below which a mode is
+THIN = math.log(5)  # log p / (Z t) from which a point is not covered
+COVERED = math.log(1.5)  # and below which a mode is
 STEPS = 30  # of an ascent
 GAIN = 8.0  # nats that one step may promise: no step leaves the hill that it is on
 STENCIL = 0.5  # of a standard deviation to either side, for the curvature
 
 
 def covered(
-    base: Students, draws: Tensor, log_joint: Tensor, more: tuple[Tensor, Tensor], climb: Evaluate
-) -> Students:
+    base: Students, log_z: Tensor, draws: Tensor, log_joint: Tensor,
+    more: tuple[Tensor, Tensor], climb: Evaluate,
+) -> Students:  # fmt: skip
     """The mixture of ``base`` with components at the modes that it leaves out.
 
     Args:
         base: one component a datum, fitted to the draws.
+        log_z: a rough log p(x), (B,): that which draws of ``base`` see, so that what they miss
+            stands out.
         draws, log_joint: S draws of each of C chains, (S, C, B, J), with log p(u, x) (S, C, B).
         more: other points (T, B, J) and log p(u, x) there (T, B).
         climb: log p(u, x) and its gradient for C rows of each datum, (C B, J).
     """
     chains, dim = draws.shape[1], draws.shape[-1]
-    known = log_joint.flatten(0, 1)
     points = torch.cat([draws.flatten(0, 1), more[0]])
-    log_p = torch.cat([known, more[1]])
-    log_q = base.log_density(points)
-    # 1 / Z = E_{p(u|x)} t(u) / p(u, x): the mass of what the chains found.
-    log_z = math.log(len(known)) - (log_q[: len(known)] - known).logsumexp(0)  # (B,)
-    thin = (log_p - log_q - log_z > THIN) & log_p.isfinite()
+    log_p = torch.cat([log_joint.flatten(0, 1), more[1]])
+    thin = uncovered(log_p - base.log_density(points), log_z) & log_p.isfinite()
     rows = thin.any(0)
     if not bool(rows.any()):
         return base
     # Chains apart are no measure of a mode's width; what each does by itself is.
     within = moments((draws - draws.mean(0)).flatten(0, 1))[1]
-    starts = _starts(points, log_p, log_q, log_z, thin, within, chains)
+    starts = _starts(points, log_p, thin, within, chains)
     mode, height, factor = _modes(climb, starts.flatten(0, 1), within.repeat(chains, 1, 1))
     usable = rows & (height.isfinite() & factor.isfinite().all((-1, -2))).unflatten(0, (chains, -1))
-    modes = mode.unflatten(0, (chains, -1)), height.unflatten(0, (chains, -1))
-    factors = torch.where(
-        usable[..., None, None], factor.unflatten(0, (chains, -1)), torch.eye(dim).to(within)
+    eye = torch.eye(dim).to(within)
+    added = Students(
+        mode.unflatten(0, (chains, -1)),
+        torch.where(usable[..., None, None], factor.unflatten(0, (chains, -1)), eye),
+        torch.where(usable, 0.0, -math.inf).to(within),
     )
-    result = base
-    for number in range(chains):
-        point, top = modes[0][number : number + 1], modes[1][number]
-        excess = top - result.log_density(point)[0] - log_z
-        log_weight = torch.where(usable[number] & (excess > COVERED), 0.0, -math.inf).to(within)
-        result = Students(
-            torch.cat([result.mean, point]),
-            torch.cat([result.factor, factors[number : number + 1]]),
-            torch.cat([result.log_weight, log_weight[None]]),
-        )
-    # Half of the draws for what the chains found, half for the rest.
-    added = result.log_weight[1:]
-    share = torch.where(added.isneginf(), 0.0, 1.0).sum(0)
-    first = torch.where(share > 0, math.log(0.5), 0.0).to(within)
-    rest = (added + math.log(0.5)) - share.clamp_min(1).log()
-    return result._replace(log_weight=torch.cat([first[None], rest]))
+    return _joined(base, _distinct(added, height.unflatten(0, (chains, -1)) - log_z))
+
+
+def uncovered(log_w: Tensor, log_z: Tensor) -> Tensor:
+    """Where the posterior has five times the density of a proposal, by log p(u, x) / t(u)."""
+    return log_w - log_z > THIN
+
+
+def _distinct(found: Students, height: Tensor) -> Students:
+    """Of components at modes, those that the ones before do not cover already.
+
+    ``height`` is log p(u | x) there, (M, B).
+    """
+    log_weight = found.log_weight.clone()
+    for number in range(1, len(log_weight)):
+        before = Students(*(field[:number] for field in found._replace(log_weight=log_weight)))
+        excess = height[number] - before.log_density(found.mean[number : number + 1])[0]
+        log_weight[number] = log_weight[number].masked_fill(excess <= COVERED, -math.inf)
+    return found._replace(log_weight=log_weight)
+
+
+def _joined(base: Students, added: Students) -> Students:
+    """Half of the draws for what the chains found, and half for the modes, where there are any."""
+    number = (~added.log_weight.isneginf()).sum(0).to(base.mean)
+    share = torch.where(number > 0, 0.5, 1.0).log()
+    weights = base.log_weight + share, added.log_weight + math.log(0.5) - number.clamp_min(1).log()
+    pairs = (base.mean, added.mean), (base.factor, added.factor), weights
+    return Students(*(torch.cat(pair) for pair in pairs))
 
 
 def _starts(
-    points: Tensor, log_p: Tensor, log_q: Tensor, log_z: Tensor, thin: Tensor, width: Tensor,
-    number: int,
-) -> Tensor:  # fmt: skip
-    """For each datum ``number`` of its thinly covered points, the highest first, (number, B, J).
+    points: Tensor, log_p: Tensor, thin: Tensor, width: Tensor, number: int
+) -> Tensor:
+    """For each datum ``number`` points to climb from, (number, B, J).
 
-    As if each brought a component of the chains' width: the next is one that these do not cover.
+    The first is the highest that is thinly covered; the next ones the highest far from those
+    before, by the width that the chains have (J, J), whatever covers them: a density that stretches
+    over several modes has too few draws in each.
     """
-    chosen: list[Tensor] = []
-    left = thin
+    dim = points.shape[-1]
+    # Squared distance of two draws of one normal law: 2 chi-square of J, by three deviations.
+    far = 2 * (dim + 3 * math.sqrt(2 * dim))
+    data = torch.arange(points.shape[1], device=points.device)
+    left, fresh, chosen = thin, thin, []
+    apart = log_p.isfinite()
     for _ in range(number):
-        left = torch.where(left.any(0), left, thin)
         index = log_p.masked_fill(~left, -math.inf).argmax(0)
-        chosen.append(points[index, torch.arange(len(index))])
-        kernel = Students(chosen[-1][None], width[None], torch.zeros_like(log_z)[None])
-        log_q = torch.logaddexp(log_q, kernel.log_density(points) - math.log(number))
-        left = left & (log_p - log_q - log_z > THIN)
+        chosen.append(points[index, data])
+        away = torch.linalg.solve_triangular(
+            width, (points - chosen[-1]).movedim(0, -1), upper=False
+        )
+        apart = apart & (away.square().sum(-2).T > far)
+        fresh = fresh.index_put((index, data), torch.tensor(False, device=fresh.device))
+        left = torch.where(apart.any(0), apart, fresh)
     return torch.stack(chosen)
 
 

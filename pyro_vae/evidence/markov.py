@@ -38,14 +38,22 @@ from pyro_vae.chains.sampling import run_chains
 from pyro_vae.chains.starts import candidates
 from pyro_vae.chains.target import captured
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
-from pyro_vae.evidence.covering import covered
+from pyro_vae.evidence.covering import covered, uncovered
 from pyro_vae.evidence.students import Students, moments
-from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights, pareto_khat
+from pyro_vae.evidence.weights import (
+    Evidence,
+    concatenated,
+    first_rows,
+    from_log_weights,
+    pareto_khat,
+)
 from pyro_vae.noise import LOOK, Stream, seed_of, seeded
 from pyro_vae.program.rows import Rows, num_rows, repeated
 
 CHAINS = 4  # of each datum
 NARROW = 0.9  # standard deviation of the kernel density over that of its draws
+LEAST_KEPT = 64  # draws of the prior that are looked at again once chains have run
+PILOT = 200  # draws that tell roughly what log p(x) is
 MOST_DEFENSIVE = 1000  # draws of the prior beside those of the fitted density
 
 
@@ -62,12 +70,34 @@ def fitted_proposal(
     """Importance sampling from Student-t's fitted to HMC draws, and from the prior beside them."""
     parts = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-        found = _explored(program, rows, seed, number, **chains)
+        found = _explored(program, rows, seed, number, max_elements, **chains)
         scorer = _Scorer(program, rows, max_elements, found.latents)
-        log_w, stratum = _weights(scorer, found.proposal(), num_particles, seed, number)
-        rhat = split_rhat(found.u)[:count]
-        parts.append(from_log_weights(log_w[:, :count], rhat, stratum[:, :count]))
+        proposal = _proposal(scorer, found, seed, number)
+        log_w, stratum = _weights(scorer, proposal, num_particles, seed, number)
+        evidence = from_log_weights(log_w, stratum)
+        rhat = _rhat_of_the_uncovered(found, proposal, evidence.value)
+        parts.append(first_rows(evidence._replace(rhat=rhat), count))
     return concatenated(parts)
+
+
+def _rhat_of_the_uncovered(found: _Explored, proposal: Students, log_p: Tensor) -> Tensor:
+    """R-hat of the chains where a part of what they found is left out of the proposal, else 1.
+
+    Importance sampling asks of chains that the proposal covers what they found, not that they
+    have met: those of a funnel, or of two modes with a component each, need not have.
+    """
+    density = proposal.log_density(found.u.flatten(0, 1))
+    left_out = uncovered(found.log_joint.flatten(0, 1) - density, log_p.to(density)).any(0)
+    rhat = split_rhat(found.u)
+    return torch.where(left_out, rhat, torch.ones_like(rhat))
+
+
+def _proposal(scorer: _Scorer, found: _Explored, seed: int, number: int) -> Students:
+    base = Students.fitted(found.u.flatten(0, 1))
+    with seeded(*Stream.PILOT.key(seed, number)):
+        u = base.draw(PILOT)[0]
+    log_z = (scorer(u)[0] - base.log_density(u)).logsumexp(0) - math.log(PILOT)
+    return covered(base, log_z, found.u, found.log_joint, found.likely, found.evaluate)
 
 
 def _weights(
@@ -93,12 +123,13 @@ def _weights(
         return log_joint - log_q
 
     tables = [weigh(u, log_joint, log_prior)]
-    for drawn in scorer.prior(prior, seed, number):
-        # Far out in the prior a likelihood may be no number: such a draw has no weight.
-        tables.append(weigh(*drawn).nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf))
+    tables += [weigh(*drawn) for drawn in scorer.prior(prior, seed, number)]
     log_w = torch.cat(tables)
     strata = stratum.new_full((prior, stratum.shape[1]), len(proposal.mean))
-    return log_w, torch.cat([stratum, strata])
+    stratum = torch.cat([stratum, strata])
+    # Far out in the prior, or in a funnel's neck, a density may be no number.  Such a draw has no
+    # weight, as HMC moves to no such place; among what the chains found it is the program's fault.
+    return log_w.masked_fill(log_w.isnan() & (stratum > 0), -math.inf), stratum
 
 
 def reciprocal(
@@ -113,7 +144,7 @@ def reciprocal(
     """The paper's appendix D, by log-sum-exp, with a Gaussian kernel density as q."""
     parts = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-        found = _explored(program, rows, seed, number, **chains)
+        found = _explored(program, rows, seed, number, max_elements, **chains)
         draws, half = found.u, len(found.u) // 2
         fit, new = draws[:half].flatten(0, 1), draws[half:].flatten(0, 1)
         log_p = found.log_joint[half:].flatten(0, 1)
@@ -174,16 +205,13 @@ class _Explored(NamedTuple):
     likely: tuple[Tensor, Tensor]  # the likeliest draws of the prior (T, B, J), the same (T, B)
     evaluate: Evaluate  # log p(u, x) and its gradient, of C B rows
 
-    def proposal(self) -> Students:
-        base = Students.fitted(self.u.flatten(0, 1))
-        return covered(base, self.u, self.log_joint, self.likely, self.evaluate)
-
 
 def _explored(
     program: nn.Module,
     rows: Rows,
     seed: int,
     number: int,
+    max_elements: int,
     *,
     num_draws: int,
     chains: int,
@@ -195,8 +223,9 @@ def _explored(
     latents = Latents.of(program, rows)
     # Chains that start from plain draws of the prior end in modes that hardly count: on MNIST with
     # three latents and 1000 training images that cost 1 to 5 nats a datum.
+    keep = max(LEAST_KEPT, max_elements // (num_rows(rows) * latents.dim))
     with seeded(*Stream.START.key(seed)):
-        first = candidates(latents, program, many, seed, chains=chains)
+        first = candidates(latents, program, many, seed, chains=chains, keep=keep)
     evaluate, engine = captured(latents, program, many, first.start)
     draws = run_chains(
         latents, evaluate, engine, first.start, num_draws=-(-num_draws // chains), whiten=chains,

@@ -139,14 +139,11 @@ class Evidence(NamedTuple):
         )
 
 
-def from_log_weights(
-    log_w: Tensor, rhat: Tensor | None = None, stratum: Tensor | None = None
-) -> Evidence:
-    """Evidence from log weights (K, B) of a normalized proposal, which chains led to or none.
+def from_log_weights(log_w: Tensor, stratum: Tensor | None = None) -> Evidence:
+    """Evidence from log weights (K, B) of a normalized proposal.
 
     Args:
         log_w: over the density of the whole proposal, where it is a mixture.
-        rhat: of the chains, (B,).
         stratum: which part of the mixture a draw is of, (K, B), where each has a fixed number of
             draws; the standard error then counts the spread within parts alone.
     """
@@ -171,7 +168,7 @@ def from_log_weights(
         khat=khat,
         lower=value,
         upper=torch.full_like(value, float("inf")),
-        rhat=torch.full_like(value, float("nan")) if rhat is None else rhat.to(value),
+        rhat=torch.full_like(value, float("nan")),
     )
 
 
@@ -189,6 +186,11 @@ def _within(stratum: Tensor, shares: Tensor) -> Tensor:
         squares = torch.where(n > 1, centred.square().sum(0), own.square().sum(0))
         result = result + squares * n / (n - 1).clamp_min(1)
     return result
+
+
+def first_rows(evidence: Evidence, count: int) -> Evidence:
+    """Of a chunk that repeats its last row, those that count."""
+    return Evidence(*(column[:count] for column in evidence))
 
 
 def concatenated(parts: list[Evidence]) -> Evidence:
