@@ -74,7 +74,7 @@ def modes(rows: int, *weights: float, dim: int = 1, scale: float = 0.3, sd: floa
 
 
 def needle(rows: int, *, width: float = 1e-3, dim: int = 1) -> Case:
-    """Half of the posterior in a mode of this width, inside of one that is a thousand times wider."""
+    """Half of the posterior in a mode of this width, inside of one of width 0.7."""
     x = 0.3 * torch.randn(rows, dim)
     broad, narrow = math.sqrt(2), math.sqrt(1 + width**2)
     share = 1 / (1 + (narrow / broad) ** dim)  # equal mass at x = 0
@@ -169,7 +169,9 @@ def main() -> int:
     options = parser.parse_args()
     warnings.simplefilter("ignore", pv.PyroVaeWarning)  # what they say has columns here
     torch.set_default_dtype(torch.float64)
-    print(f"{'case':26}   off  quiet+off  false alarms   khat   rhat  rms z    bias      se  seconds")
+    print(
+        f"{'case':26}   off  quiet+off  false alarms   khat   rhat  rms z    bias      se  seconds"
+    )
     for name in options.cases:
         torch.manual_seed(options.seed)
         case = CASES[name](options.rows)

@@ -24,7 +24,6 @@ from pyro_vae.densities.traces import At, sites_of
 from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
-
 Moved = dict[str, tuple[Tensor, Tensor]]  # by site: its value T(u), and log |det T'(u)| (B,)
 
 
@@ -180,8 +179,8 @@ class Latents:
 
     def _log_law(self, sites: Sites, moved: Moved) -> Tensor:
         """The log density of u that the latents' laws give it, (B,)."""
-        total = sum(log_det for _, log_det in moved.values())
-        return total + sum(_log_law(sites[name]) for name in self.names)
+        terms = [moved[name][1] + _log_law(sites[name]) for name in self.names]
+        return sum(terms[1:], terms[0])
 
     def _scored(self, program: Any, x: Rows, values: dict[str, Tensor]) -> Sites:
         return sites_of(program.model, x, At(values))
@@ -274,8 +273,9 @@ def _part(site: Site, rows: int) -> _Part:
 
 def _joint(sites: Sites, moved: Moved) -> Tensor:
     """log p(x, T(u)) + log |det T'(u)| from the model's sites, (B,)."""
-    total = sum(log_det for _, log_det in moved.values())
-    return total + sum(site.per_datum() for site in sites.values() if not site.is_global)
+    terms = [log_det for _, log_det in moved.values()]
+    terms += [site.per_datum() for site in sites.values() if not site.is_global]
+    return sum(terms[1:], terms[0])
 
 
 def _log_law(site: Site) -> Tensor:

@@ -25,7 +25,7 @@ from pyro_vae.chains.hmc import (
 )
 from pyro_vae.chains.hmc import adapt as tune
 from pyro_vae.chains.latents import Latents
-from pyro_vae.chains.starts import candidates
+from pyro_vae.chains.starts import candidates, prior_draws
 from pyro_vae.chains.target import applied, captured, in_coordinates
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.noise import Stream, keyed, seeded
@@ -233,7 +233,7 @@ def _covariance_factor(u: Tensor, chains: int) -> Tensor:
     Shrunk towards its diagonal by J parts to as many as there are draws: of few of them some
     direction always seems to be narrow.
     """
-    num_draws, rows, dim = u.shape
+    num_draws, _, dim = u.shape
     centred = (u - u.mean(0)).unflatten(1, (chains, -1))  # (S, C, B / C, J)
     covariance = torch.einsum("scbi,scbj->bij", centred, centred) / (chains * (num_draws - 1))
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
@@ -263,7 +263,7 @@ def _start(latents: Latents, program: Any, x: Rows, start: Any, seed: int) -> Te
     if start == "prior":
         return latents.from_prior(program, x)
     if start == "resampled":
-        return candidates(latents, program, x, seed).start
+        return candidates(prior_draws(latents, program), x, seed).start
     if start == "guide":
         return latents.from_guide(program, x)
     raise ValueError(

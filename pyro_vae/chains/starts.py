@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.chains.latents import Latents
 from pyro_vae.evaluation import RowFunction
-from pyro_vae.noise import Stream
+from pyro_vae.noise import Stream, seeded
 from pyro_vae.program.rows import Rows, num_rows
 
 CANDIDATES = 500  # draws of the prior, of which a "resampled" chain starts from one
@@ -22,7 +22,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         start: one for each chain, picked with probability proportional to p(x | z), (C B, J).
-        best: those of the largest likelihood among all of a datum's, (T, B, J), T at most ``keep``.
+        best: those of the largest likelihood among all of a datum's, (T, B, J).
         log_joint: of these, log p(u, x), (T, B); -inf where it is no number.
     """
 
@@ -31,30 +31,40 @@ class Candidates(NamedTuple):
     log_joint: Tensor
 
 
+def prior_draws(latents: Latents, program: nn.Module) -> RowFunction:
+    """For any rows a draw of the prior, and what :meth:`Latents.drawn` says of it."""
+    return RowFunction(program, latents.drawn)
+
+
 def candidates(
-    latents: Latents, program: nn.Module, x: Rows, seed: int, *, chains: int = 1, keep: int = 0
+    draw: RowFunction, x: Rows, seed: int, *, chains: int = 1, keep: int = 0
 ) -> Candidates:
     """Draw :data:`CANDIDATES` for each row of ``x``, which holds every datum ``chains`` times.
 
-    The largest of log weights plus Gumbel noise is a draw by weight, whatever the order.
+    Args:
+        draw: of :func:`prior_draws`.
+        x: the rows.
+        seed: of the noise.
+        chains: C; those of a datum have their ``best`` in common.
+        keep: T at most.
     """
+    with seeded(*Stream.START.key(seed)):
+        return _candidates(draw, x, seed, chains, keep)
 
-    def candidate(program: nn.Module, x: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        u, log_joint, log_prior = latents.drawn(program, x)
-        weight = (log_joint - log_prior).nan_to_num(-math.inf)
-        noise = -torch.empty(len(u), dtype=u.dtype, device=u.device).exponential_().log()
-        return u, log_joint, weight, weight + noise
 
-    draw = RowFunction(program, candidate)
+def _candidates(draw: RowFunction, x: Rows, seed: int, chains: int, keep: int) -> Candidates:
     data = num_rows(x) // chains
-    best: list[Any] = []
-    kept: tuple[Tensor, ...] = ()  # u, log joint, log weight
+    heights, places = [], []
+    kept: list[Tensor] = []  # u, log joint, log weight
     for first in range(0, CANDIDATES, PIECE):
         numbers = range(first, first + PIECE)
         drawn = [draw(x, *Stream.CANDIDATES.key(seed, number)) for number in numbers]
-        u, log_joint, weight, height = (torch.stack(column) for column in zip(*drawn, strict=True))
-        height, index = height.max(0)
-        best.append((height, _picked(u, index[None])[0]))
+        u, log_joint, log_prior = (torch.stack(column) for column in zip(*drawn, strict=True))
+        weight = (log_joint - log_prior).nan_to_num(-math.inf)
+        # The largest of log weights plus Gumbel noise is a draw by weight, whatever the order.
+        height, index = (weight - torch.empty_like(weight).exponential_().log()).max(0)
+        heights.append(height)
+        places.append(_picked(u, index[None])[0])
         # Chains of a datum have its candidates in common: (piece, C B) is (piece C, B).
         columns = [u.view(-1, data, u.shape[-1]), log_joint.view(-1, data), weight.view(-1, data)]
         if kept:
@@ -62,12 +72,14 @@ def candidates(
         if len(columns[2]) > keep:
             index = columns[2].topk(keep, dim=0).indices
             columns = [_picked(column, index) for column in columns]
-        kept = tuple(columns)
-    heights, places = (torch.stack(column) for column in zip(*best, strict=True))
-    start = _picked(places, heights.argmax(0, keepdim=True))[0]
+        kept = columns
+    highest = torch.stack(heights).argmax(0, keepdim=True)
+    start = _picked(torch.stack(places), highest)[0]
     return Candidates(start, kept[0], kept[1].nan_to_num(-math.inf))
 
 
 def _picked(values: Tensor, index: Tensor) -> Tensor:
     """Entries of (n, B) or (n, B, J) by number, (m, B)."""
-    return values.gather(0, index if values.dim() == 2 else index[..., None].expand(-1, -1, values.shape[-1]))
+    if values.dim() == 3:
+        index = index[..., None].expand(-1, -1, values.shape[-1])
+    return values.gather(0, index)

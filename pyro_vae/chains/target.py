@@ -1,4 +1,4 @@
-"""What chains run on: log p(u, x) and its gradient at fixed rows, as a graph where it can be one."""
+"""What chains run on: log p(u, x) and its gradient at fixed rows, as a graph where it can be."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 r"""Modes that a fitted density leaves out: found where the posterior is high and it is low.
 
-Chains stay in the modes that they started in, and a density fitted to their draws passes over a mode
-that is narrow.  Both show at points where log p(u, x) is known without further work, the draws of
-the chains and the likeliest draws of the prior:
+Chains stay in the modes that they started in, and a density fitted to their draws passes over a
+narrow one.  Both show at points where log p(u, x) is known without further work, the draws of the
+chains and the likeliest draws of the prior:
 
-.. math:: \frac{p(u, x)}{\hat Z \, t(u)} > 10
+.. math:: \frac{p(u, x)}{\hat Z \, t(u)} > 5
 
-says that t has a tenth of the density there that the posterior has.  From such points one climbs to
+says that t has a fifth of the density there that the posterior has.  From such points one climbs to
 the mode, by BFGS, and gives the mixture a component with the curvature there (Laplace's
 approximation).  What no such point is near to stays unseen.
 
@@ -25,8 +25,8 @@ from pyro_vae.chains.hmc import Evaluate
 from pyro_vae.chains.target import applied
 from pyro_vae.evidence.students import Students, moments
 
-THIN = math.log(5)  # log p / (Z t) from which a point is not covered
-COVERED = math.log(1.5)  # and below which a mode is
+THIN = 5.0  # p / (Z t) above which a point is thinly covered
+COVERED = 1.5  # and up to which a mode is covered
 STEPS = 30  # of an ascent
 GAIN = 8.0  # nats that one step may promise: no step leaves the hill that it is on
 STENCIL = 0.5  # of a standard deviation to either side, for the curvature
@@ -49,7 +49,8 @@ def covered(
     chains, dim = draws.shape[1], draws.shape[-1]
     points = torch.cat([draws.flatten(0, 1), more[0]])
     log_p = torch.cat([log_joint.flatten(0, 1), more[1]])
-    thin = uncovered(log_p - base.log_density(points), log_z) & log_p.isfinite()
+    thin = log_p - base.log_density(points) - log_z > math.log(THIN)
+    thin = thin & log_p.isfinite()
     rows = thin.any(0)
     if not bool(rows.any()):
         return base
@@ -67,11 +68,6 @@ def covered(
     return _joined(base, _distinct(added, height.unflatten(0, (chains, -1)) - log_z))
 
 
-def uncovered(log_w: Tensor, log_z: Tensor) -> Tensor:
-    """Where the posterior has five times the density of a proposal, by log p(u, x) / t(u)."""
-    return log_w - log_z > THIN
-
-
 def _distinct(found: Students, height: Tensor) -> Students:
     """Of components at modes, those that the ones before do not cover already.
 
@@ -81,8 +77,11 @@ def _distinct(found: Students, height: Tensor) -> Students:
     for number in range(1, len(log_weight)):
         before = Students(*(field[:number] for field in found._replace(log_weight=log_weight)))
         excess = height[number] - before.log_density(found.mean[number : number + 1])[0]
-        log_weight[number] = log_weight[number].masked_fill(excess <= COVERED, -math.inf)
-    return found._replace(log_weight=log_weight)
+        log_weight[number] = log_weight[number].masked_fill(excess <= math.log(COVERED), -math.inf)
+    order = log_weight.argsort(dim=0, descending=True, stable=True)  # those that count come first
+    most = max(1, int((log_weight > -math.inf).sum(0).max()))
+    data = torch.arange(log_weight.shape[1], device=order.device)
+    return Students(*(f[order[:most], data] for f in found._replace(log_weight=log_weight)))
 
 
 def _joined(base: Students, added: Students) -> Students:
@@ -94,9 +93,7 @@ def _joined(base: Students, added: Students) -> Students:
     return Students(*(torch.cat(pair) for pair in pairs))
 
 
-def _starts(
-    points: Tensor, log_p: Tensor, thin: Tensor, width: Tensor, number: int
-) -> Tensor:
+def _starts(points: Tensor, log_p: Tensor, thin: Tensor, width: Tensor, number: int) -> Tensor:
     """For each datum ``number`` points to climb from, (number, B, J).
 
     The first is the highest that is thinly covered; the next ones the highest far from those
@@ -115,7 +112,7 @@ def _starts(
         away = torch.linalg.solve_triangular(
             width, (points - chosen[-1]).movedim(0, -1), upper=False
         )
-        apart = apart & (away.square().sum(-2).T > far)
+        apart = apart & (far < away.square().sum(-2).T)
         fresh = fresh.index_put((index, data), torch.tensor(False, device=fresh.device))
         left = torch.where(apart.any(0), apart, fresh)
     return torch.stack(chosen)

@@ -24,7 +24,6 @@ Source: Kingma & Welling (2014), appendix D; Gelfand & Dey (1994).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -35,10 +34,10 @@ from pyro_vae.chains.convergence import integrated_time, split_rhat
 from pyro_vae.chains.hmc import Evaluate
 from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.sampling import run_chains
-from pyro_vae.chains.starts import candidates
+from pyro_vae.chains.starts import candidates, prior_draws
 from pyro_vae.chains.target import captured
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
-from pyro_vae.evidence.covering import covered, uncovered
+from pyro_vae.evidence.covering import covered
 from pyro_vae.evidence.students import Students, moments
 from pyro_vae.evidence.weights import (
     Evidence,
@@ -53,6 +52,7 @@ from pyro_vae.program.rows import Rows, num_rows, repeated
 CHAINS = 4  # of each datum
 NARROW = 0.9  # standard deviation of the kernel density over that of its draws
 LEAST_KEPT = 64  # draws of the prior that are looked at again once chains have run
+HEAVY = 20.0  # times the mean weight: so little of a draw of the posterior is covered
 PILOT = 200  # draws that tell roughly what log p(x) is
 MOST_DEFENSIVE = 1000  # draws of the prior beside those of the fitted density
 
@@ -73,21 +73,24 @@ def fitted_proposal(
         found = _explored(program, rows, seed, number, max_elements, **chains)
         scorer = _Scorer(program, rows, max_elements, found.latents)
         proposal = _proposal(scorer, found, seed, number)
-        log_w, stratum = _weights(scorer, proposal, num_particles, seed, number)
+        log_w, stratum = _weights(scorer, found, proposal, num_particles, seed, number)
         evidence = from_log_weights(log_w, stratum)
-        rhat = _rhat_of_the_uncovered(found, proposal, evidence.value)
+        rhat = _rhat_of_the_uncovered(scorer, found, proposal, num_particles, evidence.value)
         parts.append(first_rows(evidence._replace(rhat=rhat), count))
     return concatenated(parts)
 
 
-def _rhat_of_the_uncovered(found: _Explored, proposal: Students, log_p: Tensor) -> Tensor:
+def _rhat_of_the_uncovered(
+    scorer: _Scorer, found: _Explored, proposal: Students, num_particles: int, log_p: Tensor
+) -> Tensor:
     """R-hat of the chains where a part of what they found is left out of the proposal, else 1.
 
     Importance sampling asks of chains that the proposal covers what they found, not that they
     have met: those of a funnel, or of two modes with a component each, need not have.
     """
-    density = proposal.log_density(found.u.flatten(0, 1))
-    left_out = uncovered(found.log_joint.flatten(0, 1) - density, log_p.to(density)).any(0)
+    u = found.u.flatten(0, 1)
+    log_w = _log_weights(proposal, num_particles, u, *scorer(u))
+    left_out = (log_w - log_p.to(log_w) > math.log(HEAVY)).to(log_w).mean(0) > 0.05
     rhat = split_rhat(found.u)
     return torch.where(left_out, rhat, torch.ones_like(rhat))
 
@@ -101,7 +104,12 @@ def _proposal(scorer: _Scorer, found: _Explored, seed: int, number: int) -> Stud
 
 
 def _weights(
-    scorer: _Scorer, proposal: Students, num_particles: int, seed: int, number: int
+    scorer: _Scorer,
+    found: _Explored,
+    proposal: Students,
+    num_particles: int,
+    seed: int,
+    number: int,
 ) -> tuple[Tensor, Tensor]:
     """Log weights of K draws of the proposal t and n of the prior, (K + n, B), by stratum.
 
@@ -111,25 +119,33 @@ def _weights(
     """
     with seeded(*Stream.PROPOSAL.key(seed, number)):
         u, stratum, proposal = proposal.draw(num_particles)
-    log_joint, log_prior = scorer(u)
-    prior = min(num_particles, MOST_DEFENSIVE)
-    total = num_particles + prior
-    shares = math.log(num_particles / total), math.log(prior / total)
-
-    def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> Tensor:
-        log_q = torch.logaddexp(
-            proposal.log_density(u) + shares[0], log_prior.nan_to_num(-math.inf) + shares[1]
-        )
-        return log_joint - log_q
-
-    tables = [weigh(u, log_joint, log_prior)]
-    tables += [weigh(*drawn) for drawn in scorer.prior(prior, seed, number)]
-    log_w = torch.cat(tables)
-    strata = stratum.new_full((prior, stratum.shape[1]), len(proposal.mean))
-    stratum = torch.cat([stratum, strata])
+    log_w = [_log_weights(proposal, num_particles, u, *scorer(u))]
+    prior = _defensive(num_particles)
+    chains, data = found.u.shape[1:3]
+    for start in range(0, prior, chains):
+        drawn = found.draw(found.many, *Stream.DEFENSIVE.key(seed, number, start))
+        drawn = [column.unflatten(0, (chains, data))[: prior - start] for column in drawn]
+        log_w.append(_log_weights(proposal, num_particles, *drawn))
+    strata = stratum.new_full((prior, data), len(proposal.mean))
+    stratum, table = torch.cat([stratum, strata]), torch.cat(log_w)
     # Far out in the prior, or in a funnel's neck, a density may be no number.  Such a draw has no
     # weight, as HMC moves to no such place; among what the chains found it is the program's fault.
-    return log_w.masked_fill(log_w.isnan() & (stratum > 0), -math.inf), stratum
+    return table.masked_fill(table.isnan() & (stratum > 0), -math.inf), stratum
+
+
+def _defensive(num_particles: int) -> int:
+    """How many draws of the prior go with K of the proposal."""
+    return min(num_particles, MOST_DEFENSIVE)
+
+
+def _log_weights(
+    proposal: Students, num_particles: int, u: Tensor, log_joint: Tensor, log_prior: Tensor
+) -> Tensor:
+    prior = _defensive(num_particles)
+    total = num_particles + prior
+    log_t = proposal.log_density(u) + math.log(num_particles / total)
+    log_q = torch.logaddexp(log_t, log_prior.nan_to_num(-math.inf) + math.log(prior / total))
+    return log_joint - log_q
 
 
 def reciprocal(
@@ -200,6 +216,8 @@ class _Explored(NamedTuple):
     """What chains found of the posteriors of B data, C chains each."""
 
     latents: Latents
+    many: Rows  # each C times
+    draw: RowFunction  # of the prior
     u: Tensor  # draws, (S, C, B, J)
     log_joint: Tensor  # log p(u, x) there, (S, C, B)
     likely: tuple[Tensor, Tensor]  # the likeliest draws of the prior (T, B, J), the same (T, B)
@@ -224,8 +242,8 @@ def _explored(
     # Chains that start from plain draws of the prior end in modes that hardly count: on MNIST with
     # three latents and 1000 training images that cost 1 to 5 nats a datum.
     keep = max(LEAST_KEPT, max_elements // (num_rows(rows) * latents.dim))
-    with seeded(*Stream.START.key(seed)):
-        first = candidates(latents, program, many, seed, chains=chains, keep=keep)
+    draw = prior_draws(latents, program)
+    first = candidates(draw, many, seed, chains=chains, keep=keep)
     evaluate, engine = captured(latents, program, many, first.start)
     draws = run_chains(
         latents, evaluate, engine, first.start, num_draws=-(-num_draws // chains), whiten=chains,
@@ -233,7 +251,7 @@ def _explored(
     )  # fmt: skip
     shape = (chains, num_rows(rows))
     u, log_joint = draws.u.unflatten(1, shape), draws.log_joint.unflatten(1, shape)
-    return _Explored(latents, u, log_joint, (first.best, first.log_joint), evaluate)
+    return _Explored(latents, many, draw, u, log_joint, (first.best, first.log_joint), evaluate)
 
 
 def _kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
@@ -264,9 +282,7 @@ class _Scorer:
     Two of them: log p(x, T(u)) + log |det T'(u)|, and of u under the prior.
     """
 
-    def __init__(
-        self, program: nn.Module, rows: Rows, max_elements: int, latents: Latents
-    ) -> None:
+    def __init__(self, program: nn.Module, rows: Rows, max_elements: int, latents: Latents) -> None:
         self._rows = rows
         self._at_once = max(1, max_elements // (event_size(rows) * num_rows(rows)))
 
@@ -275,7 +291,6 @@ class _Scorer:
             return latents.log_terms(program, rows, u)
 
         self._terms = RowFunction(program, terms)
-        self._drawn = RowFunction(program, lambda program, rows: latents.drawn(program, rows))
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(K, B, J) to twice (K, B)."""
@@ -285,11 +300,3 @@ class _Scorer:
             found = self._terms((many, piece.flatten(0, 1)), *LOOK)
             pieces.append([column.view(piece.shape[:2]) for column in found])
         return tuple(torch.cat(column) for column in zip(*pieces, strict=True))  # type: ignore[return-value]
-
-    def prior(self, num_draws: int, seed: int, number: int) -> Iterator[tuple[Tensor, ...]]:
-        """Draws of the prior with both densities, piece by piece: (k, B, J), (k, B), (k, B)."""
-        for start in range(0, num_draws, self._at_once):
-            size = min(self._at_once, num_draws - start)
-            many = repeated(self._rows, size)
-            drawn = self._drawn(many, *Stream.DEFENSIVE.key(seed, number, start))
-            yield tuple(column.unflatten(0, (size, num_rows(self._rows))) for column in drawn)

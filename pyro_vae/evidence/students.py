@@ -1,4 +1,4 @@
-"""Mixtures of multivariate Student-t, one for each datum: what log p(x) is importance-sampled from."""
+"""Mixtures of multivariate Student-t, one a datum: what log p(x) is importance-sampled from."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ class Students(NamedTuple):
 
     def log_density(self, u: Tensor) -> Tensor:
         """At points (n, B, J): (n, B)."""
-        total = None
+        total = u.new_full(u.shape[:2], -math.inf)
         for mean, factor, log_weight in zip(*self, strict=True):
-            columns = (u - mean).movedim(0, -1)  # (B, J, n)
-            standard = torch.linalg.solve_triangular(factor, columns, upper=False).movedim(-1, 0)
-            part = log_weight + student_log_density(standard, factor)
-            total = part if total is None else torch.logaddexp(total, part)
+            have = (log_weight > -math.inf).nonzero().flatten()
+            if len(have) == len(mean):
+                part = log_weight + _log_density(u, mean, factor)
+                total = torch.logaddexp(total, part)
+            elif len(have):  # few data have several modes
+                part = log_weight[have] + _log_density(u[:, have], mean[have], factor[have])
+                total[:, have] = torch.logaddexp(total[:, have], part)
         return total
 
     def draw(self, num_draws: int) -> tuple[Tensor, Tensor, Students]:
@@ -53,7 +56,7 @@ class Students(NamedTuple):
         gamma = torch.distributions.Chi2(torch.tensor(DEGREES, dtype=self.mean.dtype))
         mix = gamma.sample((num_draws, self.mean.shape[1])).to(self.mean.device)  # (K, B)
         standard = normal * (DEGREES / mix).sqrt().unsqueeze(-1)
-        places = (torch.arange(num_draws, **like) + 0.5) / num_draws
+        places = (torch.arange(num_draws).to(self.mean) + 0.5) / num_draws
         # Of the cumulative weights, how many are below: the last is 1 but for rounding.
         below = self.log_weight.exp().cumsum(0)[:-1, None] <= places[:, None]  # (M - 1, K, B)
         component = below.sum(0)
@@ -66,6 +69,13 @@ class Students(NamedTuple):
             u = torch.where(mine.unsqueeze(-1), moved, u) if number else moved
         shares = torch.stack(counts).to(self.mean) / num_draws
         return u, component, self._replace(log_weight=shares.log())
+
+
+def _log_density(u: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    # By the inverse: a product for each of n x B points is several times as quick as a solution.
+    eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device).expand_as(factor)
+    inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+    return student_log_density(torch.einsum("bij,nbj->nbi", inverse, u - mean), factor)
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor]:
