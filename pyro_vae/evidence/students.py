@@ -51,8 +51,8 @@ class Students(NamedTuple):
             The draws (K, B, J); which component each is of (K, B); and the mixture whose weights
             are these numbers over K.
         """
-        like = {"dtype": self.mean.dtype, "device": self.mean.device}
-        normal = torch.randn(num_draws, *self.mean.shape[1:], **like)
+        shape = (num_draws, *self.mean.shape[1:])
+        normal = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device)
         gamma = torch.distributions.Chi2(torch.tensor(DEGREES, dtype=self.mean.dtype))
         mix = gamma.sample((num_draws, self.mean.shape[1])).to(self.mean.device)  # (K, B)
         standard = normal * (DEGREES / mix).sqrt().unsqueeze(-1)

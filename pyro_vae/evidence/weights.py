@@ -12,19 +12,31 @@ from torch import Tensor
 from pyro_vae.errors import PyroVaeWarning
 
 
+NOTICEABLE = 0.05  # of the sum of weights: what a few draws may carry before it hangs on them
+ENOUGH = 1000  # draws from which khat sees most tails
+FEW = 100  # and below which it passes what it should not
+
+
 def pareto_khat(log_w: Tensor) -> Tensor:
     r"""The shape k of a generalized Pareto fitted to the largest weights of each datum.
 
     Above 0.7 the mean of the weights, and so log p(x), is not to be trusted at this number of
     particles; below 0 the weights are bounded.
 
+    It sees the tails of what was drawn.  A tail has to be met first: of 25 draws it passed 42 % of
+    data whose log p(x) was 1.7 nats too low on average, of about 1000 it is worth something.  Nor
+    does it see a value of a discrete latent that was never drawn: the weights of the others are
+    then as even as if there were none.  And leaving out the data with a large khat moves a mean
+    over data, because they are not like the others.
+
     Args:
         log_w: log importance weights, (K, B).
 
     Returns:
         (B,).  Exactly 0 where the weights are constant up to rounding (the proposal is the
-        posterior), or all the largest are equal; nan where K is too small for a tail (fewer than 5
-        weights in it), and inf where fewer than 5 weights are not zero.
+        posterior), or few values are shared by all weights that matter, as with a discrete latent;
+        inf where fewer than 5 draws carry more than 5 % of the sum and the others are tied, or
+        are zero; nan where K is too small for a tail (fewer than 5 weights in it).
 
     The fit is the quasi-Bayesian one of Zhang & Stephens (2009) with the weak prior of Vehtari et
     al. (2024, arXiv:1507.02646), on the min(K / 5, 3 sqrt K) largest weights.  Each column is a
@@ -42,20 +54,30 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     weights = (largest - largest[:, -1:]).exp()
     excess = weights[:, 1:] - weights[:, :1]
     shape = torch.zeros_like(log_w[0])
-    spread = largest[:, -1] - largest[:, 0]
-    fitted = spread > rounding * largest[:, -1].abs().clamp_min(1.0)
-    whole = fitted & (excess > 0).all(1)
+    spread = largest - largest[:, :1]
+    noise = (rounding * largest[:, -1:].abs()).clamp_min(rounding)  # of a log weight
+    fitted = spread[:, -1] > noise[:, 0]
+    # Draws of one value of a discrete latent differ by rounding, and are one weight.
+    tied = (spread[:, 1:] <= noise).sum(1)
+    whole = fitted & (excess > 0).all(1) & (tied < 0.1 * tail)
     if whole.any():
         shape[whole] = _fit_generalized_pareto(excess[whole])
+    total = (log_w - largest[:, -1]).exp().sum(0)  # as the weights: relative to the largest
     for row in (fitted & ~whole).nonzero().flatten().tolist():
-        above = excess[row][excess[row] > 0]  # ties with the threshold are no excess
-        if len(above) < 5:
-            shape[row] = float("inf") if largest[row, 0].isneginf() else 0.0
-        elif above[-1] - above[0] <= 1e-12 * above[-1]:
-            shape[row] = 0.0
-        else:
-            shape[row] = _fit_generalized_pareto(above.unsqueeze(0))[0]
+        above = spread[row, 1:] > noise[row]  # ties with the threshold are no excess
+        shape[row] = _of_ties(excess[row, above], weights[row, 1:][above], total[row], noise[row])
     return shape
+
+
+def _of_ties(excess: Tensor, weights: Tensor, total: Tensor, noise: Tensor) -> Tensor | float:
+    """Of one datum many of whose largest weights are equal: from those above that, ascending."""
+    if bool(weights.sum() <= NOTICEABLE * total):
+        return 0.0
+    if len(excess) < 5:
+        return math.inf
+    if bool(weights[-1].log() - weights[0].log() <= noise):
+        return 0.0
+    return _fit_generalized_pareto(excess.unsqueeze(0))[0]
 
 
 def _fit_generalized_pareto(excess: Tensor) -> Tensor:
