@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyro_vae.errors import PyroVaeWarning
 
-
 NOTICEABLE = 0.05  # of the sum of weights: what a few draws may carry before it hangs on them
 ENOUGH = 1000  # draws from which khat sees most tails
 FEW = 100  # and below which it passes what it should not
@@ -96,12 +95,19 @@ def _fit_generalized_pareto(excess: Tensor) -> Tensor:
     return (n * shape + 10 * 0.5) / (n + 10)  # ten observations' worth of k = 1/2
 
 
-def warn_about_tails(khat: Tensor, consequence: str) -> None:
-    """Say once where weights are not to be trusted: khat above 0.7, or none at all."""
+def warn_about_tails(khat: Tensor, consequence: str, num_draws: int = ENOUGH) -> None:
+    """Say once where weights are not to be trusted: khat above 0.7, of few draws, or none."""
     if khat.isnan().any():
         warnings.warn(
-            "with so few draws there is no khat, so nothing says how far to trust log p(x): use 25 "
-            "or more",
+            "with so few draws there is no khat, so nothing says how far to trust log p(x): use "
+            f"about {ENOUGH}",
+            PyroVaeWarning,
+            stacklevel=3,
+        )
+    elif num_draws < FEW:
+        warnings.warn(
+            f"khat of {num_draws} draws does not see tails, so log p(x) may be nats too low where "
+            f"it is small: use about {ENOUGH}",
             PyroVaeWarning,
             stacklevel=3,
         )
@@ -122,16 +128,25 @@ class Evidence(NamedTuple):
 
     Attributes:
         value: the estimate of log p(x), nats.
-        standard_error: of ``value``, nats, by the delta method.
-        ess: effective number of the K particles, (sum w)^2 / sum w^2.
+        standard_error: of ``value``, nats, by the delta method.  It never exceeds 1, whatever the
+            error is: that is what weights give of which one is all.  Near 1, and where khat is
+            above 0.7, it says "unknown" and not "a nat".  (Of appendix D it may be larger, where
+            ``lower`` contradicts ``value``.)
+        ess: effective number of the particles, (sum w)^2 / sum w^2; those drawn from the prior
+            beside an "hmc" proposal count too.
         khat: Pareto shape of the weights; above 0.7 value and standard error are not to be
-            trusted.
-        lower: a number whose expectation is at most log p(x); -inf where the method gives none.
+            trusted.  It takes about 1000 draws to see tails, and does not see values of a discrete
+            latent that were never drawn.  Data that pass are not like those that do not: a mean
+            over them alone is biased, as a rule downward, because a datum whose tail was met is
+            left out and one whose tail was not stays.
+        lower: a number whose expectation is at most log p(x).
         upper: a number whose expectation is at least log p(x), *given chains that have
             converged*; inf where the method gives none.
         rhat: how far the chains of a datum are from telling the same; above 1.1 they have not
-            met or are too short, and value, ``upper`` and khat may all be wrong.  nan where no
-            chains were run.
+            met or are too short.  Appendix D averages their draws, so value, ``upper`` and khat
+            may all be wrong then.  Importance sampling weighs what they found, and needs chains
+            that have met only where its proposal leaves a part of that out; elsewhere this is 1.
+            nan where no chains were run.
     """
 
     value: Tensor
