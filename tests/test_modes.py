@@ -163,7 +163,7 @@ def test_the_estimate_of_p_is_unbiased_with_modes_and_prior():
     error = float(ratio.std()) / 20
     assert abs(float(ratio.mean()) - 1) < 4 * error and error < 0.03
     # If the prior's draws were not counted in the denominator, they would count twice.
-    assert abs(float(ratio.mean()) * 2 - 1) > 10 * error
+    assert abs(float(ratio.mean()) * 1.5 - 1) > 10 * error
 
 
 def test_the_linear_gaussian_evidence_is_exact_within_its_error():

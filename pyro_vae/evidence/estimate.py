@@ -53,10 +53,10 @@ def log_evidence(
     above, the difference is counted as error: chains that are all stuck in one of two modes make
     appendix D too low by log 2.  The second does not need chains that have met.  It looks for modes
     from 500 draws of the prior for each chain and from all draws of the chains, gives each mode
-    that it finds a component, and draws from the prior too (as often as from the rest, 1000 times
-    at most), so that a mode which the components miss shows in the standard error and khat.  A mode
-    that no draw came near, such as one of a thousandth of the prior's width in many dimensions,
-    stays unseen, whatever is printed.
+    that it finds a component, and draws from the prior too (K / 2 times, 500 at most), so that a
+    mode which the components miss shows in the standard error and khat.  A mode that no draw came
+    near, such as one of a thousandth of the prior's width in many dimensions, stays unseen,
+    whatever is printed.
 
     Of a discrete latent, khat sees the values that the guide drew.  One that it almost never draws
     and that holds most of the posterior leaves no trace: weights are even, and log p(x) may be too

@@ -56,7 +56,7 @@ NARROW = 0.9  # standard deviation of the kernel density over that of its draws
 LEAST_KEPT = 64  # draws of the prior that are looked at again once chains have run
 HEAVY = 20.0  # times the mean weight: so little of a draw of the posterior is covered
 PILOT = 200  # draws that tell roughly what log p(x) is
-MOST_DEFENSIVE = 1000  # draws of the prior beside those of the fitted density
+MOST_DEFENSIVE = 500  # draws of the prior beside those of the fitted density
 
 
 def fitted_proposal(
@@ -141,8 +141,8 @@ def _weights(
 
 
 def _defensive(num_particles: int) -> int:
-    """How many draws of the prior go with K of the proposal."""
-    return min(num_particles, MOST_DEFENSIVE)
+    """How many draws of the prior go with K of the proposal: one with two, up to a number."""
+    return min(max(num_particles // 2, 1), MOST_DEFENSIVE)
 
 
 def _log_weights(
