@@ -130,6 +130,7 @@ def test_a_slanting_posterior_raises_no_alarm():
     assert float(evidence.standard_error.max()) < 0.1
 
 
+@pytest.mark.filterwarnings("ignore:HMC accepts less", "ignore:more than 1 % of HMC")  # short
 def test_the_metric_makes_chains_meet():
     """And without it they do not: the draws themselves, not what is made of them."""
     program, x, _ = slanting(20)
