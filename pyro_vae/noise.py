@@ -59,6 +59,8 @@ class Stream(enum.IntEnum):
     LATENTS = 21  # the guide's latents, to encode and to reconstruct
     POSTERIOR = 22  # draws that ArviZ reads, by chunk of rows and of particles
     PRIOR = 23  # the same of the prior
+    PILOT = 24  # a first look at a fitted density, by chunk of rows
+    DEFENSIVE = 25  # draws of the prior beside a fitted density's, by chunk of rows and of draws
 
     def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:
         """The key of this stream: (stream, seed, rank, numbers ...).

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.chains import sampling
+from pyro_vae.chains import target
 from pyro_vae.chains.hmc import move
 from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.sampling import sample_posterior
@@ -217,7 +217,7 @@ def test_graph_and_handlers_give_the_same_draws(gaussian, monkeypatch):
     program, x, _ = gaussian
     options = {"num_draws": 30, "warmup": 20, "leapfrog_steps": 3, "seed": 6}
     graph = sample_posterior(program, x, **options)
-    monkeypatch.setattr(sampling, "lift", lambda *args, **kwargs: Refusal("on purpose"))
+    monkeypatch.setattr(target, "lift", lambda *args, **kwargs: Refusal("on purpose"))
     handlers = sample_posterior(program, x, **options)
     assert (graph.engine, handlers.engine) == ("graph", "handlers")
     torch.testing.assert_close(graph.u, handlers.u, rtol=1e-8, atol=1e-8)
@@ -246,7 +246,7 @@ def test_gradients_are_counted(gaussian, monkeypatch):
     calls = []
     joint = Latents.log_joint
     monkeypatch.setattr(Latents, "log_joint", lambda *a: calls.append(1) or joint(*a))
-    monkeypatch.setattr(sampling, "lift", lambda *args, **kwargs: Refusal("on purpose"))
+    monkeypatch.setattr(target, "lift", lambda *args, **kwargs: Refusal("on purpose"))
     draws = sample_posterior(
         program, x, num_draws=2, thin=3, warmup=1, step_size=0.1, leapfrog_steps=4
     )

@@ -157,7 +157,7 @@ def test_a_point_guide_has_no_evidence():
 
 SCORES = {
     "elbo": pv.elbo,
-    "log_evidence": lambda program, x: pv.log_evidence(program, x, num_particles=30),
+    "log_evidence": lambda program, x: pv.log_evidence(program, x, num_particles=100),
     "arviz": lambda program, x: pv.to_inference_data(program, x, num_draws=10, predictive=False),
 }
 

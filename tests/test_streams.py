@@ -41,11 +41,11 @@ VERBS = {
     "importance": (lambda p: pv.log_evidence(p, X, batch_size=9, **GUIDE), {"EVIDENCE"}),
     "hmc": (
         lambda p: pv.log_evidence(p, X[:4], proposal="hmc", num_particles=20, **MANY),
-        {"PIECES", "START", "CANDIDATES", "CHAINS", "PROPOSAL"},
+        {"PIECES", "START", "CANDIDATES", "CHAINS", "PILOT", "PROPOSAL", "DEFENSIVE"},
     ),
     "reciprocal": (
         lambda p: pv.log_evidence(p, X[:4], method="reciprocal", **MANY),
-        {"PIECES", "START", "CANDIDATES", "CHAINS"},
+        {"PIECES", "START", "CANDIDATES", "CHAINS", "PILOT", "PROPOSAL", "DEFENSIVE"},
     ),
     "sample_posterior": (lambda p: sample_posterior(p, X[:4], **MANY), {"START", "CHAINS"}),
     "gradient_report": (

@@ -21,7 +21,7 @@ from pyro_vae.cli.verbs.compare import run_compare
 from pyro_vae.cli.verbs.evidence import run_evidence
 from pyro_vae.cli.verbs.fit import run_fit
 from pyro_vae.comparison.table import Comparison
-from pyro_vae.evidence.markov import DEGREES, _student_log_density
+from pyro_vae.evidence.students import DEGREES, student_log_density
 from pyro_vae.gradients.report import GradientReport
 from pyro_vae.graphs import compiling
 from pyro_vae.models import linear_gaussian
@@ -209,7 +209,7 @@ def test_the_students_density_is_pyros():
     u = mean + torch.einsum("bij,kbj->kbi", factor, standard)
     degrees = torch.tensor(DEGREES, dtype=torch.float64)
     law = pyro.distributions.MultivariateStudentT(degrees, mean, factor)
-    torch.testing.assert_close(_student_log_density(standard, factor), law.log_prob(u))
+    torch.testing.assert_close(student_log_density(standard, factor), law.log_prob(u))
 
 
 def test_split_rhat_is_its_equation_for_an_odd_number_of_draws():

@@ -24,6 +24,8 @@ from pyro_vae.densities.traces import At, sites_of
 from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
+Moved = dict[str, tuple[Tensor, Tensor]]  # by site: its value T(u), and log |det T'(u)| (B,)
+
 
 class _Part(NamedTuple):
     """One latent site's place in u."""
@@ -124,24 +126,26 @@ class Latents:
                 f"u has shape {tuple(u.shape)}, expected (B, J) = {expected} for these rows and "
                 f"the latents {', '.join(self.names)}: start from latents.from_prior(program, x)"
             )
-        total = u.new_zeros(len(u))
-        values = {}
-        for name, (value, log_det) in self._forward(u).items():
-            values[name] = value
-            total = total + log_det
-        for site in self._scored(program, x, values).values():
-            if not site.is_global:
-                total = total + site.per_datum()
-        return total
+        moved = self._forward(u)
+        sites = self._scored(program, x, {name: value for name, (value, _) in moved.items()})
+        return _joint(sites, moved)
 
-    def log_likelihood(self, program: Any, x: Rows, u: Tensor) -> Tensor:
-        """log p(x | T(u)), (B,) nats: what a draw of the prior weighs among the posterior's."""
-        values = self.constrain(u)
-        total = u.new_zeros(len(u))
-        for name, site in self._scored(program, x, values).items():
-            if name not in values and not site.is_global:
-                total = total + site.per_datum()
-        return total
+    def log_terms(self, program: Any, x: Rows, u: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`log_joint`, and the log density of u as :meth:`drawn` draws it, both (B,)."""
+        moved = self._forward(u)
+        sites = self._scored(program, x, {name: value for name, (value, _) in moved.items()})
+        return _joint(sites, moved), self._log_law(sites, moved)
+
+    def drawn(self, program: Any, x: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """An ancestral draw of the latents given the covariates, and its :meth:`log_terms`.
+
+        The difference of the two, log p(x | z) as a rule, is its log weight among the posterior's
+        draws.  One run of the model gives all three.
+        """
+        sites = sites_of(program.model, x)
+        u = self.unconstrain(values_of(sites))
+        moved = self._forward(u)
+        return u, _joint(sites, moved), self._log_law(sites, moved)
 
     def from_prior(self, program: Any, x: Rows) -> Tensor:
         """An ancestral draw of the latents given the covariates, (B, J)."""
@@ -155,7 +159,7 @@ class Latents:
 
     # ---
 
-    def _forward(self, u: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def _forward(self, u: Tensor) -> Moved:
         """Each site's value, and log |det T'| (..., B)."""
         if u.dim() < 2 or u.shape[-1] != self.dim:
             raise ValueError(
@@ -172,6 +176,11 @@ class Latents:
             rows_first = log_det.movedim(part.axis + part.transform.domain.event_dim, lead)
             result[part.name] = value, rows_first.reshape(*u.shape[:-1], -1).sum(-1)
         return result
+
+    def _log_law(self, sites: Sites, moved: Moved) -> Tensor:
+        """The log density of u that the latents' laws give it, (B,)."""
+        terms = [moved[name][1] + _log_law(sites[name]) for name in self.names]
+        return sum(terms[1:], terms[0])
 
     def _scored(self, program: Any, x: Rows, values: dict[str, Tensor]) -> Sites:
         return sites_of(program.model, x, At(values))
@@ -260,6 +269,22 @@ def _part(site: Site, rows: int) -> _Part:
             f'draw a row: write `with pyro.plate("data", len(x)):`'
         )
     return _Part(site.name, tuple(shape), axis, transform)
+
+
+def _joint(sites: Sites, moved: Moved) -> Tensor:
+    """log p(x, T(u)) + log |det T'(u)| from the model's sites, (B,)."""
+    terms = [log_det for _, log_det in moved.values()]
+    terms += [site.per_datum() for site in sites.values() if not site.is_global]
+    return sum(terms[1:], terms[0])
+
+
+def _log_law(site: Site) -> Tensor:
+    """The log density that a latent was drawn from, (B,): a mask leaves that as it is."""
+    if not site.is_masked:
+        return site.per_datum()
+    events = base_law(site.law).log_prob(site.value)  # with entries of an event apart
+    inside = tuple(range(len(site.batch_shape), events.dim()))
+    return site.by_row(events.sum(inside) if inside else events)
 
 
 def _is_angle(law: Any) -> bool:

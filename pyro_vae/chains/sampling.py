@@ -9,15 +9,11 @@ The moves, their sources and what makes them exact: :mod:`pyro_vae.chains.hmc`.
 
 from __future__ import annotations
 
-import logging
-import math
 import warnings
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pyro_vae import errors
 from pyro_vae.chains.hmc import (
@@ -26,24 +22,18 @@ from pyro_vae.chains.hmc import (
     check_move,
     how_to_move,
     transition,
-    value_and_gradient,
 )
 from pyro_vae.chains.hmc import adapt as tune
 from pyro_vae.chains.latents import Latents
+from pyro_vae.chains.starts import candidates, prior_draws
+from pyro_vae.chains.target import applied, captured, in_coordinates
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.evaluation import RowFunction
-from pyro_vae.graphs.lifted import Refusal
-from pyro_vae.graphs.lifting import lift
-from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.noise import Stream, keyed, seeded
-from pyro_vae.program.calling import call_with, evaluating
+from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows
 
-logger = logging.getLogger("pyro_vae")
-
 LEAST_WARMUP = 20  # moves that tune a step size
-CANDIDATES = 500  # draws of the prior, of which a "resampled" chain starts from one
 
 
 class Draws(NamedTuple):
@@ -57,6 +47,7 @@ class Draws(NamedTuple):
         divergences: how many moves after warm-up diverged, (B,).
         evaluations: gradients of log p(x, z) that each datum cost, warm-up included.
         engine: "graph" where log p and its gradient were captured, else "handlers".
+        log_joint: log p(u, x) of each draw, (S, B).
     """
 
     u: Tensor
@@ -66,6 +57,7 @@ class Draws(NamedTuple):
     divergences: Tensor
     evaluations: int
     engine: str
+    log_joint: Tensor
 
 
 def sample_posterior(
@@ -81,6 +73,7 @@ def sample_posterior(
     jitter: float = 0.5,
     thin: int = 1,
     start: Literal["prior", "resampled", "guide"] | Tensor = "prior",
+    whiten: int = 0,
     seed: int = 0,
 ) -> Draws:
     """Draw from the exact posterior p(z | x) of each datum by HMC: all data at once, a chain each.
@@ -109,6 +102,11 @@ def sample_posterior(
             "resampled" picks one of many such draws with probability proportional to p(x | z), so
             that chains start in the modes that count, each as often as it weighs; "guide" from
             q(z | x); or a tensor (B, J), unconstrained, such as the last ``u`` of other draws.
+        whiten: C >= 1 lets warm-up find the shape of each posterior too: from its second fifth to
+            its half the draws of the C chains of a datum, rows b, b + B/C, ... as in
+            ``x.repeat(C, 1)``, give their covariance within a chain, the inverse mass matrix from
+            then on.  Without it chains cross a narrow, slanting posterior slowly: at a condition
+            number of 600 they need some hundred moves to meet.
         seed: of all noise.  Torch's generators stay untouched.
 
     Returns:
@@ -137,6 +135,7 @@ def sample_posterior(
     """
     num_draws, thin = errors.whole("num_draws", num_draws), errors.whole("thin", thin)
     warmup, seed = errors.whole("warmup", warmup, 0), errors.seed_number(seed)
+    whiten = errors.whole("whiten", whiten, 0)
     leapfrog_steps, jitter = how_to_move(leapfrog_steps, jitter)
     target_accept = errors.within("target_accept", target_accept, "(0, 1)", PAPERS_TARGET)
     _check_step(step_size, warmup, adapt)
@@ -146,44 +145,103 @@ def sample_posterior(
         with seeded(*Stream.START.key(seed)):
             u = _start(latents, program, rows, start, seed)
         check_move(u, 1.0 if step_size is None else step_size)
-        evaluate, engine = _captured(latents, program, rows, u)
-        here = evaluate(u)
-        _check_start(*here)
-        if step_size is None:  # s ~ J^(-1/4) at equal acceptance
-            step = u.new_full((len(u),) if adapt == "per_datum" else (), latents.dim**-0.25)
-        else:
-            step = torch.as_tensor(step_size, dtype=u.dtype, device=u.device)
-        log_step, settled = step.log(), torch.zeros_like(step)
-        kept = u.new_empty(num_draws, *u.shape)
-        accept = u.new_zeros(len(u))
-        divergences = u.new_zeros(len(u), dtype=torch.int64)
-        half = warmup // 2
-        for number in range(warmup + num_draws * thin):
-            source = keyed(*Stream.CHAINS.key(seed, number))
-            m = transition(evaluate, u, here, step, leapfrog_steps, jitter, source)
-            u, here = m.u, (m.log_density, m.gradient)
-            if number >= warmup:
-                accept += m.accept
-                divergences += m.diverging
-                draw, rest = divmod(number - warmup + 1, thin)
-                if not rest:
-                    kept[draw - 1] = u
-            elif step_size is None:
-                log_step = tune(log_step, m.accept, **_schedule(number, warmup, target_accept))
-                if number >= half:
-                    settled = settled + log_step / (warmup - half)
-                step = (settled if number == warmup - 1 else log_step).exp()
-        draws = Draws(
-            u=kept,
-            values=latents.constrain(kept),
-            accept=accept / (num_draws * thin),
-            step_size=step,
-            divergences=divergences,
-            evaluations=(warmup + num_draws * thin) * leapfrog_steps + 1,
-            engine=engine,
-        )
+        _check_whiten(whiten, len(u), warmup)
+        evaluate, engine = captured(latents, program, rows, u)
+        return run_chains(
+            latents, evaluate, engine, u, num_draws=num_draws, warmup=warmup,
+            leapfrog_steps=leapfrog_steps, target_accept=target_accept, adapt=adapt,
+            step_size=step_size, jitter=jitter, thin=thin, whiten=whiten, seed=seed,
+        )  # fmt: skip
+
+
+def run_chains(
+    latents: Latents,
+    evaluate: Evaluate,
+    engine: str,
+    u: Tensor,
+    *,
+    num_draws: int,
+    warmup: int,
+    leapfrog_steps: int,
+    target_accept: float = 0.9,
+    adapt: str = "per_datum",
+    step_size: Tensor | float | None = None,
+    jitter: float = 0.5,
+    thin: int = 1,
+    whiten: int = 0,
+    seed: int = 0,
+) -> Draws:
+    """:func:`sample_posterior` from given starts (B, J), on a given log density."""
+    here = evaluate(u)
+    _check_start(*here)
+    if step_size is None:  # s ~ J^(-1/4) at equal acceptance
+        step = u.new_full((len(u),) if adapt == "per_datum" else (), latents.dim**-0.25)
+    else:
+        step = torch.as_tensor(step_size, dtype=u.dtype, device=u.device)
+    first, log_step, settled = step, step.log(), torch.zeros_like(step)
+    kept = u.new_empty(num_draws, *u.shape)
+    log_joint = u.new_empty(num_draws, len(u))
+    accept = u.new_zeros(len(u))
+    divergences = u.new_zeros(len(u), dtype=torch.int64)
+    half = warmup // 2
+    began = 0  # the move from which the step has been tuned
+    seen: list[Tensor] = []  # what the covariance is taken of
+    moving, v, factor = evaluate, u, None  # u = factor v
+    for number in range(warmup + num_draws * thin):
+        if number == half and seen and factor is None:
+            factor = _covariance_factor(torch.stack(seen), whiten)
+            v = torch.linalg.solve_triangular(factor, u.unsqueeze(-1), upper=False).squeeze(-1)
+            here = here[0], applied(factor.mT, here[1])
+            moving = in_coordinates(evaluate, factor)
+            began, step, log_step, half = half, first, first.log(), (half + warmup) // 2
+        source = keyed(*Stream.CHAINS.key(seed, number))
+        m = transition(moving, v, here, step, leapfrog_steps, jitter, source)
+        v, here = m.u, (m.log_density, m.gradient)
+        u = v if factor is None else applied(factor, v)
+        if number >= warmup:
+            accept += m.accept
+            divergences += m.diverging
+            draw, rest = divmod(number - warmup + 1, thin)
+            if not rest:
+                kept[draw - 1], log_joint[draw - 1] = u, m.log_density
+            continue
+        if whiten and factor is None and warmup // 5 <= number:
+            seen.append(u)
+        if step_size is None:
+            schedule = _schedule(number - began, warmup - began, target_accept)
+            log_step = tune(log_step, m.accept, **schedule)
+            if number >= half:
+                settled = settled + log_step / (warmup - half)
+            step = (settled if number == warmup - 1 else log_step).exp()
+    draws = Draws(
+        u=kept,
+        values=latents.constrain(kept),
+        accept=accept / (num_draws * thin),
+        step_size=step,
+        divergences=divergences,
+        evaluations=(warmup + num_draws * thin) * leapfrog_steps + 1,
+        engine=engine,
+        log_joint=log_joint,
+    )
     _judge(draws, num_draws * thin, adapt if step_size is None else "fixed")
     return draws
+
+
+def _covariance_factor(u: Tensor, chains: int) -> Tensor:
+    """A factor of the covariance within chains, (B, J, J), of draws (S, B, J).
+
+    Shrunk towards its diagonal by J parts to as many as there are draws: of few of them some
+    direction always seems to be narrow.
+    """
+    num_draws, _, dim = u.shape
+    centred = (u - u.mean(0)).unflatten(1, (chains, -1))  # (S, C, B / C, J)
+    covariance = torch.einsum("scbi,scbj->bij", centred, centred) / (chains * (num_draws - 1))
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    # A chain that did not move has none: the prior's scale is as good as any then.
+    diagonal = torch.where(diagonal > 0, diagonal, 1.0)
+    share = dim / (dim + num_draws * chains)
+    mixed = (1 - share) * covariance + torch.diag_embed((share + 1e-6) * diagonal)
+    return torch.linalg.cholesky(mixed).repeat(chains, 1, 1)
 
 
 def _schedule(number: int, warmup: int, target: float) -> dict[str, float]:
@@ -192,27 +250,6 @@ def _schedule(number: int, warmup: int, target: float) -> dict[str, float]:
     if number < search:
         return {"rate": 1 - 0.5 * number / search, "target": min(0.5, target)}
     return {"rate": (number - search + 6) ** -0.6, "target": target}
-
-
-def _resampled(latents: Latents, program: nn.Module, x: Rows, seed: int) -> Tensor:
-    """One of many draws of the prior for each row, with probability proportional to p(x | z).
-
-    The largest of log weights plus Gumbel noise is a draw by weight, whatever the order.
-    """
-
-    def candidate(program: nn.Module, x: Rows) -> tuple[Tensor, Tensor]:
-        u = latents.from_prior(program, x)
-        noise = -torch.empty(len(u), dtype=u.dtype, device=u.device).exponential_().log()
-        return u, latents.log_likelihood(program, x, u).nan_to_num(-math.inf) + noise
-
-    draw = RowFunction(program, candidate)
-    best, height = draw(x, *Stream.CANDIDATES.key(seed, 0))
-    for number in range(1, CANDIDATES):
-        u, other = draw(x, *Stream.CANDIDATES.key(seed, number))
-        higher = other > height
-        best = torch.where(higher.unsqueeze(-1), u, best)
-        height = torch.where(higher, other, height)
-    return best
 
 
 def _start(latents: Latents, program: Any, x: Rows, start: Any, seed: int) -> Tensor:
@@ -226,38 +263,12 @@ def _start(latents: Latents, program: Any, x: Rows, start: Any, seed: int) -> Te
     if start == "prior":
         return latents.from_prior(program, x)
     if start == "resampled":
-        return _resampled(latents, program, x, seed)
+        return candidates(prior_draws(latents, program), x, seed).start
     if start == "guide":
         return latents.from_guide(program, x)
     raise ValueError(
         f'start is {start!r}, expected "prior", "resampled", "guide" or a tensor (B, J)'
     )
-
-
-def _captured(latents: Latents, program: nn.Module, x: Rows, u: Tensor) -> tuple[Evaluate, str]:
-    """log p and its gradient at fixed parameters, as a graph where it can be one."""
-    parameters = {name: p.detach() for name, p in program.named_parameters()}
-
-    def unit(parameters: dict[str, Tensor], x: Rows, u: Tensor) -> tuple[Tensor, Tensor]:
-        def evaluate(program: nn.Module) -> tuple[Tensor, Tensor]:
-            return value_and_gradient(partial(latents.log_joint, program, x))(u)
-
-        return call_with(program, parameters, evaluate)
-
-    probes = [(nudged(parameters), *other) for other in others((x, 0.5 * u))]
-    # One gradient, not the whole move: as quick to run, and L times quicker to capture.
-    lifted = lift(unit, parameters, x, u, probes=probes)
-    if isinstance(lifted, Refusal):
-        logger.info("HMC runs the program's handlers: not captured: %s", lifted)
-        return partial(unit, parameters, x), "handlers"
-    graph, fixed = lifted, pytree.tree_leaves((parameters, x))
-
-    def run(u: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            value, gradient = graph.flat(*fixed, u)
-        return value, gradient
-
-    return run, "graph"
 
 
 def _check_start(log_density: Tensor, gradient: Tensor) -> None:
@@ -286,7 +297,7 @@ def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
             f"HMC accepts less than half of its moves for {stuck} {chains} (chain {worst}: "
             f"{float(draws.accept[worst]):.2f}), so their draws say little: {advice}",
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     diverged = int((draws.divergences > 0.01 * num_moves).sum())
     if diverged:
@@ -296,7 +307,15 @@ def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
             f"{int(draws.divergences[worst])} moves), so the draws may miss where the posterior is "
             "narrow: raise target_accept, or pass a smaller step_size",
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=4,
+        )
+
+
+def _check_whiten(whiten: int, rows: int, warmup: int) -> None:
+    if whiten and (rows % whiten or warmup < LEAST_WARMUP):
+        raise ValueError(
+            f"whiten is {whiten} for {rows} rows and a warmup of {warmup}, expected a divisor of "
+            f"the rows, which are x.repeat(whiten, 1), and at least {LEAST_WARMUP} moves"
         )
 
 

@@ -43,16 +43,24 @@ def log_evidence(
     method       proposal   what is averaged                           as an estimate
     ============ ========== ========================================== ===================
     importance   guide      p(x, z) / q(z given x) at guide draws      biased downward
-    importance   hmc        p(x, z) / t(z), a Student-t per datum       biased downward
-                            fitted to HMC draws
+    importance   hmc        p(x, z) / t(z), Student-t's per datum       biased downward
+                            fitted to HMC draws, and the prior
     reciprocal   (hmc)      q(z) / p(x, z) at HMC draws, a kernel       biased *upward*
                             density q fitted to other HMC draws
     ============ ========== ========================================== ===================
 
-    The last is the paper's appendix D.  Where two of opposite bias agree, both are right, *given
-    chains that have converged*: chains that are all stuck in one of two modes make both too low by
-    log 2, and both agree.  So each datum has several, each with a start of its own, and R-hat tells
-    whether they have met; four chains find the same of two equal modes one time in eight.
+    The last is the paper's appendix D; the second comes along as its ``lower``, and where it lies
+    above, the difference is counted as error: chains that are all stuck in one of two modes make
+    appendix D too low by log 2.  The second does not need chains that have met.  It looks for modes
+    from 500 draws of the prior for each chain and from all draws of the chains, gives each mode
+    that it finds a component, and draws from the prior too (K / 2 times, 500 at most), so that a
+    mode which the components miss shows in the standard error and khat.  A mode that no draw came
+    near, such as one of a thousandth of the prior's width in many dimensions, stays unseen,
+    whatever is printed.
+
+    Of a discrete latent, khat sees the values that the guide drew.  One that it almost never draws
+    and that holds most of the posterior leaves no trace: weights are even, and log p(x) may be too
+    low by any amount.
 
     Args:
         program: the program.
@@ -61,7 +69,7 @@ def log_evidence(
         method: see the table.
         proposal: see the table.  A model trained without a guide needs "hmc"; in a comparison of
             algorithms it puts all of them on equal terms.
-        num_particles: K draws per datum of the proposal.
+        num_particles: K draws per datum of the proposal; khat needs about 1000 to see tails.
         num_draws: HMC draws per datum, of all its chains, that the proposal is fitted to, at
             least 5 for each unconstrained latent dimension; for "reciprocal" half of them fit and
             half are averaged, and 1000 or more are advisable.
@@ -83,9 +91,10 @@ def log_evidence(
             latents that HMC cannot move (see :class:`~pyro_vae.chains.Latents`).
 
     Warns:
-        PyroVaeWarning: where there is no khat; where it exceeds 0.7, so that the average hangs on
-            a few draws; where R-hat exceeds 1.1; and for "reciprocal" above five latent
-            dimensions, where appendix D is not to be used.
+        PyroVaeWarning: where there is no khat, or it is that of fewer than 100 draws; where it
+            exceeds 0.7, so that the average hangs on a few draws; where R-hat exceeds 1.1, for
+            "importance" only if the proposal leaves out a part of what the chains found; and for
+            "reciprocal" above five latent dimensions, where appendix D is not to be used.
 
     Sources: Rezende, Mohamed & Wierstra (2014), appendix E; Kingma & Welling (2014), appendix D;
     khat: Vehtari et al. (2024); R-hat: Gelman & Rubin (1992).
@@ -118,17 +127,17 @@ def log_evidence(
         else:
             dim = Latents.of(program, map_rows(lambda t: t[:2], rows)).dim
             require_enough_draws(options["num_draws"], options["chains"], dim)
+            options |= {"num_particles": num_particles, **pieces}
             if method == "importance":
-                evidence = fitted_proposal(
-                    program, rows, num_particles=num_particles, **pieces, **options
-                )
+                evidence = fitted_proposal(program, rows, **options)
             else:
                 _warn_about_dimensions(dim)
-                evidence = reciprocal(program, rows, **pieces, **options)
+                evidence = reciprocal(program, rows, **options)
     require_numbers(evidence.value, "log p(x)")
-    warn_about_tails(evidence.khat, _consequence(method, proposal))
+    particles = num_particles if method == "importance" else options["num_draws"] // 2
+    warn_about_tails(evidence.khat, _consequence(method, proposal), particles)
     if not from_guide:
-        _warn_about_chains(evidence.rhat)
+        _warn_about_chains(evidence.rhat, method)
     return evidence
 
 
@@ -142,13 +151,18 @@ def _warn_about_dimensions(dim: int) -> None:
         )
 
 
-def _warn_about_chains(rhat: Tensor) -> None:
+def _warn_about_chains(rhat: Tensor, method: str) -> None:
     apart = int((~(rhat <= MOST_RHAT)).sum())  # nan is no good sign
     if apart:
+        why = {
+            "importance": "their chains have not met, and the proposal leaves out a part of what "
+            "they found",
+            "reciprocal": "their chains have not met, as in a posterior with several modes, or are "
+            "too short to tell",
+        }[method]
         warnings.warn(
-            f"R-hat exceeds {MOST_RHAT} for {apart} of {len(rhat)} data: their chains have not "
-            "met, as in a posterior with several modes, or are too short to tell, so log p(x) may "
-            "be wrong by more than its standard error and khat say; raise warmup, num_draws or "
+            f"R-hat exceeds {MOST_RHAT} for {apart} of {len(rhat)} data: {why}, so log p(x) may be "
+            "wrong by more than its standard error and khat say; raise warmup, num_draws or "
             "leapfrog_steps",
             PyroVaeWarning,
             stacklevel=3,
@@ -160,7 +174,10 @@ def _consequence(method: str, proposal: str) -> str:
     if method == "reciprocal":
         return "the fitted density has heavier tails than their posterior; raise num_draws"
     if proposal == "hmc":
-        return "the density fitted to HMC draws misses a part of their posterior; raise num_draws"
+        return (
+            "the density fitted to HMC draws misses a part of their posterior, so their log p(x) "
+            "hangs on a few draws; raise num_draws or num_particles"
+        )
     return (
         "the guide misses a part of their posterior, so their log p(x) is too low by more than its "
         "standard error says; raise num_particles or improve the guide"

@@ -3,9 +3,10 @@ r"""log p(x) from posterior draws: two estimates that bracket the truth, without
 Both stand on several HMC chains of every datum, in unconstrained space, each started from one of
 many draws of the prior, picked by its likelihood.
 
-* :func:`fitted_proposal` fits a multivariate Student-t to a datum's draws and importance-samples
-  from that.  New, independent draws of a normalized density: a stochastic *lower* bound as ever,
-  however well or badly the chains did.
+* :func:`fitted_proposal` fits a multivariate Student-t to a datum's draws, adds components at the
+  modes that it leaves out (:mod:`pyro_vae.evidence.covering`), and importance-samples from that and
+  from the prior.  New, independent draws of a normalized density: a stochastic *lower* bound as
+  ever, however well or badly the chains did.
 * :func:`reciprocal` is the paper's appendix D.  With a normalized density q fitted to one half of
   the draws,
 
@@ -14,33 +15,48 @@ many draws of the prior, picked by its likelihood.
   is estimated on the other half.  The mean is unbiased for 1 / p(x), so its logarithm is biased
   *upward* as an estimate of log p(x), if the draws are draws of the posterior.
 
-That both agree proves nothing where the chains have not met.  In one of two equal modes both come
-to log p(x) - log 2, with small errors and a good khat: what both miss shows in neither.  Chains in
-different modes show it, by R-hat.
+In one of two equal modes the second comes to log p(x) - log 2 with a small error of its own and a
+good khat: what its draws miss shows in neither.  So it is held against the first.  A mode that
+neither a chain nor a draw of the prior came near is seen by nothing here.
 
-Source: Kingma & Welling (2014), appendix D; Gelfand & Dey (1994).
+Source: Kingma & Welling (2014), appendix D; Gelfand & Dey (1994); of the prior's share in the
+proposal, Hesterberg (1995); Owen & Zhou (2000).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from pyro_vae.chains.convergence import integrated_time, split_rhat
+from pyro_vae.chains.hmc import Evaluate
 from pyro_vae.chains.latents import Latents
-from pyro_vae.chains.sampling import sample_posterior
+from pyro_vae.chains.sampling import run_chains
+from pyro_vae.chains.starts import candidates, prior_draws
+from pyro_vae.chains.target import captured
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
-from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights, pareto_khat
+from pyro_vae.evidence.covering import covered
+from pyro_vae.evidence.students import Students, moments
+from pyro_vae.evidence.weights import (
+    Evidence,
+    concatenated,
+    first_rows,
+    from_log_weights,
+    pareto_khat,
+)
 from pyro_vae.noise import LOOK, Stream, seed_of, seeded
 from pyro_vae.program.rows import Rows, num_rows, repeated
 
 CHAINS = 4  # of each datum
 NARROW = 0.9  # standard deviation of the kernel density over that of its draws
-DEGREES = 5.0  # of freedom: tails heavier than a posterior's under a Gaussian prior
+LEAST_KEPT = 64  # draws of the prior that are looked at again once chains have run
+HEAVY = 20.0  # times the mean weight: so little of a draw of the posterior is covered
+PILOT = 200  # draws that tell roughly what log p(x) is
+MOST_DEFENSIVE = 500  # draws of the prior beside those of the fitted density
 
 
 def fitted_proposal(
@@ -53,44 +69,131 @@ def fitted_proposal(
     max_elements: int,
     **chains: Any,
 ) -> Evidence:
-    """Importance sampling from a Student-t per datum, fitted to HMC draws."""
+    """Importance sampling from Student-t's fitted to HMC draws, and from the prior beside them."""
     parts = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-        draws = _draws(program, rows, seed, number, **chains)
-        scorer = _Scorer(program, rows, max_elements)
-        mean, factor = _moments(draws.flatten(0, 1))
-        # The law with this covariance: scale^2 = covariance (nu - 2) / nu.
-        factor = factor * math.sqrt((DEGREES - 2) / DEGREES)
-        with seeded(*Stream.PROPOSAL.key(seed, number)):
-            normal = torch.randn(num_particles, *mean.shape, dtype=mean.dtype, device=mean.device)
-            gamma = torch.distributions.Chi2(torch.tensor(DEGREES, dtype=mean.dtype))
-            mix = gamma.sample((num_particles, len(mean))).to(mean.device)  # (K, B)
-        standard = normal * (DEGREES / mix).sqrt().unsqueeze(-1)
-        u = mean + torch.einsum("bij,kbj->kbi", factor, standard)
-        log_w = scorer(u) - _student_log_density(standard, factor)
-        parts.append(from_log_weights(log_w[:, :count], split_rhat(draws)[:count]))
+        found = _explored(program, rows, seed, number, max_elements, **chains)
+        scorer = _Scorer(program, rows, max_elements, found.latents)
+        parts.append(first_rows(_sampled(scorer, found, num_particles, seed, number), count))
     return concatenated(parts)
+
+
+def _sampled(
+    scorer: _Scorer, found: _Explored, num_particles: int, seed: int, number: int
+) -> Evidence:
+    proposal = _proposal(scorer, found, seed, number)
+    evidence = from_log_weights(*_weights(scorer, found, proposal, num_particles, seed, number))
+    rhat = _rhat_of_the_uncovered(scorer, found, proposal, num_particles, evidence.value)
+    return evidence._replace(rhat=rhat.to(evidence.value))
+
+
+def _rhat_of_the_uncovered(
+    scorer: _Scorer, found: _Explored, proposal: Students, num_particles: int, log_p: Tensor
+) -> Tensor:
+    """R-hat of the chains where a part of what they found is left out of the proposal, else 1.
+
+    Importance sampling asks of chains that the proposal covers what they found, not that they
+    have met: those of a funnel, or of two modes with a component each, need not have.
+    """
+    u = found.u.flatten(0, 1)
+    log_w = _log_weights(proposal, num_particles, u, *scorer(u))
+    left_out = (log_w - log_p.to(log_w) > math.log(HEAVY)).to(log_w).mean(0) > 0.1
+    rhat = split_rhat(found.u)
+    return torch.where(left_out, rhat, torch.ones_like(rhat))
+
+
+def _proposal(scorer: _Scorer, found: _Explored, seed: int, number: int) -> Students:
+    base = Students.fitted(found.u.flatten(0, 1))
+    with seeded(*Stream.PILOT.key(seed, number)):
+        u = base.draw(PILOT)[0]
+    log_z = (scorer(u)[0] - base.log_density(u)).logsumexp(0) - math.log(PILOT)
+    return covered(base, log_z, found.u, found.log_joint, found.likely, found.evaluate)
+
+
+def _weights(
+    scorer: _Scorer,
+    found: _Explored,
+    proposal: Students,
+    num_particles: int,
+    seed: int,
+    number: int,
+) -> tuple[Tensor, Tensor]:
+    """Log weights of K draws of the proposal t and n of the prior, (K + n, B), by stratum.
+
+    All of them over the mixture of both, (K t + n prior) / (K + n) (the balance heuristic of Veach
+    & Guibas, 1995, equation (9)): unbiased, and no weight exceeds (K + n) / n p(x | z).  Where the
+    prior meets what the proposal leaves out, its draws have weights that stand out.
+    """
+    with seeded(*Stream.PROPOSAL.key(seed, number)):
+        u, stratum, proposal = proposal.draw(num_particles)
+    log_w = [_log_weights(proposal, num_particles, u, *scorer(u))]
+    prior = _defensive(num_particles)
+    chains, data = found.u.shape[1:3]
+    for start in range(0, prior, chains):
+        drawn = found.draw(found.many, *Stream.DEFENSIVE.key(seed, number, start))
+        drawn = [column.unflatten(0, (chains, data))[: prior - start] for column in drawn]
+        log_w.append(_log_weights(proposal, num_particles, *drawn))
+    strata = stratum.new_full((prior, data), len(proposal.mean))
+    stratum, table = torch.cat([stratum, strata]), torch.cat(log_w)
+    # Far out in the prior, or in a funnel's neck, a density may be no number.  Such a draw has no
+    # weight, as HMC moves to no such place; among what the chains found it is the program's fault.
+    return table.masked_fill(table.isnan() & (stratum > 0), -math.inf), stratum
+
+
+def _defensive(num_particles: int) -> int:
+    """How many draws of the prior go with K of the proposal: one with two, up to a number."""
+    return min(max(num_particles // 2, 1), MOST_DEFENSIVE)
+
+
+def _log_weights(
+    proposal: Students, num_particles: int, u: Tensor, log_joint: Tensor, log_prior: Tensor
+) -> Tensor:
+    prior = _defensive(num_particles)
+    total = num_particles + prior
+    log_t = proposal.log_density(u) + math.log(num_particles / total)
+    log_q = torch.logaddexp(log_t, log_prior.nan_to_num(-math.inf) + math.log(prior / total))
+    return log_joint - log_q
 
 
 def reciprocal(
     program: nn.Module,
     x: Rows,
     *,
+    num_particles: int,
     seed: int,
     batch_size: int,
     max_elements: int,
     **chains: Any,
 ) -> Evidence:
-    """The paper's appendix D, by log-sum-exp, with a Gaussian kernel density as q."""
+    """The paper's appendix D, by log-sum-exp, with a Gaussian kernel density as q.
+
+    The importance-sampled estimate from the same chains comes along as ``lower``.
+    """
     parts = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
-        draws = _draws(program, rows, seed, number, **chains)
-        half = len(draws) // 2
+        found = _explored(program, rows, seed, number, max_elements, **chains)
+        draws, half = found.u, len(found.u) // 2
         fit, new = draws[:half].flatten(0, 1), draws[half:].flatten(0, 1)
-        log_p = _Scorer(program, rows, max_elements)(new)
+        log_p = found.log_joint[half:].flatten(0, 1)
         log_r = (_kernel_log_density(fit, new) - log_p).unflatten(0, (-1, draws.shape[1]))
-        parts.append(from_reciprocal_weights(log_r[:, :, :count], split_rhat(draws)[:count]))
+        scorer = _Scorer(program, rows, max_elements, found.latents)
+        below = _sampled(scorer, found, num_particles, seed, number)
+        above = from_reciprocal_weights(log_r, split_rhat(draws))
+        parts.append(first_rows(_bracket(below, above), count))
     return concatenated(parts)
+
+
+def _bracket(below: Evidence, above: Evidence) -> Evidence:
+    """``above`` with the lower bound ``below``: an error where they contradict each other.
+
+    An estimate that errs upwards and is nevertheless lower, by more than noise (two standard
+    errors of the difference), is of chains that missed a part: what it lacks is error.
+    """
+    noise = 2 * torch.hypot(below.standard_error, above.standard_error)
+    lacking = (below.value - above.value - noise).clamp_min(0)
+    return above._replace(
+        lower=below.value, standard_error=torch.hypot(above.standard_error, lacking)
+    )
 
 
 def from_reciprocal_weights(log_r: Tensor, rhat: Tensor | None = None) -> Evidence:
@@ -136,48 +239,46 @@ def require_enough_draws(num_draws: int, chains: int, dim: int) -> None:
         )
 
 
-def _draws(
+class _Explored(NamedTuple):
+    """What chains found of the posteriors of B data, C chains each."""
+
+    latents: Latents
+    many: Rows  # each C times
+    draw: RowFunction  # of the prior
+    u: Tensor  # draws, (S, C, B, J)
+    log_joint: Tensor  # log p(u, x) there, (S, C, B)
+    likely: tuple[Tensor, Tensor]  # the likeliest draws of the prior (T, B, J), the same (T, B)
+    evaluate: Evaluate  # log p(u, x) and its gradient, of C B rows
+
+
+def _explored(
     program: nn.Module,
     rows: Rows,
     seed: int,
     number: int,
+    max_elements: int,
     *,
     num_draws: int,
     chains: int,
     **options,
-) -> Tensor:
-    """At least ``num_draws`` draws of each row, dealt to chains of its own, (S, C, B, J)."""
+) -> _Explored:
+    """At least ``num_draws`` draws of each row, dealt to chains of its own."""
     many = repeated(rows, chains)
     seed = seed_of(*Stream.PIECES.key(seed, number)) >> 1
-    options |= {"num_draws": -(-num_draws // chains), "seed": seed}
+    latents = Latents.of(program, rows)
     # Chains that start from plain draws of the prior end in modes that hardly count: on MNIST with
     # three latents and 1000 training images that cost 1 to 5 nats a datum.
-    found = sample_posterior(program, many, start="resampled", **options)
-    return found.u.unflatten(1, (chains, num_rows(rows)))
-
-
-def _moments(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, J) and a factor of the covariance (B, J, J) of draws (S, B, J)."""
-    mean = u.mean(0)
-    centred = u - mean
-    covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(u) - 1)
-    # A chain that hardly moved has a covariance near zero; a floor keeps its Student-t proper.
-    ridge = 1e-6 * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
-    eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-    return mean, torch.linalg.cholesky(covariance + ridge[:, None, None] * eye)
-
-
-def _student_log_density(standard: Tensor, factor: Tensor) -> Tensor:
-    """log t at mean + factor standard, (K, B).
-
-    Pyro's ``MultivariateStudentT`` says the same, and takes two to ten times as long: from u it
-    solves for ``standard``, which is known here, K x B triangular systems for B factors.
-    """
-    dim = standard.shape[-1]
-    half = (DEGREES + dim) / 2
-    constant = math.lgamma(half) - math.lgamma(DEGREES / 2) - dim / 2 * math.log(DEGREES * math.pi)
-    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (B,)
-    return constant - log_det - half * torch.log1p(standard.square().sum(-1) / DEGREES)
+    keep = max(LEAST_KEPT, max_elements // (num_rows(rows) * latents.dim))
+    draw = prior_draws(latents, program)
+    first = candidates(draw, many, seed, chains=chains, keep=keep)
+    evaluate, engine = captured(latents, program, many, first.start)
+    draws = run_chains(
+        latents, evaluate, engine, first.start, num_draws=-(-num_draws // chains), whiten=chains,
+        seed=seed, **options,
+    )  # fmt: skip
+    shape = (chains, num_rows(rows))
+    u, log_joint = draws.u.unflatten(1, shape), draws.log_joint.unflatten(1, shape)
+    return _Explored(latents, many, draw, u, log_joint, (first.best, first.log_joint), evaluate)
 
 
 def _kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
@@ -188,7 +289,7 @@ def _kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
     draws in its tails.  Moving the kernels towards the mean by a, a^2 + h^2 = NARROW^2, makes it
     narrower instead, which costs nothing: any normalized q will do (West, 1993, has NARROW = 1).
     """
-    mean, factor = _moments(fit)
+    mean, factor = moments(fit)
     num_fit, _, dim = fit.shape
     bandwidth = num_fit ** (-1 / (dim + 4))
     pull = math.sqrt(max(NARROW**2 - bandwidth**2, 0.0))
@@ -203,23 +304,26 @@ def _kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
 
 
 class _Scorer:
-    """log p(x, T(u)) + log |det T'(u)| for many u of the same rows, in pieces of bounded size."""
+    """Log densities at many u of the same rows, in pieces of bounded size.
 
-    def __init__(self, program: nn.Module, rows: Rows, max_elements: int) -> None:
+    Two of them: log p(x, T(u)) + log |det T'(u)|, and of u under the prior.
+    """
+
+    def __init__(self, program: nn.Module, rows: Rows, max_elements: int, latents: Latents) -> None:
         self._rows = rows
         self._at_once = max(1, max_elements // (event_size(rows) * num_rows(rows)))
-        latents = Latents.of(program, rows)
 
-        def log_joint(program: nn.Module, pair: Any) -> Tensor:
+        def terms(program: nn.Module, pair: Any) -> tuple[Tensor, Tensor]:
             rows, u = pair
-            return latents.log_joint(program, rows, u)
+            return latents.log_terms(program, rows, u)
 
-        self._function = RowFunction(program, log_joint)
+        self._terms = RowFunction(program, terms)
 
-    def __call__(self, u: Tensor) -> Tensor:
-        """(K, B, J) to (K, B)."""
-        tables = []
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(K, B, J) to twice (K, B)."""
+        pieces = []
         for piece in u.split(self._at_once):
             many = repeated(self._rows, len(piece))
-            tables.append(self._function((many, piece.flatten(0, 1)), *LOOK).view(piece.shape[:2]))
-        return torch.cat(tables)
+            found = self._terms((many, piece.flatten(0, 1)), *LOOK)
+            pieces.append([column.view(piece.shape[:2]) for column in found])
+        return tuple(torch.cat(column) for column in zip(*pieces, strict=True))  # type: ignore[return-value]
