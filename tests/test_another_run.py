@@ -79,12 +79,54 @@ def by_partial(scale, monkeypatch):
     return pv.Program(model, program.guide, encoder=program.encoder, decoder=program.decoder)
 
 
-@pytest.mark.parametrize(
-    "make", [by_attribute, by_global, by_closure, by_default, by_partial], ids=lambda f: f.__name__
-)
+def by_class_attribute(scale, monkeypatch):
+    class Own(BySource):
+        LEVEL = scale
+
+        def model(self, x):
+            self.scored(x, self.LEVEL)
+
+    Own.__qualname__ = "Own"
+    return Own(1.0)
+
+
+def scaled():
+    return SCALE
+
+
+class ByHelper(BySource):
+    def model(self, x):
+        self.scored(x, self.level)
+
+    @property
+    def level(self):
+        return scaled()
+
+
+def by_a_function_that_a_property_calls(scale, monkeypatch):
+    monkeypatch.setitem(globals(), "SCALE", scale)
+    return ByHelper(1.0)
+
+
+def by_a_function_of_a_closure(scale, monkeypatch):
+    program = BySource(1.0)
+
+    def scored(x):
+        BySource.scored(program, x, scale)
+
+    return pv.Program(
+        lambda x: scored(x), program.guide, encoder=program.encoder, decoder=program.decoder
+    )
+
+
+MAKERS = [by_attribute, by_global, by_closure, by_default, by_partial, by_class_attribute,
+          by_a_function_that_a_property_calls, by_a_function_of_a_closure]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 def test_a_constant_of_the_model_is_a_setting_of_the_run(make, tmp_path, monkeypatch):
     fit(make(1.0, monkeypatch), out=tmp_path, steps=2)
-    with pytest.raises(ValueError, match=r"holds another run: program\.[sS].* is 2.0"):
+    with pytest.raises(ValueError, match=r"holds another run: program\.[sSL].* is 2.0"):
         fit(make(2.0, monkeypatch), out=tmp_path, steps=4, resume=True)
     again = fit(make(1.0, monkeypatch), out=tmp_path, steps=4, resume=True)
     assert again.manifest["steps"] == 4

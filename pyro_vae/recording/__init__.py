@@ -29,6 +29,7 @@ from pyro_vae.recording.forms import (
     Form,
     constants_of,
     form_of,
+    functions_called_by,
     is_comparable,
     qualified,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "constants_of",
     "differences",
     "form_of",
+    "functions_called_by",
     "is_comparable",
     "qualified",
     "record_of",

@@ -183,6 +183,18 @@ def constants_of(function: Any) -> dict[str, Any]:
     }
 
 
+def functions_called_by(function: Any) -> list[types.FunctionType]:
+    """The functions of the same file whose global names a function reads."""
+    if not isinstance(function, types.FunctionType):
+        return []
+    seen = function.__globals__
+    named = [seen.get(name) for name in sorted(_names(function.__code__))]
+    return [
+        f for f in named
+        if isinstance(f, types.FunctionType) and f.__module__ == function.__module__
+    ]  # fmt: skip
+
+
 def _code(code: types.CodeType, into: Any) -> Form:
     constants = [
         _code(c, into) if isinstance(c, types.CodeType) else into(c) for c in code.co_consts

@@ -14,7 +14,14 @@ from torch import nn
 from pyro_vae.defaults import __version__
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows
-from pyro_vae.recording import PLAIN, Form, Recorded, constants_of, differences
+from pyro_vae.recording import (
+    PLAIN,
+    Form,
+    Recorded,
+    constants_of,
+    differences,
+    functions_called_by,
+)
 from pyro_vae.recording import form_of as recorded_form_of
 from pyro_vae.runs.storage import tensor_digest
 
@@ -84,13 +91,10 @@ def _part(module: nn.Module) -> Form:
     if record is None and not type(module).__module__.startswith("torch."):
         held = {n: v for n, v in vars(module).items() if n not in NOT_ITS_OWN}
         held |= {n: module._buffers[n] for n in sorted(module._non_persistent_buffers_set)}
-        functions = {n: getattr(type(module), n, None) for n in ("forward", "model", "guide")}
-        functions |= {n.lstrip("_"): v for n, v in held.items() if not _is_plain(v)}
-        for name, function in functions.items():
-            found = constants_of(inspect.unwrap(function)) if callable(function) else {}
-            held |= {f"{n}, as {name} has it,": value for n, value in found.items()}
+        held |= _constants(module, {n: v for n, v in held.items() if not _is_plain(v)})
         said |= {n: recorded_form_of(v) for n, v in held.items() if _is_plain(v)}
         return said
+    said |= {n: recorded_form_of(v) for n, v in _constants(module, {}).items() if _is_plain(v)}
     for name, value in vars(module).items():
         if type(value) not in PLAIN or name.startswith("_") or name == "training":
             continue
@@ -99,6 +103,37 @@ def _part(module: nn.Module) -> Form:
         elif differences(said[name], value):  # set since, or turned into something else
             said[f"{name}, as it is held,"] = value
     return said
+
+
+def _constants(module: nn.Module, held: dict[str, Any]) -> dict[str, Any]:
+    """What a user's classes, their methods and the functions ``held`` work with, by name.
+
+    Functions of the user's that these call are followed, as far as a closure or a global name of
+    the same file leads to them.
+    """
+    found: dict[str, Any] = {}
+    functions: list[tuple[str, Any]] = [(n.lstrip("_"), v) for n, v in held.items() if callable(v)]
+    for cls in type(module).__mro__:
+        if cls.__module__.partition(".")[0] in ("torch", "pyro", "pyro_vae", "builtins"):
+            continue
+        for name, value in vars(cls).items():
+            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            if isinstance(function, types.FunctionType):
+                functions.append((name, function))
+            elif not name.startswith("_") and not callable(value):
+                found.setdefault(f"{name}, of the class,", value)
+    followed = set()
+    for name, function in functions:  # which grows on the way
+        function = inspect.unwrap(function)
+        if id(function) in followed:
+            continue
+        followed.add(id(function))
+        for n, value in constants_of(function).items():
+            if isinstance(value, types.FunctionType) and not _is_plain(value):
+                functions.append((n, value))
+            found.setdefault(f"{n}, as {name} has it,", value)
+        functions += [(f.__name__, f) for f in functions_called_by(function)]
+    return found
 
 
 def _is_plain(value: Any) -> bool:
