@@ -61,6 +61,7 @@ class Stream(enum.IntEnum):
     PRIOR = 23  # the same of the prior
     PILOT = 24  # a first look at a fitted density, by chunk of rows
     DEFENSIVE = 25  # draws of the prior beside a fitted density's, by chunk of rows and of draws
+    BOUND_AGAIN = 26  # seeds of further draws of what all data share, for the error of a bound
 
     def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:
         """The key of this stream: (stream, seed, rank, numbers ...).

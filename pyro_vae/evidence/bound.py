@@ -95,7 +95,8 @@ def elbo_and_error(program: nn.Module, x: Any, *, seed: int = 0) -> tuple[Tensor
     """
     look = Look.at(program, as_rows(x, program))
     several = any(site.is_global for site in look.latents.values())
-    seeds = [seed, *(seed_of(seed, k) >> 1 for k in range(1, SHARED_DRAWS if several else 1))]
+    more = range(1, SHARED_DRAWS if several else 1)
+    seeds = [seed, *(seed_of(*Stream.BOUND_AGAIN.key(seed, k)) >> 1 for k in more)]
     draws = torch.stack([elbo(program, x, seed=each) for each in seeds])  # (K, N)
     values = draws.mean(0)
     variance = float(values.var()) / len(values) if len(values) > 1 else math.nan
