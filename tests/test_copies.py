@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import nn
 
 import pyro_vae as pv
@@ -194,7 +195,41 @@ def by_object():
     return pv.Program(model, guide, encoder=nets.encoder, decoder=nets.decoder)
 
 
-MAKERS = [by_closure, by_partial, by_default, by_method, by_object]
+def by_handler():
+    encoder, decoder = nn.Linear(6, 4), nn.Linear(2, 6)
+
+    def model(x):
+        model_of(x, decoder)
+
+    def guide(x):
+        guide_of(x, encoder)
+
+    model, guide = poutine.scale(model, 1.0), poutine.mask(guide, torch.tensor(True))
+    return pv.Program(poutine.mask(model, torch.tensor(True)), guide, e=encoder, d=decoder)
+
+
+def by_shared_variables():
+    """The model reads what the guide computed."""
+    encoder, decoder, features, store = nn.Linear(6, 4), nn.Linear(4, 6), None, {}
+
+    def guide(x):
+        nonlocal features
+        features = encoder(x)
+        store["first"] = features[:, :1]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", posterior(features))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            more = torch.cat([z, features[:, 2:3], store["first"]], -1)
+            pyro.sample("x", dist.Bernoulli(logits=decoder(more)).to_event(1), obs=x)
+
+    store["decoder"] = decoder
+    return pv.Program(model, guide, encoder=encoder, decoder=decoder)
+
+
+MAKERS = [by_handler, by_shared_variables, by_closure, by_partial, by_default, by_method, by_object]
 
 
 @pytest.mark.parametrize("make", MAKERS)

@@ -62,4 +62,4 @@ def in_coordinates(evaluate: Evaluate, factor: Tensor) -> Evaluate:
 
 def applied(factor: Tensor, v: Tensor) -> Tensor:
     """F v of each row, (B, J)."""
-    return (factor @ v.unsqueeze(-1)).squeeze(-1)
+    return (factor.to(v) @ v.unsqueeze(-1)).squeeze(-1)  # densities may have more digits

@@ -145,6 +145,8 @@ def tabulated(x: Rows, guide: Sites, model: Sites, scored: Sites | None = None) 
             prior = prior + value
             log_ratio[name] = -value
     for name, site in (guide if scored is None else scored).items():
+        if site.is_global and site.is_deterministic:
+            continue
         value = site.per_datum()
         if site.is_global:
             global_q = global_q + value

@@ -28,15 +28,23 @@ from pyro_vae.evidence.students import Students, moments
 THIN = 5.0  # p / (Z t) above which a point is thinly covered
 COVERED = 1.5  # and up to which a mode is covered
 STEPS = 30  # of an ascent
-GAIN = 8.0  # nats that one step may promise: no step leaves the hill that it is on
+LIKELY = 128  # draws of the prior, the likeliest, that ascents start from
+IN_VAIN = 2  # rounds of an ascent for each chain that end a search which has found modes
+MOST_ROUNDS = 10
+GAIN = 8.0  # nats that one step may promise, near a summit: none leaves the hill that it is on
 STENCIL = 0.5  # of a standard deviation to either side, for the curvature
 
 
 def covered(
     base: Students, log_z: Tensor, draws: Tensor, log_joint: Tensor,
     more: tuple[Tensor, Tensor], climb: Evaluate,
-) -> Students:  # fmt: skip
+) -> tuple[Students, Tensor]:  # fmt: skip
     """The mixture of ``base`` with components at the modes that it leaves out.
+
+    First from points that are thinly covered, where there are any; then, whatever covers them, from
+    likely draws of the prior that are far from each other and from all modes so far, because in
+    several dimensions a draw may lie on the slope of every hill and near no summit.  That goes on
+    for as long as it finds modes.
 
     Args:
         base: one component a datum, fitted to the draws.
@@ -45,6 +53,10 @@ def covered(
         draws, log_joint: S draws of each of C chains, (S, C, B, J), with log p(u, x) (S, C, B).
         more: other points (T, B, J) and log p(u, x) there (T, B).
         climb: log p(u, x) and its gradient for C rows of each datum, (C B, J).
+
+    Returns:
+        The mixture; and for which data the search was given up while it still found modes, so that
+        there may be more, (B,).
     """
     chains, dim = draws.shape[1], draws.shape[-1]
     points = torch.cat([draws.flatten(0, 1), more[0]])
@@ -52,20 +64,78 @@ def covered(
     thin = log_p - base.log_density(points) - log_z > math.log(THIN)
     thin = thin & log_p.isfinite()
     rows = thin.any(0)
-    if not bool(rows.any()):
-        return base
     # Chains apart are no measure of a mode's width; what each does by itself is.
     within = moments((draws - draws.mean(0)).flatten(0, 1))[1]
-    starts = _starts(points, log_p, thin, within, chains)
-    mode, height, factor = _modes(climb, starts.flatten(0, 1), within.repeat(chains, 1, 1))
-    usable = rows & (height.isfinite() & factor.isfinite().all((-1, -2))).unflatten(0, (chains, -1))
-    eye = torch.eye(dim).to(within)
-    added = Students(
-        mode.unflatten(0, (chains, -1)),
-        torch.where(usable[..., None, None], factor.unflatten(0, (chains, -1)), eye),
-        torch.where(usable, 0.0, -math.inf).to(within),
-    )
-    return _joined(base, _distinct(added, height.unflatten(0, (chains, -1)) - log_z))
+
+    top = log_p.nan_to_num(-math.inf).amax(0)
+
+    def ascended(starts: Tensor) -> tuple[Students, Tensor]:
+        """Components where ascents end, and log p(u | x) there, (C, B)."""
+        mode, height, factor = _modes(
+            climb, starts.flatten(0, 1), within.repeat(chains, 1, 1), top.repeat(chains)
+        )
+        good = (height.isfinite() & factor.isfinite().all((-1, -2))).unflatten(0, (chains, -1))
+        found = Students(
+            mode.unflatten(0, (chains, -1)),
+            torch.where(
+                good[..., None, None],
+                factor.unflatten(0, (chains, -1)),
+                torch.eye(dim).to(within),
+            ),
+            torch.where(good, 0.0, -math.inf).to(within),
+        )
+        return found, height.unflatten(0, (chains, -1)) - log_z
+
+    mixture = base
+    if bool(rows.any()):
+        found, height = ascended(_starts(points, log_p, thin, within, chains))
+        found = found._replace(log_weight=found.log_weight.masked_fill(~rows, -math.inf))
+        mixture = _joined(base, _distinct(found, height))
+    likely = more[0][:LIKELY]
+    known = torch.cat([draws.mean(0), mixture.mean[1:]])
+    in_vain = torch.zeros_like(rows, dtype=torch.int64)  # rounds since the last new mode
+    for _ in range(MOST_ROUNDS):
+        starts = _far(likely, known, chains)
+        found, height = ascended(starts)
+        new = height - mixture.log_density(found.mean) > math.log(THIN)
+        new = new & ~_among(found.mean, mixture)
+        found = found._replace(log_weight=found.log_weight.masked_fill(~new, -math.inf))
+        known = torch.cat([known, starts, found.mean])
+        gained = (found.log_weight > -math.inf).any(0)
+        in_vain = torch.where(gained, 0, in_vain + 1)
+        if bool(gained.any()):
+            modes = Students(*(field[1:] for field in mixture))
+            pairs = zip(modes, _distinct(found, height), strict=True)
+            both = Students(*(torch.cat(pair) for pair in pairs))
+            mixture = _joined(base, both)
+        elif len(mixture.mean) == 1 or bool((in_vain >= IN_VAIN).all()):
+            break
+    several = (mixture.log_weight[1:] > -math.inf).any(0)
+    return mixture, several & (in_vain < IN_VAIN)
+
+
+def _among(places: Tensor, mixture: Students) -> Tensor:
+    """Whether places (n, B, J) are within a standard deviation of a mode that has a component."""
+    among = torch.zeros_like(places[..., 0], dtype=torch.bool)
+    for mean, factor, log_weight in list(zip(*mixture, strict=True))[1:]:
+        away = torch.linalg.solve_triangular(factor, (places - mean).unsqueeze(-1), upper=False)
+        among = among | ((away.square().sum((-1, -2)) < 1) & (log_weight > -math.inf))
+    return among
+
+
+def _far(points: Tensor, known: Tensor, number: int) -> Tensor:
+    """For each datum ``number`` of the points (T, B, J), each farthest from the known and those
+    before it, in units of the points' spread."""
+    scale = points.std(0, correction=0).clamp_min(1e-12)
+    data = torch.arange(points.shape[1], device=points.device)
+    nearest = points.new_full(points.shape[:2], math.inf)
+    for place in known:
+        nearest = torch.minimum(nearest, ((points - place) / scale).square().sum(-1))
+    chosen = []
+    for _ in range(number):
+        chosen.append(points[nearest.argmax(0), data])
+        nearest = torch.minimum(nearest, ((points - chosen[-1]) / scale).square().sum(-1))
+    return torch.stack(chosen)
 
 
 def _distinct(found: Students, height: Tensor) -> Students:
@@ -86,9 +156,11 @@ def _distinct(found: Students, height: Tensor) -> Students:
 
 def _joined(base: Students, added: Students) -> Students:
     """Half of the draws for what the chains found, and half for the modes, where there are any."""
-    number = (~added.log_weight.isneginf()).sum(0).to(base.mean)
+    counts = ~added.log_weight.isneginf()
+    number = counts.sum(0).to(base.mean)
     share = torch.where(number > 0, 0.5, 1.0).log()
-    weights = base.log_weight + share, added.log_weight + math.log(0.5) - number.clamp_min(1).log()
+    each = math.log(0.5) - number.clamp_min(1).log()
+    weights = base.log_weight + share, torch.where(counts, each, -math.inf)
     pairs = (base.mean, added.mean), (base.factor, added.factor), weights
     return Students(*(torch.cat(pair) for pair in pairs))
 
@@ -118,9 +190,11 @@ def _starts(points: Tensor, log_p: Tensor, thin: Tensor, width: Tensor, number: 
     return torch.stack(chosen)
 
 
-def _modes(climb: Evaluate, u: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _modes(
+    climb: Evaluate, u: Tensor, factor: Tensor, top: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """From each row uphill: where it ends (R, J), log p there (R,), a factor of the curvature's
-    inverse (R, J, J)."""
+    inverse (R, J, J); ``top`` is the highest log p that is known of the datum, (R,)."""
     height, slope = climb(u)
     inverse = factor @ factor.mT  # of minus the Hessian, as far as is known
     fresh = torch.ones_like(height, dtype=torch.bool)
@@ -128,7 +202,8 @@ def _modes(climb: Evaluate, u: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, 
     for _ in range(STEPS):
         direction = applied(inverse, slope)
         gain = (slope * direction).sum(-1)
-        step = length * (GAIN / gain.clamp_min(1e-30)).clamp_max(1.0)
+        most = ((top - height) / 2).clamp_min(GAIN)  # far below, half of what is lacking
+        step = length * (most / gain.clamp_min(1e-30)).clamp_max(1.0)
         moved = step.unsqueeze(-1) * direction
         there, slope_there = climb(u + moved)
         known = there.isfinite() & slope_there.isfinite().all(-1)

@@ -81,10 +81,10 @@ def fitted_proposal(
 def _sampled(
     scorer: _Scorer, found: _Explored, num_particles: int, seed: int, number: int
 ) -> Evidence:
-    proposal = _proposal(scorer, found, seed, number)
+    proposal, unfinished = _proposal(scorer, found, seed, number)
     evidence = from_log_weights(*_weights(scorer, found, proposal, num_particles, seed, number))
     rhat = _rhat_of_the_uncovered(scorer, found, proposal, num_particles, evidence.value)
-    return evidence._replace(rhat=rhat.to(evidence.value))
+    return evidence._replace(rhat=rhat.masked_fill(unfinished, math.inf).to(evidence.value))
 
 
 def _rhat_of_the_uncovered(
@@ -102,7 +102,8 @@ def _rhat_of_the_uncovered(
     return torch.where(left_out, rhat, torch.ones_like(rhat))
 
 
-def _proposal(scorer: _Scorer, found: _Explored, seed: int, number: int) -> Students:
+def _proposal(scorer: _Scorer, found: _Explored, seed: int, number: int) -> tuple[Students, Tensor]:
+    """The mixture to draw from, and for which data the search for modes came to no end, (B,)."""
     base = Students.fitted(found.u.flatten(0, 1))
     with seeded(*Stream.PILOT.key(seed, number)):
         u = base.draw(PILOT)[0]

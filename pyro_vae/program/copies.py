@@ -30,12 +30,13 @@ def with_copies(function: Any, memo: Memo) -> Any:
         function: a function, a method, a ``functools.partial`` or any callable.
         memo: what was copied before.
     """
+    if id(function) in memo:
+        return memo[id(function)]
     if not _reaches(function, memo, set()):
         return function
     if isinstance(function, types.FunctionType):
-        if id(function) in memo:
-            return memo[id(function)]
-        cells = tuple(types.CellType() for _ in function.__closure__ or ())
+        # A cell that two functions have in common is one cell in their copies too.
+        cells = tuple(memo.setdefault(id(c), types.CellType()) for c in function.__closure__ or ())
         twin = types.FunctionType(
             function.__code__, function.__globals__, function.__name__, None, cells or None
         )
@@ -46,19 +47,25 @@ def with_copies(function: Any, memo: Memo) -> Any:
         twin.__defaults__ = with_copies(function.__defaults__, memo)
         twin.__kwdefaults__ = with_copies(function.__kwdefaults__, memo)
         for cell, theirs in zip(cells, function.__closure__ or (), strict=True):
-            if (held := _held(theirs)) is not _EMPTY:
+            if (held := _held(theirs)) is not _EMPTY and _held(cell) is _EMPTY:
                 cell.cell_contents = with_copies(held, memo)
         return twin
-    if isinstance(function, (tuple, list)) and type(function) in (tuple, list):
-        return type(function)(with_copies(each, memo) for each in function)
+    if type(function) is tuple:
+        return tuple(with_copies(each, memo) for each in function)
+    if type(function) is list:
+        memo[id(function)] = items = []
+        items += [with_copies(each, memo) for each in function]
+        return items
     if type(function) is dict:
-        return {name: with_copies(each, memo) for name, each in function.items()}
+        memo[id(function)] = table = {}
+        table |= {name: with_copies(each, memo) for name, each in function.items()}
+        return table
     if isinstance(function, functools.partial):
-        return functools.partial(
-            with_copies(function.func, memo),
-            *with_copies(function.args, memo),
-            **with_copies(function.keywords, memo),
-        )
+        inner = with_copies(function.func, memo)
+        if isinstance(function.func, functools.partial):  # as Pyro's handlers hold what they wrap
+            return type(function)(inner)
+        given = with_copies(function.args, memo), with_copies(function.keywords, memo)
+        return type(function)(inner, *given[0], **given[1])
     return copy.deepcopy(function, memo)  # a module, a bound method, an object
 
 

@@ -114,7 +114,8 @@ class Table:
         if counted:
             sure = size > 2 and (other_form or (enough and 2 * outside >= size))
             return "yes" if sure else "maybe"
-        unlike = enough and outside == size and 2 * far >= size
+        clear = 2 * far >= size if enough else len(rows) > 1 and far == size
+        unlike = outside == size and clear
         like_names = whole or (size > 1 and all(a < b for a, b in itertools.pairwise(values)))
         if (other_form and size > 1) or (unlike and like_names):
             return "maybe"
