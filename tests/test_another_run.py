@@ -1,6 +1,7 @@
 """What makes another run: the constants of its functions; and what an optimizer must move."""
 
 import functools
+import importlib
 
 import numpy as np
 import pyro
@@ -140,6 +141,55 @@ def test_an_option_of_build_is_a_setting_of_the_run(option, value, tmp_path):
     fit(out=tmp_path, steps=2)
     with pytest.raises(ValueError, match=r"holds another run: .* the checkpoint has"):
         fit(small_vae(**{option: value}), out=tmp_path, steps=4, resume=True)
+
+
+OTHER = """
+import torch, pyro, pyro_vae as pv
+import pyro.distributions as dist
+{helper}
+
+class Base(pv.Program):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = torch.nn.Linear(6, 4), torch.nn.Linear(2, 6)
+
+    def model(self, x):  # {remark}
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), {scale}).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            mean, scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, scale.exp()).to_event(1))
+"""
+HELPER = "def scale():\n    return {}\n"
+EDITED = {
+    "a number in a base class": ({"scale": 1.5}, {"scale": 4.5}),
+    "the body of a helper": ({"helper": HELPER.format(1.0)}, {"helper": HELPER.format(3.0)}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITED)
+def test_edited_code_is_another_run_and_a_remark_is_not(edit, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def program(**texts):
+        scale = "scale()" if "helper" in EDITED[edit][0] else 1.5
+        texts = {"helper": "", "remark": "", "scale": scale, **texts}
+        name = f"other_{len(list(tmp_path.glob('*.py')))}"
+        (tmp_path / f"{name}.py").write_text(OTHER.format(**texts))
+        base = importlib.import_module(name).Base
+        base.__module__ = "other"  # the same file, edited
+        return type("Own", (base,), {"__module__": "own"})()
+
+    before, after = EDITED[edit]
+    fit(program(**before), out=tmp_path / "run", steps=2)
+    again = fit(program(**before, remark="said"), out=tmp_path / "run", steps=4, resume=True)
+    assert again.manifest["steps"] == 4
+    with pytest.raises(ValueError, match=r"holds another run: program\.what (model|scale) does"):
+        fit(program(**after), out=tmp_path / "run", steps=6, resume=True)
 
 
 def test_what_a_function_works_with():

@@ -154,7 +154,7 @@ def to_inference_data(
         "ess": evidence.ess,
     }
     datasets["sample_stats"].update(as_dataset(per_datum, AXES[2:]))
-    datasets["observed_data"] = as_dataset({observed: observed_rows(rows)}, AXES[2:])
+    datasets["observed_data"] = as_dataset({observed: observed_rows(rows).clone()}, AXES[2:])
     if constants:
         datasets["constant_data"] = as_dataset(constants, AXES[2:], sites=sites)
 

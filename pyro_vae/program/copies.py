@@ -57,7 +57,8 @@ def with_copies(function: Any, memo: Memo) -> Any:
         items += [with_copies(each, memo) for each in function]
         return items
     if type(function) is dict:
-        memo[id(function)] = table = {}
+        table: dict[Any, Any] = {}
+        memo[id(function)] = table
         table |= {name: with_copies(each, memo) for name, each in function.items()}
         return table
     if isinstance(function, functools.partial):

@@ -18,13 +18,17 @@ incomparable what pickle refuses.  It equals nothing, itself included
 
 from __future__ import annotations
 
+import ast
 import dis
 import enum
 import functools
 import hashlib
+import inspect
 import json
 import pathlib
 import platform
+import sys
+import textwrap
 import types
 from typing import Any
 
@@ -184,15 +188,36 @@ def constants_of(function: Any) -> dict[str, Any]:
 
 
 def functions_called_by(function: Any) -> list[types.FunctionType]:
-    """The functions of the same file whose global names a function reads."""
+    """The functions of the user's own files whose global names a function reads."""
     if not isinstance(function, types.FunctionType):
         return []
     seen = function.__globals__
     named = [seen.get(name) for name in sorted(_names(function.__code__))]
-    return [
-        f for f in named
-        if isinstance(f, types.FunctionType) and f.__module__ == function.__module__
-    ]  # fmt: skip
+    return [f for f in named if isinstance(f, types.FunctionType) and is_users(f)]
+
+
+def is_users(value: Any) -> bool:
+    """Whether a function or a class is of the user's own files, as far as its module tells."""
+    top = str(value.__module__).partition(".")[0]
+    file = getattr(getattr(value, "__code__", None), "co_filename", "")
+    ours = top in ("torch", "pyro", "pyro_vae") or top in sys.stdlib_module_names - {"__main__"}
+    return not ours and "site-packages" not in file
+
+
+def code_of(function: types.FunctionType) -> Form:
+    """What a function does, by its source without comments; by its bytecode where that is all."""
+    try:
+        source = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
+        version = ""
+    except (OSError, TypeError, SyntaxError):
+        source = _text(_code(function.__code__, functools.partial(_form, above=())))
+        version = ".".join(platform.python_version_tuple()[:2])
+    return {
+        KIND: "function",
+        "name": function.__qualname__,  # it may move from file to file
+        "python": version,
+        "sha256": _sha256(source),
+    }
 
 
 def _code(code: types.CodeType, into: Any) -> Form:

@@ -18,9 +18,11 @@ from pyro_vae.recording import (
     PLAIN,
     Form,
     Recorded,
+    code_of,
     constants_of,
     differences,
     functions_called_by,
+    is_users,
 )
 from pyro_vae.recording import form_of as recorded_form_of
 from pyro_vae.runs.storage import tensor_digest
@@ -91,10 +93,11 @@ def _part(module: nn.Module) -> Form:
     if record is None and not type(module).__module__.startswith("torch."):
         held = {n: v for n, v in vars(module).items() if n not in NOT_ITS_OWN}
         held |= {n: module._buffers[n] for n in sorted(module._non_persistent_buffers_set)}
-        held |= _constants(module, {n: v for n, v in held.items() if not _is_plain(v)})
-        said |= {n: recorded_form_of(v) for n, v in held.items() if _is_plain(v)}
-        return said
-    said |= {n: recorded_form_of(v) for n, v in _constants(module, {}).items() if _is_plain(v)}
+        constants, code = _written(module, {n: v for n, v in held.items() if not _is_plain(v)})
+        said |= {n: recorded_form_of(v) for n, v in (held | constants).items() if _is_plain(v)}
+        return said | code
+    constants, code = _written(module, {})
+    said |= {n: recorded_form_of(v) for n, v in constants.items() if _is_plain(v)} | code
     for name, value in vars(module).items():
         if type(value) not in PLAIN or name.startswith("_") or name == "training":
             continue
@@ -105,16 +108,17 @@ def _part(module: nn.Module) -> Form:
     return said
 
 
-def _constants(module: nn.Module, held: dict[str, Any]) -> dict[str, Any]:
-    """What a user's classes, their methods and the functions ``held`` work with, by name.
+def _written(module: nn.Module, held: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Form]]:
+    """What a user's classes, their methods and the functions ``held`` work with and do, by name.
 
-    Functions of the user's that these call are followed, as far as a closure or a global name of
-    the same file leads to them.
+    Functions of the user's that these call are followed, as far as a closure or a global name leads
+    to them.
     """
     found: dict[str, Any] = {}
+    code: dict[str, Form] = {}
     functions: list[tuple[str, Any]] = [(n.lstrip("_"), v) for n, v in held.items() if callable(v)]
     for cls in type(module).__mro__:
-        if cls.__module__.partition(".")[0] in ("torch", "pyro", "pyro_vae", "builtins"):
+        if not is_users(cls):
             continue
         for name, value in vars(cls).items():
             function = getattr(value, "fget", None) or getattr(value, "__func__", value)
@@ -128,12 +132,14 @@ def _constants(module: nn.Module, held: dict[str, Any]) -> dict[str, Any]:
         if id(function) in followed:
             continue
         followed.add(id(function))
+        if isinstance(function, types.FunctionType) and is_users(function):
+            code.setdefault(f"what {name} does", code_of(function))
         for n, value in constants_of(function).items():
             if isinstance(value, types.FunctionType) and not _is_plain(value):
                 functions.append((n, value))
             found.setdefault(f"{n}, as {name} has it,", value)
         functions += [(f.__name__, f) for f in functions_called_by(function)]
-    return found
+    return found, code
 
 
 def _is_plain(value: Any) -> bool:
