@@ -89,6 +89,19 @@ def needle(rows: int, *, width: float = 1e-3, dim: int = 1, sd: float = 1.0) -> 
     return Case(program, x, torch.stack(terms).logsumexp(0))
 
 
+def squares(rows: int, *, dim: int = 1, noise: float = 0.1) -> Case:
+    """x = z^2 + noise in each coordinate: 2^J modes, by quadrature in one coordinate at a time."""
+    x = torch.randn(rows, dim).square() + 0.5
+    z = torch.linspace(-6, 6, 20_001)
+    log_p = dist.Normal(0.0, 1.0).log_prob(z)
+    log_p = log_p + dist.Normal(z.square(), noise).log_prob(x.reshape(-1, 1))
+    truth = (log_p.logsumexp(-1) + (z[1] - z[0]).log()).reshape(x.shape).sum(-1)
+    program = program_of(
+        lambda: normals(torch.zeros(dim), 1.0), lambda z: normals(z.square(), noise)
+    )
+    return Case(program, x, truth)
+
+
 def correlated(rows: int, *, dim: int = 5, condition: float = 600.0) -> Case:
     """A Gaussian posterior whose covariance has this condition number, in no one's coordinates."""
     turn = torch.linalg.qr(torch.randn(dim, dim)).Q
@@ -132,6 +145,9 @@ CASES: dict[str, Callable[[int], Case]] = {
     "needle of 1e-3": lambda n: needle(n),
     "needle, prior twice as wide": lambda n: needle(n, sd=2.0),
     "needle of 1e-2, J = 2": lambda n: needle(n, width=1e-2, dim=2),
+    "squares, 2 modes": lambda n: squares(n),
+    "squares, 8 modes": lambda n: squares(n, dim=3),
+    "squares, 32 modes": lambda n: squares(n, dim=5),
     "Gaussian, condition 600": lambda n: correlated(n),
     "Gaussian, condition 1000": lambda n: correlated(n, condition=1000.0),
     "Gaussian, J = 20": lambda n: correlated(n, dim=20, condition=100.0),

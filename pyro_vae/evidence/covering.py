@@ -32,6 +32,7 @@ LIKELY = 128  # draws of the prior, the likeliest, that ascents start from
 IN_VAIN = 2  # rounds of an ascent for each chain that end a search which has found modes
 MOST_ROUNDS = 10
 GAIN = 8.0  # nats that one step may promise, near a summit: none leaves the hill that it is on
+ARRIVED = 0.1  # nats below a summit
 STENCIL = 0.5  # of a standard deviation to either side, for the curvature
 
 
@@ -69,9 +70,9 @@ def covered(
 
     top = log_p.nan_to_num(-math.inf).amax(0)
 
-    def ascended(starts: Tensor) -> tuple[Students, Tensor]:
-        """Components where ascents end, and log p(u | x) there, (C, B)."""
-        mode, height, factor = _modes(
+    def ascended(starts: Tensor) -> tuple[Students, Tensor, Tensor]:
+        """Components where ascents end, log p(u | x) there and whether it is a summit, (C, B)."""
+        mode, height, factor, summit = _modes(
             climb, starts.flatten(0, 1), within.repeat(chains, 1, 1), top.repeat(chains)
         )
         good = (height.isfinite() & factor.isfinite().all((-1, -2))).unflatten(0, (chains, -1))
@@ -84,11 +85,12 @@ def covered(
             ),
             torch.where(good, 0.0, -math.inf).to(within),
         )
-        return found, height.unflatten(0, (chains, -1)) - log_z
+        shape = (chains, -1)
+        return found, height.unflatten(0, shape) - log_z, summit.unflatten(0, shape)
 
     mixture = base
     if bool(rows.any()):
-        found, height = ascended(_starts(points, log_p, thin, within, chains))
+        found, height, _ = ascended(_starts(points, log_p, thin, within, chains))
         found = found._replace(log_weight=found.log_weight.masked_fill(~rows, -math.inf))
         mixture = _joined(base, _distinct(found, height))
     likely = more[0][:LIKELY]
@@ -96,9 +98,9 @@ def covered(
     in_vain = torch.zeros_like(rows, dtype=torch.int64)  # rounds since the last new mode
     for _ in range(MOST_ROUNDS):
         starts = _far(likely, known, chains)
-        found, height = ascended(starts)
+        found, height, summit = ascended(starts)
         new = height - mixture.log_density(found.mean) > math.log(THIN)
-        new = new & ~_among(found.mean, mixture)
+        new = new & summit & ~_among(found.mean, mixture)
         found = found._replace(log_weight=found.log_weight.masked_fill(~new, -math.inf))
         known = torch.cat([known, starts, found.mean])
         gained = (found.log_weight > -math.inf).any(0)
@@ -192,9 +194,10 @@ def _starts(points: Tensor, log_p: Tensor, thin: Tensor, width: Tensor, number: 
 
 def _modes(
     climb: Evaluate, u: Tensor, factor: Tensor, top: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """From each row uphill: where it ends (R, J), log p there (R,), a factor of the curvature's
-    inverse (R, J, J); ``top`` is the highest log p that is known of the datum, (R,)."""
+    inverse (R, J, J), and whether that is a summit (R,); ``top`` is the highest log p that is known
+    of the datum, (R,)."""
     height, slope = climb(u)
     inverse = factor @ factor.mT  # of minus the Hessian, as far as is known
     fresh = torch.ones_like(height, dtype=torch.bool)
@@ -225,7 +228,8 @@ def _modes(
         height = torch.where(better, there, height)
         if bool((gain < 1e-4).all()):
             break
-    return u, height, _curved(climb, u, inverse, factor)
+    left = (slope * applied(inverse, slope)).sum(-1) / 2  # nats to the summit, as far as is known
+    return u, height, _curved(climb, u, inverse, factor), left < ARRIVED
 
 
 def _updated(inverse: Tensor, moved: Tensor, bend: Tensor) -> Tensor:
