@@ -158,10 +158,17 @@ def test_more_modes_than_chains_are_found(dim, alarms):
     assert float((~quiet).double().mean()) < alarms
 
 
-@pytest.mark.filterwarnings("ignore:R-hat exceeds", "ignore:khat exceeds")
+@pytest.mark.filterwarnings(
+    "ignore:R-hat exceeds", "ignore:khat exceeds", "ignore:the reciprocal estimate", "ignore:HMC",
+    "ignore:more than 1 %"
+)  # fmt: skip
 def test_more_modes_than_can_be_looked_for_are_an_alarm():
-    z, quiet, _ = judged(squares(20, 6))  # 64 modes
+    z, quiet, evidence = judged(squares(20, 6))  # 64 modes
     assert float((quiet & (z.abs() > 3)).double().mean()) < 0.1
+    assert float(evidence.rhat.isinf().double().mean()) > 0.8
+    program, x, _ = squares(4, 6)
+    both = pv.log_evidence(program, x, method="reciprocal", num_draws=400)
+    assert bool((both.rhat > 1.1).all())
 
 
 def test_a_slanting_posterior_raises_no_alarm():

@@ -155,8 +155,8 @@ def _warn_about_chains(rhat: Tensor, method: str) -> None:
     apart = int((~(rhat <= MOST_RHAT)).sum())  # nan is no good sign
     if apart:
         why = {
-            "importance": "their chains have not met, and the proposal leaves out a part of what "
-            "they found",
+            "importance": "the proposal leaves out a part of what their chains found, or (where it "
+            "is inf) there are more modes than could be looked for",
             "reciprocal": "their chains have not met, as in a posterior with several modes, or are "
             "too short to tell",
         }[method]

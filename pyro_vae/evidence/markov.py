@@ -193,7 +193,9 @@ def _bracket(below: Evidence, above: Evidence) -> Evidence:
     noise = 2 * torch.hypot(below.standard_error, above.standard_error)
     lacking = (below.value - above.value - noise).clamp_min(0)
     return above._replace(
-        lower=below.value, standard_error=torch.hypot(above.standard_error, lacking)
+        lower=below.value,
+        standard_error=torch.hypot(above.standard_error, lacking),
+        rhat=torch.maximum(above.rhat, below.rhat),  # the search for modes may have been given up
     )
 
 

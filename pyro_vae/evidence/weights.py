@@ -146,7 +146,8 @@ class Evidence(NamedTuple):
             met or are too short.  Appendix D averages their draws, so value, ``upper`` and khat
             may all be wrong then.  Importance sampling weighs what they found, and needs chains
             that have met only where its proposal leaves a part of that out; elsewhere this is 1.
-            nan where no chains were run.
+            inf where the search for modes was given up while it still found some; nan where no
+            chains were run.
     """
 
     value: Tensor

@@ -32,7 +32,7 @@ def with_copies(function: Any, memo: Memo) -> Any:
     """
     if id(function) in memo:
         return memo[id(function)]
-    if not _reaches(function, memo, set()):
+    if not _reaches(function, memo):
         return function
     if isinstance(function, types.FunctionType):
         # A cell that two functions have in common is one cell in their copies too.
@@ -80,14 +80,18 @@ def _held(cell: types.CellType) -> Any:
         return _EMPTY
 
 
-def _reaches(value: Any, memo: Memo, seen: set[int]) -> bool:
+def _reaches(value: Any, memo: Memo) -> bool:
     """Whether anything that was copied can be reached from a value by what it holds."""
-    if id(value) in memo:
-        return memo[id(value)] is not value
-    if id(value) in seen:
-        return False
-    seen.add(id(value))
-    return any(_reaches(each, memo, seen) for each in _holds(value))
+    stack, seen = [value], set()
+    while stack:
+        each = stack.pop()
+        if id(each) in memo:
+            if memo[id(each)] is not each:
+                return True
+        elif id(each) not in seen:
+            seen.add(id(each))
+            stack.extend(_holds(each))
+    return False
 
 
 def _holds(value: Any) -> Iterator[Any]:
