@@ -13,6 +13,7 @@ import pyro_vae as pv
 from pyro_vae.densities import densities
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.sites import same_mask
+from pyro_vae.densities.traces import _site
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -115,6 +116,45 @@ def test_masks_on_different_levels_of_a_law_are_compared_by_number():
     assert same_mask(by_law, by_event) and same_mask(by_event, outside)
     plain = Look.at(Masked((), "law"), x).guide["z"]
     assert not same_mask(plain, by_event)
+
+
+LAWS = {
+    "normal": lambda n: dist.Normal(torch.zeros(n, 3), 1.0).to_event(1),
+    "expanded": lambda n: dist.Normal(torch.zeros(3), 1.0).to_event(1).expand([n]),
+    "multivariate": lambda n: dist.MultivariateNormal(torch.zeros(n, 3), torch.eye(3)),
+    "transformed": lambda n: dist.LogNormal(torch.zeros(n, 3), 1.0).to_event(1),
+    "flow": lambda n: dist.TransformedDistribution(
+        dist.Normal(torch.zeros(n, 3), 1.0).to_event(1), dist.transforms.Planar(3)
+    ),
+    "simplex": lambda n: dist.Dirichlet(torch.ones(n, 3)),
+    "mixture": lambda n: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(n, 2)), dist.Normal(torch.zeros(n, 2, 3), 1.0).to_event(1)
+    ),
+    "scalar": lambda n: dist.Normal(torch.zeros(n), 1.0),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_mask_of_rows_is_one_mask_wherever_it_stands(law):
+    """Handler or law, for events of any kind; and it leaves out what the densities leave out."""
+    mask = torch.tensor([True, False, True, True, False])
+
+    def site(how):
+        distribution = LAWS[law](5)
+        with poutine.trace() as trace, pyro.plate("data", 5):
+            if how == "handler":
+                with poutine.mask(mask=mask):
+                    pyro.sample("z", distribution)
+            else:
+                pyro.sample("z", distribution.mask(mask) if how == "law" else distribution)
+        return _site(trace.trace.nodes["z"])
+
+    by_handler, by_law, plain = site("handler"), site("law"), site("none")
+    assert same_mask(by_handler, by_law) and not same_mask(by_law, plain)
+    counted = by_law.whole_mask().expand(by_law.value.shape).reshape(5, -1)
+    assert torch.equal(counted.any(1), mask) and torch.equal(counted.all(1), mask)
+    assert torch.equal(by_law.per_datum() != 0, mask)
+    assert plain.whole_mask().all()
 
 
 # --- a guide with terms of its own ----------------------------------------------------------------
