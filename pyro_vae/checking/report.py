@@ -182,10 +182,10 @@ def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
             sites.shapes(met, mistakes)
         independence.add_failure(failed, mistakes)
         return None
-    if (said := not_taken(program, x, learning=True)) is not None:
-        mistakes.append(said)  # of which all else is a consequence
-        return None
-    met = replace(met, observed=observed_site(program, met.model, x))
+    said = not_taken(program, x, learning=True)
+    mistakes += [] if said is None else [said]
+    observed = observed_site(program, met.model, x)
+    met = replace(met, observed=observed, has_gaps=said is not None)
     for rule in (
         sites.plates,
         sites.scales,

@@ -87,7 +87,7 @@ def _first_infinite(sites: Sites) -> tuple[int | None, str] | None:
         if len(bad):
             row = int(bad[0, 0]) if values.dim() else None
             at = values if row is None else values[row]
-            return row, f'where site "{name}" has log density {float(at):g}'
+            return row, f'where site "{name}" has log density {at.item():g}'
     return None
 
 

@@ -42,7 +42,7 @@ def observed_site(program: Any, model: Sites, x: Rows) -> str:
     Of several, none of which is called so, the one that takes the first entry of ``x`` as it is, or
     the first.
     """
-    said = vars(program).get("observed") if hasattr(program, "__dict__") else None
+    said = getattr(program, "observed", None)
     found = observations_of(model)
     for name in (said if isinstance(said, str) else None, USUAL):
         if name is not None and (name in found or name == said):

@@ -43,8 +43,11 @@ def rows_plate(program: Any, role: Role, messages: Sequence[Any], x: Rows) -> st
     """
     said = plate_named_by(program)
     names = {frame.name for message in messages for frame in message["cond_indep_stack"]}
-    if said is not None or USUAL in names or not names:
-        return said or (USUAL if names else None)
+    for name in (said, USUAL):
+        if name in names:
+            return name
+    if not names:
+        return None
     found = _found.setdefault(key_of(program), {})
     if found.get(role) in names:
         return found[role]
@@ -69,7 +72,7 @@ def name_of_rows_plate(program: Any, x: Rows) -> str | None:
 
 def plate_named_by(program: Any) -> str | None:
     """What the program itself says, where it does."""
-    said = vars(program).get("plate") if hasattr(program, "__dict__") else None
+    said = getattr(program, "plate", None)
     return said if isinstance(said, str) else None
 
 

@@ -48,7 +48,7 @@ class Autoencoder(Objective):
         guide = sites_of(program, "guide", x, AtTheMean(look=False))
         model = sites_of(program, "model", x, At(values_of(guide)))
         require_rows(guide, model, num_rows(x))
-        total = torch.zeros((), device=num_rows, observed_rows(x).device)
+        total = torch.zeros((), device=observed_rows(x).device)
         for name, site in model.items():
             if site.is_global and not site.is_deterministic:
                 raise ValueError(

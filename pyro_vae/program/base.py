@@ -146,6 +146,8 @@ class Program(nn.Module):
         ['created.mean', 'decoder.bias', 'decoder.weight']
     """
 
+    observed: str | None = None
+    plate: str | None = None
     build_record: dict[str, Any] | None = None  # see `built_by_name`
 
     def __init__(
@@ -158,7 +160,15 @@ class Program(nn.Module):
         **modules: nn.Module,
     ) -> None:
         super().__init__()
-        self.observed, self.plate = observed, plate
+        for what, name in (("observed", observed), ("plate", plate)):
+            if name is not None and not isinstance(name, str):
+                raise TypeError(
+                    f"{what} is {type(name).__name__}, expected the name of a "
+                    f"{'site' if what == 'observed' else 'plate'}; modules of these names need "
+                    "another"
+                )
+            if name is not None:  # a subclass may have an attribute of its own
+                setattr(self, what, name)
         self.created = nn.Module()  # parameters that `pyro.param` statements ask for
         self._constraints: dict[str, Any] = {}
         for name, module in modules.items():
