@@ -24,6 +24,7 @@ from pyro_vae.densities.plates import ANY_SIZE, Role, rows_plate
 from pyro_vae.densities.scales import scale_of
 from pyro_vae.densities.sites import Plate, Site, Sites, values_of
 from pyro_vae.graphs.lifting import particles_by_vmap
+from pyro_vae.program.calling import plate_of_other_size
 from pyro_vae.program.rows import Rows, num_rows
 
 
@@ -208,10 +209,26 @@ def sites_of(
             if message["type"] == "sample" and not site_is_subsample(message)
         }
         plate = rows_plate(program, role, list(messages.values()), x)
+        for name in _summed_out(messages, handlers):
+            del messages[name]
         for name, message in messages.items():
             found[name] = _site(message, plate, num_rows(x))
     tell_scale(*scale_of(found))
     return found
+
+
+def _summed_out(messages: Mapping[str, Any], handlers: tuple[Messenger, ...]) -> list[str]:
+    """What ``pyro.sample(..., obs=x, obs_mask=seen)`` draws where x is missing, by its site.
+
+    Without a guide of its own it is drawn from its own law, log q = log p, and leaves no term.
+    """
+    given = {name for each in handlers if isinstance(each, At) for name in each.values}
+    halves = [name.removesuffix("_unobserved") for name in messages if name not in given]
+    return [
+        f"{name}_unobserved"
+        for name in halves
+        if {f"{name}_observed", f"{name}_unobserved"} <= messages.keys()
+    ]
 
 
 def sites_of_both(program: Any, x: Rows, *, reparameterize: bool = True) -> tuple[Sites, Sites]:
@@ -239,4 +256,9 @@ def _run(function: Callable[[Rows], Any], x: Rows, *handlers: Any) -> None:
     with contextlib.ExitStack() as stack:
         for handler in (*others, RowsAreTheBatch(), tracer):
             stack.enter_context(handler)
-        function(x)
+        try:
+            function(x)
+        except ValueError as error:
+            if (said := plate_of_other_size(error, num_rows(x))) is None:
+                raise
+            raise ValueError(said) from error
