@@ -109,31 +109,18 @@ def guide_without_plate(program, x):
     pyro.sample("z", dist.Normal(program.loc.expand(len(x)), 1.0).to_event(1))
 
 
-def model_in_another_plate(x):
-    with pyro.plate("batch", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand([len(x), 6]).to_event(1), obs=x)
-
-
-def guide_in_another_plate(program, x):
-    with pyro.plate("batch", len(x)):
-        pyro.sample("z", dist.Normal(program.loc, 1.0))
-
-
 @pytest.mark.parametrize(
     ("model", "guide", "said"),
     [
         (proper_model, guide_without_plate, "in the model alone"),
-        (model_in_another_plate, proper_guide, "in the guide alone"),
-        (model_in_another_plate, guide_in_another_plate, "outside pyro.plate"),
         (proper_model, lambda program, x: None, "in the model and not in the guide"),
         (proper_model, guide_of_two, "in the guide and not in the model"),
         (proper_model, guide_of_two_marked, "in the guide and not in the model"),
         (proper_model, guide_of_two_places, "in the guide and not in the model"),
     ],
     ids=[
-        "guide without plate", "another plate", "both in another", "latent missing",
-        "latent invented", "called auxiliary", "auxiliary elsewhere",
+        "guide without plate", "latent missing", "latent invented", "called auxiliary",
+        "auxiliary elsewhere",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("call", ["fit", "elbo", "log_evidence", "arviz"])

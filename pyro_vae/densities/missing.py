@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -63,8 +64,9 @@ def _rows_with_holes(t: Tensor) -> Tensor:
 
 def _first_bad(program: Any, x: Rows, learning: bool) -> tuple[int | None, str] | None:
     """The first row whose densities, or whose gradients, are not finite, and what shows it."""
-    materialize(program, x)
     try:
+        with pyro.validation_enabled(False):
+            materialize(program, x)
         with torch.set_grad_enabled(learning), evaluating(program), looking(program):
             guide, model = sites_of_both(program, x)
             for sites in (guide, model):

@@ -150,14 +150,12 @@ def materialize(program: Any, x: Rows) -> None:
 
 
 def plate_of_other_size(error: BaseException, rows: int) -> str | None:
-    """What Pyro means by a shape that a plate does not have, where the shape is that of the rows."""
-    found = re.search(
-        r"inside plate\('(.+)'\) at site (\S+) dim -?\d+, (-?\d+) vs (\d+)", str(error)
-    )
-    if found is None or rows not in (int(found[3]), int(found[4])):
+    """What Pyro means by rows that a plate does not have; None where it means something else."""
+    said = r"inside plate\('(.+)'\) at site (\S+) dim -?\d+, (-?\d+) vs (\d+)"
+    found = re.search(said, str(error))
+    if found is None or int(found[3]) == rows or int(found[4]) != rows:
         return None
-    name, site, *sizes = found.groups()
-    size = next((n for n in map(int, sizes) if n != rows), rows)
+    name, site, size, _ = found.groups()
     return (
         f'site "{site}" is in pyro.plate("{name}", ...), which has {size} members, expected the '
         f"{rows} rows of x, because x is already the minibatch: write "
