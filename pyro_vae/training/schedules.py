@@ -43,13 +43,11 @@ def is_told(scheduler: Any, watched: bool) -> bool:
     """
     kind = type(scheduler).__name__
     asked = _asked(scheduler)
-    inner = [type(s).__name__ for s in getattr(scheduler, "_schedulers", ()) if _asked(s)]
-    if inner or len(asked) > 1 or not {*asked} <= {*METRICS}:
-        what = f"holds a {inner[0]}" if inner else f"has step({', '.join(asked)})"
+    if len(asked) > 1 or not {*asked} <= {*METRICS}:
         raise ValueError(
-            f"schedule returned a {kind} which {what}, expected one with step(), which is called "
-            "after each update, or step(metrics), which is told the held-out loss at each "
-            "evaluation: pass one of these"
+            f"schedule returned a {kind} which has step({', '.join(asked)}), expected one with "
+            "step(), which is called after each update, or step(metrics), which is told the "
+            "held-out loss at each evaluation: pass one of these"
         )
     if not asked:
         return False
@@ -64,8 +62,6 @@ def is_told(scheduler: Any, watched: bool) -> bool:
 
 def _asked(scheduler: Any) -> list[str]:
     """What ``scheduler.step`` cannot be called without."""
-    if not callable(getattr(scheduler, "step", None)):
-        return []
     return [
         option.name
         for option in inspect.signature(scheduler.step).parameters.values()
