@@ -12,23 +12,26 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
 from pyro_vae.densities.dreams import dream
 from pyro_vae.densities.look import Look, looking
 from pyro_vae.densities.particles import densities
 from pyro_vae.densities.rules import require_rows
-from pyro_vae.densities.sites import values_of
+from pyro_vae.densities.sites import Site, values_of
 from pyro_vae.densities.tables import Densities, tabulated
 from pyro_vae.densities.traces import sites_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
+from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows, num_rows, observed_rows, repeated
 
 Groups = dict[str, dict[str, Any]]  # group -> variable -> values
+Cast = Callable[[Tensor], Tensor]  # to the dtype of the data
 Chunk = Callable[[Any, Rows], Groups]  # (B, ...) -> values (K, B, ...)
 
 
-def posterior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+def posterior_groups(observed: str, predictive: bool, cast: Cast) -> Callable[[int], Chunk]:
     """For a number of particles: latents of the guide, their densities, and x drawn at them."""
 
     def of_size(size: int) -> Chunk:
@@ -42,15 +45,15 @@ def posterior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
             if predictive:
                 flat = {name: value.flatten(0, 1) for name, value in d.latents.items()}
                 replicated, _ = dream(program, repeated(rows, size), flat)
-                groups["posterior_predictive"] = {observed: observed_rows(replicated)}
-            return _by_particle(groups, size, num_rows(rows))
+                groups["posterior_predictive"] = {observed: cast(observed_rows(replicated))}
+            return by_particle(groups, size, num_rows(rows))
 
         return draw
 
     return of_size
 
 
-def prior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+def prior_groups(observed: str, predictive: bool, cast: Cast) -> Callable[[int], Chunk]:
     """For a number of particles: latents of the prior, and x drawn at them."""
 
     def of_size(size: int) -> Chunk:
@@ -60,18 +63,18 @@ def prior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
                 replicated, latents = dream(program, many)
                 groups: Groups = {
                     "prior": latents,
-                    "prior_predictive": {observed: observed_rows(replicated)},
+                    "prior_predictive": {observed: cast(observed_rows(replicated))},
                 }
             else:
                 groups = {"prior": values_of(sites_of(program.model, many))}
-            return _by_particle(groups, size, num_rows(rows))
+            return by_particle(groups, size, num_rows(rows))
 
         return draw
 
     return of_size
 
 
-def _by_particle(groups: Groups, particles: int, rows: int) -> Groups:
+def by_particle(groups: Groups, particles: int, rows: int) -> Groups:
     """Bring (K B, ...) into (K, B, ...)."""
 
     def fold(name: str, value: Tensor) -> Tensor:
@@ -122,6 +125,33 @@ def drawn(
                     whole[name][first : first + now, start : start + count] = array[:, :count]
         start += count
     return result
+
+
+def whole_type(x: Any, site: Site | None) -> torch.dtype | None:
+    """The integer type of data that are whole numbers by law, and of what is drawn like them.
+
+    ArviZ draws bars of signed integers, and densities of everything else: bits become int8, bytes
+    int16, and whole numbers that were given as real ones int64.  None for real data: those of a
+    law that is not discrete, and grey values in place of bits.
+
+    Args:
+        x: the data as the user passed them.
+        site: the one that observes them, with their values.
+    """
+    if site is None or not isinstance(site.value, Tensor):
+        return None
+    bits = isinstance(site.base, Bernoulli)  # whose soft kin takes grey values, and draws bits
+    try:
+        discrete = bits or bool(site.law.support.is_discrete)
+    except (NotImplementedError, AttributeError):
+        return None  # no support that could be asked
+    rows = x.rows() if hasattr(x, "rows") and hasattr(x, "batch") else x
+    rows = as_tensor(rows["x"] if isinstance(rows, dict) else rows)
+    if not discrete or bool((rows != rows.to(torch.int64)).any()):
+        return None
+    if rows.is_floating_point():
+        return torch.int8 if bits else torch.int64
+    return {torch.bool: torch.int8, torch.uint8: torch.int16}.get(rows.dtype, rows.dtype)
 
 
 def form_of(look: Look, program: nn.Module, predictive: bool) -> Densities:
