@@ -76,7 +76,9 @@ def encode(
         program: the program.
         x: data (N, ...).
         num_draws: None returns posterior means (the guide's ``mean`` where it has one, else a draw
-            is not a mean and an error says so); a number S returns draws (S, N, ...).
+            is not a mean and an error says so; where a latent is a function of an auxiliary draw,
+            as in Pyro's automatic guides, the function of its mean); a number S
+            returns draws (S, N, ...).
         shared: the latents that all data share, such as uncertain weights, in place of those of
             each datum.
         seed: of the draws.
@@ -214,7 +216,7 @@ def _latents(
     return {
         name: site.value.clone()  # a guide may hand out a parameter itself
         for name, site in latents_of(sites_of(program.guide, x, *handlers)).items()
-        if shared in (None, site.is_global)
+        if shared in (None, site.is_global) and not site.is_auxiliary
     }
 
 

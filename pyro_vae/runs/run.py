@@ -140,9 +140,9 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
     if program is None:
         program, by_name = _built(folder, saved["build"], manifest["program"]), True
     missing = saved["parameters"].keys() - dict(program.named_parameters()).keys()
-    if missing and all(name.startswith("created.") for name in missing):
+    if missing and all(name.startswith(("created.", "autoguide.")) for name in missing):
         program.to(dtype=getattr(torch, manifest["dtype"]))
-        materialize(program, _zeros(manifest["row"]))  # pyro.param makes them at the first run
+        materialize(program, _zeros(manifest["row"]))  # the first run makes them
     if wrong := misfits(program, saved):
         raise ValueError(
             f"{folder} holds another program: {'; '.join(wrong)}: build it with the same options"
