@@ -356,8 +356,9 @@ def test_an_autoguide_is_refused_with_the_reason():
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
 
-    with pytest.raises(TypeError, match="parameters for every row"):
-        pv.Program(model, AutoNormal(model), decoder=decoder)
+    program = pv.Program(model, AutoNormal(model), decoder=decoder)
+    with pytest.raises(TypeError, match='parameters for every row of the latent "z"'):
+        pv.fit(program, (torch.rand(9, 6) < 0.4).float(), steps=1, progress=False)
 
 
 def test_a_delta_with_a_density_of_its_own_is_sampled_not_closed():

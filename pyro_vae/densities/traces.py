@@ -115,6 +115,18 @@ class Detached(Messenger):
             msg["value"] = value.detach()
 
 
+class NoMean(ValueError):
+    """A guide without a mean.
+
+    Attributes:
+        law: which, in words.
+    """
+
+    def __init__(self, law: str, advice: str) -> None:
+        super().__init__(f"{law}, has no mean: {advice}")
+        self.law = law
+
+
 class AtTheMean(Messenger):
     """Sets each latent to its distribution's mean, so that later sites see it."""
 
@@ -128,10 +140,10 @@ class AtTheMean(Messenger):
         site = _site(msg)
         mean = site.mean(look=self.look)
         if mean is None:
-            raise ValueError(
-                f'the guide of "{site.name}", {site.family}, has no mean: '
+            raise NoMean(
+                f'the guide of "{site.name}", {site.family}',
                 "ask for draws, num_draws=100, and average what you need, or train such a guide "
-                "by another objective than Autoencoder()"
+                "by another objective than Autoencoder()",
             )
         msg["value"], msg["done"] = mean, True
 

@@ -39,6 +39,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
+from pyro_vae.program.automatic import run_automatic
 from pyro_vae.program.copies import Memo, Watch, with_copies
 from pyro_vae.program.rows import Rows
 
@@ -121,7 +122,8 @@ class Program(nn.Module):
 
     Args:
         model: a function of ``x``, or a module with the methods ``model`` and ``guide``.
-        guide: a function of ``x``.
+        guide: a function of ``x``; or, where all data share all latents, one of Pyro's automatic
+            guides, ``AutoNormal(model)`` or its kin.
         observed: the name of the observed site, where there are several and none is ``"x"``.
         plate: the name of the rows' plate, where it is neither ``"data"`` nor the one around the
             observed site that has as many members as there are rows.
@@ -176,11 +178,8 @@ class Program(nn.Module):
                 raise TypeError(f"{name}={module!r} is no torch.nn.Module: pass modules by name")
             self.add_module(name, module)
         if isinstance(guide, AutoGuide):
-            raise TypeError(
-                f"the guide is {type(guide).__name__}, which holds parameters for every row it was "
-                "made with and so fits no minibatches: write a guide(x) with a network, as in "
-                "pyro_vae.models.bernoulli_vae"
-            )
+            self.autoguide = guide  # a module, whose parameters are the program's
+            guide = functools.partial(run_automatic, guide)
         if model is not None and guide is None:
             if not (hasattr(model, "model") and hasattr(model, "guide")):
                 raise TypeError(
