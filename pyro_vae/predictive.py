@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.densities.dreams import dream
-from pyro_vae.densities.sites import Sites, latents_of
+from pyro_vae.densities.sites import Site, Sites, latents_of
 from pyro_vae.densities.traces import At, AtTheMean, dreamt_sites, observed_site, sites_of
 from pyro_vae.noise import Stream, seeded
+from pyro_vae.program.arguments import arguments_of
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, observed_rows
@@ -30,7 +31,9 @@ def sample(
     Args:
         program: the program.
         num_samples: n.
-        like: rows of data that say what x looks like, for programs that are no ``VAE``.
+        like: rows of data that say what x looks like, for programs that are no ``VAE``; or, as a
+            dict, covariates alone, where the model draws x if it is not given one: draws of
+            p(x | covariates).
         mean: return the likelihood's mean in place of a draw, as pictures of images do.
         seed: of the draws.
 
@@ -47,14 +50,65 @@ def sample(
                 "pv.sample(program, n, like=x)"
             )
         else:
-            x = as_rows(like, program)
+            x = as_rows(like, program, whole=False)
         index = torch.arange(num_samples) % len(observed_rows(x))
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
+        if isinstance(x, dict) and (missing := _not_given(program, x)):
+            drawn = _given_covariates(program, x, missing, seed)
+            if drawn is not None:
+                return _mean(drawn).clone() if mean else drawn.value.clone()
         with seeded(*Stream.SHARED.key(seed)):
             learnt = _latents(program, x, shared=True)
         if not mean:
             return observed_rows(dream(program, x, learnt)[0])
         return _mean_of_x(program, dreamt_sites(program, x, learnt), x)
+
+
+def _not_given(program: Any, x: dict[str, Tensor]) -> list[str]:
+    """What the model may take beside the entries of x, of which one may be what it observes."""
+    takes = arguments_of(program)
+    usual = observed_site(program)
+    names = takes.model.names if takes.by_name(x) else (usual,)
+    return [name for name in names if name not in x]
+
+
+def _given_covariates(
+    program: Any, x: dict[str, Tensor], missing: list[str], seed: int
+) -> Site | None:
+    """The site that would observe x, drawn given the covariates; None where x is given."""
+
+    def drawn(at: dict[str, Tensor]) -> Sites:
+        with seeded(*Stream.PREDICTIVE.key(seed)):
+            return dreamt_sites(program, x, at)
+
+    try:
+        sites = drawn({})
+        if any(site.was_observed for site in sites.values()):
+            return None
+        if any(site.is_global and not site.is_deterministic for site in sites.values()):
+            with seeded(*Stream.SHARED.key(seed)):
+                sites = drawn(_latents(program, x, shared=True))
+        if observed_site(program) in sites:
+            return sites[observed_site(program)]
+        latents = sites_of(program.guide, x)
+    except Exception as error:  # whatever the functions of a user make of what they are not given
+        have = ", ".join(f'"{name}"' for name in x)
+        raise ValueError(
+            f"{type(program).__name__} draws nothing from the entries {have} alone "
+            f"({type(error).__name__}: {error}), expected that it does without "
+            f'"{missing[0]}": pass rows that have it, like={{"{missing[0]}": ..., ...}}, or let the '
+            f"model observe nothing where there is none, {missing[0]}=None or x.get("
+            f'"{missing[0]}")'
+        ) from error
+    left = [site for name, site in sites.items() if name not in latents]
+    left = [site for site in left if not site.is_deterministic]
+    if len(left) != 1:
+        raise ValueError(
+            f"the model has the sites {', '.join(sites)}, of which {len(left)} have no place in "
+            "the guide, expected the one that observes x: say which it is, "
+            "pv.Program(..., observed=...)"
+        )
+    return left[0]
 
 
 def encode(
@@ -142,14 +196,18 @@ def _latents(
 
 def _mean_of_x(program: Any, model: Sites, x: Rows) -> Tensor:
     """The mean of the likelihood among the sites of a model, in the form of x."""
-    site = model[observed_site(program)]
+    mean = _mean(model[observed_site(program)])
+    return mean.reshape(observed_rows(x).shape).clone()  # it may be a parameter itself
+
+
+def _mean(site: Site) -> Tensor:
     mean = site.mean()
     if mean is None:
         raise ValueError(
             f'the likelihood of "{site.name}", {site.family}, has no mean: ask for '
             "draws of x, pv.sample(program, n, like=x)"
         )
-    return mean.reshape(observed_rows(x).shape).clone()  # it may be a parameter itself
+    return mean
 
 
 def _means(program: Any, x: Rows, *, shared: bool | None = None) -> dict[str, Tensor]:
