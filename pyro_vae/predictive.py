@@ -96,9 +96,8 @@ def _given_covariates(
         raise ValueError(
             f"{type(program).__name__} draws nothing from the entries {have} alone "
             f"({type(error).__name__}: {error}), expected that it does without "
-            f'"{missing[0]}": pass rows that have it, like={{"{missing[0]}": ..., ...}}, or let the '
-            f"model observe nothing where there is none, {missing[0]}=None or x.get("
-            f'"{missing[0]}")'
+            f'"{missing[0]}": pass rows that have it, or let the model observe nothing where there '
+            f'is none, {missing[0]}=None or x.get("{missing[0]}")'
         ) from error
     left = [site for name, site in sites.items() if name not in latents]
     left = [site for site in left if not site.is_deterministic]

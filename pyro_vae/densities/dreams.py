@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.densities.rules import require_latents_alone
 from pyro_vae.densities.traces import At, dreamt_sites, observed_site, sites_of
-from pyro_vae.program.rows import Rows, observed_rows
+from pyro_vae.program.rows import Rows, main_entry, observed_rows
 
 
 def dream(
@@ -55,7 +55,7 @@ def dream(
         )
     value = site.value.reshape(rows.shape)
     latents = {n: s.value for n, s in sites.items() if not s.was_observed}
-    return ({**x, "x": value} if isinstance(x, dict) else value), latents
+    return ({**x, main_entry(x): value} if isinstance(x, dict) else value), latents
 
 
 def is_x_itself(value: Any, x: Tensor) -> bool:

@@ -239,7 +239,8 @@ class Program(nn.Module):
     def __deepcopy__(self, memo: Memo) -> Program:
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        functions = {name: self.__dict__.get(name) for name in ("_model", "_guide")}
+        # (A module that is the model, or the guide, is copied with the other modules.)
+        functions = {n: f for n, f in self.__dict__.items() if n in ("_model", "_guide")}
         rest = {n: v for n, v in self.__dict__.items() if n not in (*functions, "_copied_from")}
         twin.__dict__.update(copy.deepcopy(rest, memo))
         twin.__dict__.update({n: with_copies(f, memo) for n, f in functions.items()})
