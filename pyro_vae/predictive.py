@@ -19,6 +19,7 @@ from pyro_vae.densities.sites import Site, Sites, latents_of
 from pyro_vae.densities.traces import At, AtTheMean, NoMean, dreamt_sites, sites_of
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.noise import Stream, seeded
+from pyro_vae.program.arguments import arguments_of
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import any_parameter, as_tensor
 from pyro_vae.program.rows import Rows, map_rows, num_rows, observed_rows
@@ -38,7 +39,9 @@ def sample(
     Args:
         program: the program.
         num_samples: n.
-        like: rows of data that say what x looks like, for programs that are no ``VAE``.
+        like: rows of data that say what x looks like, for programs that are no ``VAE``; or, as a
+            dict, covariates alone, where the model draws x if it is not given one: draws of
+            p(x | covariates).
         mean: return the likelihood's mean in place of a draw, as pictures of images do.
         seed: of the draws.
 
@@ -47,14 +50,66 @@ def sample(
     """
     num_samples, seed = errors.whole("num_samples", num_samples), errors.seed_number(seed)
     with torch.no_grad(), seeded(*Stream.PREDICTIVE.key(seed)), evaluating(program):
-        x = _form_of_x(program, like, "pv.sample(program, n, like=x)")
+        x = _form_of_x(program, like, "pv.sample(program, n, like=x)", whole=False)
         index = torch.arange(num_samples) % len(observed_rows(x))
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
+        if isinstance(x, dict) and (missing := _not_given(program, x)):
+            drawn = _given_covariates(program, x, missing, seed)
+            if drawn is not None:
+                made = {
+                    name: _mean_of(site, None, DRAWS) if mean else site.value.clone()
+                    for name, site in drawn.items()
+                }
+                return _alone(made)
         with seeded(*Stream.SHARED.key(seed)):
             learnt = _latents(program, x, shared=True)
         if not mean:
             return _alone(draws_of(program, x, learnt)[0])
         return _alone(_means_of_x(program, dreamt_sites(program, x, learnt), x, DRAWS))
+
+
+def _not_given(program: Any, x: dict[str, Tensor]) -> list[str]:
+    """What the model may take beside the entries of x, of which one may be what it observes."""
+    takes = arguments_of(program)
+    usual = program.observed if isinstance(getattr(program, "observed", None), str) else "x"
+    names = takes.model.names if takes.by_name(x) else (usual,)
+    return [name for name in names if name not in x]
+
+
+def _given_covariates(
+    program: Any, x: dict[str, Tensor], missing: list[str], seed: int
+) -> Sites | None:
+    """The sites that would observe, drawn given the covariates; None where one observes."""
+
+    def drawn(at: dict[str, Tensor]) -> Sites:
+        with seeded(*Stream.PREDICTIVE.key(seed)):
+            return dreamt_sites(program, x, at)
+
+    try:
+        sites = drawn({})
+        if observations_of(sites):
+            return None
+        if any(site.is_global for site in latents_of(sites).values()):
+            with seeded(*Stream.SHARED.key(seed)):
+                sites = drawn(_latents(program, x, shared=True))
+        if (name := getattr(program, "observed", None) or "x") in sites:
+            return {name: sites[name]}
+        latents = sites_of(program, "guide", x)
+    except Exception as error:  # whatever the functions of a user make of what they are not given
+        have = ", ".join(f'"{name}"' for name in x)
+        raise ValueError(
+            f"{type(program).__name__} draws nothing from the entries {have} alone "
+            f"({type(error).__name__}: {error}), expected that it does without "
+            f'"{missing[0]}": pass rows that have it, or let the model observe nothing where there '
+            f'is none, {missing[0]}=None or x.get("{missing[0]}")'
+        ) from error
+    left = {name: site for name, site in latents_of(sites).items() if name not in latents}
+    if not left:
+        raise ValueError(
+            f"the model has the sites {', '.join(sites)}, which the guide has too, expected one "
+            "that observes x where x is given: say which it is, pv.Program(..., observed=...)"
+        )
+    return left
 
 
 def encode(
@@ -221,10 +276,10 @@ def _latents(
     }
 
 
-def _form_of_x(program: Any, like: Any, call: str) -> Rows:
+def _form_of_x(program: Any, like: Any, call: str, *, whole: bool = True) -> Rows:
     """Rows that say what x looks like: those that are given, or of a VAE one that it makes up."""
     if like is not None:
-        return usable_rows(like, program)
+        return usable_rows(like, program, whole=whole)
     if isinstance(program, VAE):
         return program.likelihood(program.prior().sample((1,))).sample()
     raise ValueError(
@@ -298,7 +353,9 @@ def _means_of_x(program: Any, model: Sites, x: Rows, draws: int) -> dict[str, Te
     return means
 
 
-def _mean_of(site: Site, form: tuple[int, ...], draws: int) -> Tensor:
+def _mean_of(site: Site, form: tuple[int, ...] | None, draws: int) -> Tensor:
+    """The mean of a likelihood, in a form of its own or in the one that is given."""
+    form = tuple(site.value.shape) if form is None else form
     if isinstance(site.base, Categorical):
         probs = site.base.probs
         return probs.expand(*site.value.shape, probs.shape[-1]).reshape(*form, -1).clone()

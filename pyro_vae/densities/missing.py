@@ -22,16 +22,24 @@ ADVICE = (
 )
 
 
-def usable_rows(x: Any, program: Any, *, learning: bool = False) -> Rows:
+def usable_rows(x: Any, program: Any, *, learning: bool = False, whole: bool = True) -> Rows:
     """Data on the program's terms; values that are not finite only where the program takes them.
 
     A program takes them where every log density of such rows is finite all the same, as under a
     ``NanMaskedNormal`` or a mask; for ``learning`` the gradients of the parameters must be, too.
 
+    Args:
+        x: data as users pass them.
+        program: the program.
+        learning: gradients count.
+        whole: False for covariates alone, with which the program cannot be scored.
+
     Raises:
         ValueError: the entry and its first row that the program does not take.
     """
-    rows = as_rows(x, program, finite=False)
+    rows = as_rows(x, program, finite=False, whole=whole)
+    if not whole:
+        return rows
     said = not_taken(program, rows, learning=learning)
     if said is not None:
         raise ValueError(said)

@@ -20,6 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.noise import LOOK, NoiseMode, keyed, seeded
+from pyro_vae.program.arguments import Called
 from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 from pyro_vae.torch_internals import no_modes
@@ -78,6 +79,8 @@ def plate_named_by(program: Any) -> str | None:
 
 def key_of(program: Any) -> Any:
     """What lives as long as the program: of two plain functions, the first."""
+    if isinstance(program, Called):
+        program = program.program
     held = vars(program) if hasattr(program, "__dict__") else {}
     model = held.get("model")
     return program if model is None else getattr(model, "__func__", model)

@@ -30,6 +30,7 @@ from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
 from pyro_vae.program.calling import materialize, require_program, trainable
+from pyro_vae.program.inputs import gathered
 from pyro_vae.program.rows import Rows
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
@@ -87,7 +88,11 @@ def fit(
 
     Args:
         program: model and guide; trained in place.
-        x: training data: a ``Data``, a tensor, an array, or a dict of them, (N, ...).
+        x: training data (N, ...): a ``Data``, a tensor, an array, a data frame, or a dict of them,
+            whose entries model and guide are given by name where they have parameters of these
+            names (see :mod:`pyro_vae.program.arguments`), else whole.  A tuple and the items of a
+            ``TensorDataset`` or a map-style ``Dataset`` are named by the model's parameters in
+            order; a ``Dataset`` is read once, whole.
         objective: what to learn by (default ``AEVB()``); Pyro's ELBOs are accepted.
         samples, epochs, steps: the budget, exactly one of them; samples = rows x updates.
         batch_size: rows a minibatch.
@@ -154,6 +159,10 @@ def fit(
     if many:
         programs, each = _side_by_side(program, options, replicas)
     settings = [Settings(**o) for o in each]
+    x = gathered(x, programs[0])
+    if validation is not None:
+        held_out = gathered(validation, programs[0])
+        settings = [dataclasses.replace(s, validation=held_out) for s in settings]
     folder = None if out is None else folder_for(out, resume=resume)
     names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
     loops = [
