@@ -135,7 +135,7 @@ def _with_data(data: Any) -> Any:
     parts = {name: getattr(data, name, None) for name in ("train", "validation", "test")}
     if all(part is None or hasattr(part, "binarize") for part in parts.values()):
         return data
-    made = {
+    made: dict[str, Any] = {
         name: part if part is None or hasattr(part, "binarize") else from_array(part)
         for name, part in parts.items()
     }
