@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 from pyro_vae import errors
-from pyro_vae.densities.dreams import dream
+from pyro_vae.densities.dreams import draws_of
+from pyro_vae.densities.missing import usable_rows
+from pyro_vae.densities.observations import entries_of, entries_of_rows, observations_of
 from pyro_vae.densities.sites import Sites, latents_of
-from pyro_vae.densities.traces import At, AtTheMean, dreamt_sites, observed_site, sites_of
+from pyro_vae.densities.traces import At, AtTheMean, dreamt_sites, sites_of
 from pyro_vae.noise import Stream, seeded
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, observed_rows
 from pyro_vae.program.vae import VAE
 
 
 def sample(
     program: Any, num_samples: int, *, like: Any = None, mean: bool = False, seed: int = 0
-) -> Tensor:
+) -> Tensor | dict[str, Tensor]:
     """Draw data from the generative model: z ~ p(z), then x ~ p(x | z).
 
     Latents that all data share, such as uncertain weights, are what training was about: one draw
@@ -35,7 +36,7 @@ def sample(
         seed: of the draws.
 
     Returns:
-        (n, ...) in the form of x.
+        (n, ...) in the form of x; a dict by site where the model observes in several.
     """
     num_samples, seed = errors.whole("num_samples", num_samples), errors.seed_number(seed)
     with torch.no_grad(), seeded(*Stream.PREDICTIVE.key(seed)), evaluating(program):
@@ -47,14 +48,14 @@ def sample(
                 "pv.sample(program, n, like=x)"
             )
         else:
-            x = as_rows(like, program)
+            x = usable_rows(like, program)
         index = torch.arange(num_samples) % len(observed_rows(x))
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
         with seeded(*Stream.SHARED.key(seed)):
             learnt = _latents(program, x, shared=True)
         if not mean:
-            return observed_rows(dream(program, x, learnt)[0])
-        return _mean_of_x(program, dreamt_sites(program, x, learnt), x)
+            return _alone(draws_of(program, x, learnt)[0])
+        return _alone(_means_of_x(program, dreamt_sites(program, x, learnt), x))
 
 
 def encode(
@@ -81,7 +82,7 @@ def encode(
         one latent.
     """
     num_draws, seed = _whole(num_draws), errors.seed_number(seed)
-    rows = as_rows(x, program)
+    rows = usable_rows(x, program)
     with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is None:
             latents = _means(program, rows, shared=shared)
@@ -93,10 +94,12 @@ def encode(
             f'the guide has no latent {"outside" if shared else "inside"} pyro.plate("data", ...)'
             f": pass shared={not shared} for the others"
         )
-    return next(iter(latents.values())) if len(latents) == 1 else latents
+    return _alone(latents)
 
 
-def reconstruct(program: Any, x: Any, *, num_draws: int | None = None, seed: int = 0) -> Tensor:
+def reconstruct(
+    program: Any, x: Any, *, num_draws: int | None = None, seed: int = 0
+) -> Tensor | dict[str, Tensor]:
     r"""What the program makes of data: the mean of p(x | z) at the latents that the guide gives.
 
     Args:
@@ -108,21 +111,23 @@ def reconstruct(program: Any, x: Any, *, num_draws: int | None = None, seed: int
         seed: of the draws.
 
     Returns:
-        (N, ...) or (S, N, ...), in the form of x.
+        (N, ...) or (S, N, ...), in the form of x; a dict by site where the model observes in
+        several.
 
     Raises:
         ValueError: where the guide, without ``num_draws``, or the likelihood has no mean.
     """
     num_draws, seed = _whole(num_draws), errors.seed_number(seed)
-    rows = as_rows(x, program)
+    rows = usable_rows(x, program)
 
-    def at(latents: dict[str, Tensor]) -> Tensor:
-        return _mean_of_x(program, sites_of(program.model, rows, At(latents)), rows)
+    def at(latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        return _means_of_x(program, sites_of(program, "model", rows, At(latents)), rows)
 
     with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is None:
-            return at(_means(program, rows))
-        return torch.stack([at(_latents(program, rows)) for _ in range(num_draws)])
+            return _alone(at(_means(program, rows)))
+        runs = [at(_latents(program, rows)) for _ in range(num_draws)]
+        return _alone({name: torch.stack([run[name] for run in runs]) for name in runs[0]})
 
 
 def _whole(num_draws: int | None) -> int | None:
@@ -135,21 +140,32 @@ def _latents(
     """Latents by site: those that all data share, those of each datum, or, by None, all."""
     return {
         name: site.value.clone()  # a guide may hand out a parameter itself
-        for name, site in latents_of(sites_of(program.guide, x, *handlers)).items()
+        for name, site in latents_of(sites_of(program, "guide", x, *handlers)).items()
         if shared in (None, site.is_global)
     }
 
 
-def _mean_of_x(program: Any, model: Sites, x: Rows) -> Tensor:
-    """The mean of the likelihood among the sites of a model, in the form of x."""
-    site = model[observed_site(program)]
-    mean = site.mean()
-    if mean is None:
-        raise ValueError(
-            f'the likelihood of "{site.name}", {site.family}, has no mean: ask for '
-            "draws of x, pv.sample(program, n, like=x)"
-        )
-    return mean.reshape(observed_rows(x).shape).clone()  # it may be a parameter itself
+def _means_of_x(program: Any, model: Sites, x: Rows) -> dict[str, Tensor]:
+    """The means of what a model observes, by site, in the form of the entries of x."""
+    found = observations_of(model)
+    forms, entries = entries_of_rows(x), entries_of(program, found, x)
+    means = {}
+    for name, site in found.items():
+        mean = site.mean()
+        if mean is None:
+            raise ValueError(
+                f'the likelihood of "{site.name}", {site.family}, has no mean: ask for '
+                "draws of x, pv.sample(program, n, like=x)"
+            )
+        entry = entries[name]
+        shape = mean.shape if entry is None else forms[entry].shape
+        means[name] = mean.reshape(shape).clone()  # it may be a parameter itself
+    return means
+
+
+def _alone(by_site: dict[str, Tensor]) -> Any:
+    """The one value that there is, else all by site."""
+    return next(iter(by_site.values())) if len(by_site) == 1 else by_site
 
 
 def _means(program: Any, x: Rows, *, shared: bool | None = None) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def values(met: Met, mistakes: Mistakes) -> None:
             events = site.density()
             density = by_row(events, met.axis(site)).detach()
         except Exception as error:  # of shapes or a family of the user's own
-            if not any(line.startswith(where) for line in mistakes):  # else a consequence
+            if not mistakes.speaks_of(where):  # else a consequence
                 mistakes.cause = mistakes.cause or error
                 mistakes.add(
                     where,

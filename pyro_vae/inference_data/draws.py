@@ -6,7 +6,7 @@ bound what is held besides the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,22 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.densities.dreams import dream
+from pyro_vae.densities.dreams import draws_of
 from pyro_vae.densities.look import Look, looking
+from pyro_vae.densities.observations import entries_of_rows
 from pyro_vae.densities.particles import densities
 from pyro_vae.densities.rules import require_rows
 from pyro_vae.densities.sites import values_of
 from pyro_vae.densities.tables import Densities, tabulated
 from pyro_vae.densities.traces import sites_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
-from pyro_vae.program.rows import Rows, num_rows, observed_rows, repeated
+from pyro_vae.program.rows import Rows, num_rows, repeated
 
 Groups = dict[str, dict[str, Any]]  # group -> variable -> values
 Chunk = Callable[[Any, Rows], Groups]  # (B, ...) -> values (K, B, ...)
 
 
-def posterior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+def posterior_groups(observed: Sequence[str], predictive: bool) -> Callable[[int], Chunk]:
     """For a number of particles: latents of the guide, their densities, and x drawn at them."""
 
     def of_size(size: int) -> Chunk:
@@ -37,12 +38,12 @@ def posterior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
             groups: Groups = {
                 "posterior": dict(d.latents),
                 "sample_stats": {"lp": d.log_p, "log_q": d.log_q},
-                "log_likelihood": {observed: d.log_likelihood},
+                "log_likelihood": _by_site(d, observed),
             }
             if predictive:
                 flat = {name: value.flatten(0, 1) for name, value in d.latents.items()}
-                replicated, _ = dream(program, repeated(rows, size), flat)
-                groups["posterior_predictive"] = {observed: observed_rows(replicated)}
+                replicated, _ = draws_of(program, repeated(rows, size), flat)
+                groups["posterior_predictive"] = replicated
             return _by_particle(groups, size, num_rows(rows))
 
         return draw
@@ -50,25 +51,42 @@ def posterior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
     return of_size
 
 
-def prior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+def prior_groups(predictive: bool) -> Callable[[int], Chunk]:
     """For a number of particles: latents of the prior, and x drawn at them."""
 
     def of_size(size: int) -> Chunk:
         def draw(program: Any, rows: Rows) -> Groups:
             many = repeated(rows, size)
             if predictive:
-                replicated, latents = dream(program, many)
-                groups: Groups = {
-                    "prior": latents,
-                    "prior_predictive": {observed: observed_rows(replicated)},
-                }
+                replicated, latents = draws_of(program, many)
+                groups: Groups = {"prior": latents, "prior_predictive": replicated}
             else:
-                groups = {"prior": values_of(sites_of(program.model, many))}
+                groups = {"prior": values_of(sites_of(program, "model", many))}
             return _by_particle(groups, size, num_rows(rows))
 
         return draw
 
     return of_size
+
+
+def _by_site(d: Densities, observed: Sequence[str]) -> dict[str, Tensor]:
+    """log p of each observed site; of a single one with the factors of its datum."""
+    if len(observed) == 1:
+        return {observed[0]: d.log_likelihood}
+    return {name: d.observations[name] for name in observed}
+
+
+def observed_values(program: nn.Module, x: Rows, batch_size: int) -> dict[str, Tensor]:
+    """What each site observes, (N, ...), in the form of the entry of x that it takes."""
+    parts: dict[str, list[Tensor]] = {}
+    for count, rows in row_chunks(x, batch_size):
+        look = Look.at(program, rows, rows=None)
+        forms, entries = entries_of_rows(rows), look.entries
+        for name, site in look.observations.items():
+            entry = entries[name]
+            value = site.value if entry is None else forms[entry]
+            parts.setdefault(name, []).append(value[:count])
+    return {name: torch.cat(values).clone() for name, values in parts.items()}
 
 
 def _by_particle(groups: Groups, particles: int, rows: int) -> Groups:
@@ -126,11 +144,11 @@ def drawn(
 
 def form_of(look: Look, program: nn.Module, predictive: bool) -> Densities:
     """One particle of the rows of a look, which tells the shapes; refuses what has no such form."""
-    require_rows(look.guide, look.model)
+    require_rows(look.guide, look.model, num_rows(look.x))
     if predictive:
         try:
             with torch.no_grad(), looking(program):
-                dream(program, look.x)
+                draws_of(program, look.x)
         except ValueError as error:
             raise ValueError(
                 f"no x can be drawn for the predictive groups: {error}; or leave them out, "

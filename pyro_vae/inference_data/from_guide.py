@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from pyro_vae import errors
 from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
+from pyro_vae.densities.missing import usable_rows
 from pyro_vae.densities.tables import Densities
-from pyro_vae.densities.traces import observed_site
 from pyro_vae.evidence.importance import require_weights
 from pyro_vae.evidence.weights import from_log_weights, warn_about_tails
 from pyro_vae.inference_data.datasets import AXES, NOTES, as_dataset, attributes_of, container
@@ -30,13 +30,13 @@ from pyro_vae.inference_data.draws import (
     as_array,
     drawn,
     form_of,
+    observed_values,
     posterior_groups,
     prior_groups,
 )
 from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.inputs import as_rows
-from pyro_vae.program.rows import Rows, num_rows, observed_rows
+from pyro_vae.program.rows import Rows, num_rows
 
 
 def to_inference_data(
@@ -122,18 +122,22 @@ def to_inference_data(
     batch_size = errors.whole("batch_size", batch_size)
     max_bytes = errors.whole("max_bytes", max_bytes)
     wrapped = container()  # before there is anything to lose
-    rows, observed = as_rows(x, program), observed_site(program)
+    rows = usable_rows(x, program)
     particles = num_draws * chains
-    posterior, prior = posterior_groups(observed, predictive), prior_groups(observed, predictive)
     made: Groups = {}
     with evaluating(program):
         look = Look.at(program, rows)
         require_possible_data(look, rows)
         require_weights(look)
         form = form_of(look, program, predictive)
-        constants, sites = _constants(x, rows, _true_latents(true_latents, form, num_rows(rows)))
-        _refuse_names({*form.latents, observed, *constants})
-        _refuse_size(form, rows, particles, num_prior, predictive, max_bytes)
+        names = list(look.observations)
+        posterior, prior = posterior_groups(names, predictive), prior_groups(predictive)
+        observed = observed_values(program, rows, batch_size)
+        seen = {entry for entry in look.entries.values() if entry}
+        truths = _true_latents(true_latents, form, num_rows(rows))
+        constants, sites = _constants(x, rows, seen, truths)
+        _refuse_names({*form.latents, *names, *constants})
+        _refuse_size(form, observed, particles, num_prior, predictive, max_bytes)
         groups = drawn(program, rows, posterior, particles, Stream.POSTERIOR.key(seed), batch_size)
         if num_prior:
             made = drawn(program, rows, prior, num_prior, Stream.PRIOR.key(seed), batch_size)
@@ -154,7 +158,7 @@ def to_inference_data(
         "ess": evidence.ess,
     }
     datasets["sample_stats"].update(as_dataset(per_datum, AXES[2:]))
-    datasets["observed_data"] = as_dataset({observed: observed_rows(rows).clone()}, AXES[2:])
+    datasets["observed_data"] = as_dataset(observed, AXES[2:])
     if constants:
         datasets["constant_data"] = as_dataset(constants, AXES[2:], sites=sites)
 
@@ -197,13 +201,18 @@ def _true_latents(given: Any, form: Densities, rows: int) -> dict[str, np.ndarra
 
 
 def _refuse_size(
-    form: Densities, x: Rows, particles: int, num_prior: int, predictive: bool, max_bytes: int
+    form: Densities,
+    observed: dict[str, Tensor],
+    particles: int,
+    num_prior: int,
+    predictive: bool,
+    max_bytes: int,
 ) -> None:
     """Compare what the result will take with what it may, before anything is drawn."""
-    rows, table = num_rows(x), form.log_q.element_size()
+    rows, table = len(next(iter(observed.values()))), form.log_q.element_size()
     latents = sum(v[0].numel() * v.element_size() for v in form.latents.values())
-    draw = observed_rows(x)[0]
-    replicated = draw.numel() * draw.element_size() if predictive else 0
+    replicated = sum(v[0].numel() * v.element_size() for v in observed.values())
+    replicated = replicated if predictive else 0
     needed = rows * (particles * (latents + 3 * table + replicated))
     needed += rows * num_prior * (latents + replicated)
     if needed <= max_bytes:
@@ -230,11 +239,11 @@ def _refuse_names(names: set[str]) -> None:
 
 
 def _constants(
-    x: Any, rows: Rows, truths: dict[str, np.ndarray]
+    x: Any, rows: Rows, seen: set[str], truths: dict[str, np.ndarray]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What is given besides x, and for each true latent the site whose dimensions it shares."""
-    constants: dict[str, Any] = dict(rows) if isinstance(rows, dict) else {}
-    constants.pop("x", None)
+    entries = rows if isinstance(rows, dict) else {}
+    constants: dict[str, Any] = {name: v for name, v in entries.items() if name not in seen}
     if getattr(x, "labels", None) is not None:
         constants["labels"] = x.labels
     for name, truth in truths.items():

@@ -122,7 +122,9 @@ class Program(nn.Module):
     Args:
         model: a function of ``x``, or a module with the methods ``model`` and ``guide``.
         guide: a function of ``x``.
-        observed: the name of the observed site, where it is not ``"x"``.
+        observed: the name of the observed site, where there are several and none is ``"x"``.
+        plate: the name of the rows' plate, where it is neither ``"data"`` nor the one around the
+            observed site that has as many members as there are rows.
         modules: the modules that ``model`` and ``guide`` call.
 
     Example:
@@ -151,11 +153,12 @@ class Program(nn.Module):
         model: Callable[[Rows], Any] | nn.Module | None = None,
         guide: Callable[[Rows], Any] | None = None,
         *,
-        observed: str = "x",
+        observed: str | None = None,
+        plate: str | None = None,
         **modules: nn.Module,
     ) -> None:
         super().__init__()
-        self.observed = observed
+        self.observed, self.plate = observed, plate
         self.created = nn.Module()  # parameters that `pyro.param` statements ask for
         self._constraints: dict[str, Any] = {}
         for name, module in modules.items():

@@ -20,6 +20,7 @@ from pyro_vae.checking.guards import (
     require_possible_data,
 )
 from pyro_vae.densities.look import Look
+from pyro_vae.densities.missing import usable_rows
 from pyro_vae.engine.choosing import make_step, require_alike, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
@@ -29,7 +30,6 @@ from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
 from pyro_vae.program.calling import materialize, require_program, trainable
-from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows
 from pyro_vae.progress import Record, reporter
 from pyro_vae.recording import form_of as form_of_value
@@ -232,7 +232,7 @@ def _set_up(
     """The loop of one program, ready to run."""
     require_program(program)
     program.to(device=settings.device, dtype=settings.dtype)
-    rows = as_rows(x, program)
+    rows = usable_rows(x, program, learning=True)
     batches = Batches(x, program, settings.batch_size, settings.seed)
     num_steps, _ = settings.budget(batches)
     first = batches(0)[1]
@@ -243,7 +243,7 @@ def _set_up(
     require_own_parameters(program, first)
     held_out = None
     if settings.validation is not None:
-        held_out = as_rows(settings.validation, program)
+        held_out = usable_rows(settings.validation, program)
         if form_of(held_out) != form_of(rows):
             raise ValueError(
                 f"a row of validation is {_shape(held_out)}, expected {_shape(rows)} as in x; to "
