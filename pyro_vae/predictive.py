@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.densities.dreams import draws_of
+from pyro_vae.densities.enumeration import marked_draws
 from pyro_vae.densities.missing import usable_rows
 from pyro_vae.densities.observations import entries_of, entries_of_rows, observations_of
 from pyro_vae.densities.sites import Sites, latents_of
@@ -121,7 +122,15 @@ def reconstruct(
     rows = usable_rows(x, program)
 
     def at(latents: dict[str, Tensor]) -> dict[str, Tensor]:
-        return _means_of_x(program, sites_of(program, "model", rows, At(latents)), rows)
+        given = {**latents, **marked_draws(program, rows, latents)}
+        model = sites_of(program, "model", rows, At(given))
+        summed = [name for name, site in latents_of(model).items() if name not in latents]
+        if summed and num_draws is None:
+            raise ValueError(
+                f'the mean of x at given latents is an average over latent site "{summed[0]}" of '
+                "the model alone: ask for draws, num_draws=100, and average them"
+            )
+        return _means_of_x(program, model, rows)
 
     with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is None:
