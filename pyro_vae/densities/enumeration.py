@@ -59,12 +59,14 @@ class Enumerated(NamedTuple):
     Attributes:
         site: with a dimension in front for each marked latent that it depends on.
         log: its log density, packed: without dimensions of one entry, the others by symbol.
+        cost: the same under masks.
         plates: the symbols of its plates.
         symbol: of its own values, where it is enumerated.
     """
 
     site: Site
     log: Tensor
+    cost: Tensor
     plates: frozenset[str]
     symbol: str | None
 
@@ -77,8 +79,8 @@ class Symbols:
         sizes: of plates, by symbol.
     """
 
-    def __init__(self) -> None:
-        self.plates: dict[str, str] = {}
+    def __init__(self, plates: dict[str, str] | None = None) -> None:
+        self.plates: dict[str, str] = plates or {}
         self.sizes: dict[str, int] = {}
 
 
@@ -121,14 +123,16 @@ def marked_draws(program: Any, x: Rows, values: Mapping[str, Tensor]) -> dict[st
         run = enumerated(program, "model", x, marked, symbols, At(given), first=first, trace=trace)
         latent = {n: each for n, each in run.items() if not each.site.observed}
         summed = {each.symbol for each in latent.values() if each.symbol is not None}
-        depends = [n for n in values if n in latent and not summed.isdisjoint(_dims(latent[n]))]
+        depends = [
+            n for n in values if n in latent and not summed.isdisjoint(dims_of(latent[n].log))
+        ]
         if not (depends or drawn):
             return {}
         site = plain[marked[0]]
         symbol = str(run[site.name].symbol)
-        terms = [each for each in latent.values() if not summed.isdisjoint(_dims(each))]
+        terms = [each for each in latent.values() if not summed.isdisjoint(dims_of(each.log))]
         logits = contract_to_tensor(
-            _tree(terms), summed, run[site.name].plates, {symbol},
+            by_plates(terms), summed, run[site.name].plates, {symbol},
             ring=LogRing(dim_to_size=symbols.sizes),
         )  # fmt: skip
         at = trace.trace.symbol_to_dim
@@ -166,7 +170,7 @@ class _Only(Messenger):
 
     def _pyro_sample(self, msg) -> None:
         how = "parallel" if msg["name"] in self.marked else None
-        msg["infer"] = {**(msg["infer"] or {}), "enumerate": how}
+        msg["infer"] = {**(msg["infer"] or {}), "enumerate": how, "num_samples": None}
 
 
 def nesting(*runs: Sites) -> int:
@@ -209,8 +213,12 @@ def enumerated(
         symbols.sizes |= {dims[p.dim]: p.size for p in site.plates if p.dim is not None}
         # A latent that is summed out counts in full, also where a mask leaves it out: its
         # probabilities then sum to one.
-        log = site.law.log_prob(site.value) if name in marked else site.density()
-        run[name] = Enumerated(site, packed.pack(log, dims), plates, infer.get("_enumerate_symbol"))
+        cost = packed.pack(site.density(), dims)
+        log, symbol = cost, None
+        if name in marked:
+            log = packed.pack(site.law.log_prob(site.value), dims)
+            symbol = infer.get("_enumerate_symbol")
+        run[name] = Enumerated(site, log, cost, plates, symbol)
     return run
 
 
@@ -225,7 +233,7 @@ def _summed_out(plain: Sites, run: dict[str, Enumerated], symbols: Symbols, rows
     for name, each in run.items():
         if each.symbol is not None:
             continue
-        if summed.isdisjoint(_dims(each)):
+        if summed.isdisjoint(dims_of(each.log)):
             result[name] = plain[name]
             continue
         _require_rows(each, row)
@@ -242,10 +250,10 @@ def contracted(
 ) -> Tensor:
     """log of the sum over ``summed`` of the product of terms, by row."""
     ring = LogRing(cache, dim_to_size=sizes)
-    return contract_to_tensor(_tree(terms), set(summed), frozenset(row), ring=ring)
+    return contract_to_tensor(by_plates(terms), set(summed), frozenset(row), ring=ring)
 
 
-def _tree(terms: Sequence[Enumerated]) -> OrderedDict[frozenset[str], list[Tensor]]:
+def by_plates(terms: Sequence[Enumerated]) -> OrderedDict[frozenset[str], list[Tensor]]:
     """Terms by their plates, as Pyro's contractions take them."""
     tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     for each in terms:
@@ -253,9 +261,9 @@ def _tree(terms: Sequence[Enumerated]) -> OrderedDict[frozenset[str], list[Tenso
     return tree
 
 
-def _dims(each: Enumerated) -> str:
-    """The symbols of a term's dimensions."""
-    return each.log._pyro_dims  # type: ignore[attr-defined]
+def dims_of(term: Tensor) -> str:
+    """The symbols of a packed tensor's dimensions."""
+    return term._pyro_dims  # type: ignore[attr-defined]
 
 
 def marginal(site: Site, term: Tensor) -> Marginal:

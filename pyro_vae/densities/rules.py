@@ -97,12 +97,12 @@ def unsummable(site: Site) -> tuple[str, str, str] | None:
     return None
 
 
-def require_summable(site: Site) -> None:
+def require_summable(site: Site, whose: str = "of the model alone") -> None:
     """Refuse a latent that is marked to be summed out and cannot be, row by row."""
     if (why := unsummable(site)) is not None:
         got, expected, advice = why
         raise ValueError(
-            f'latent site "{site.name}" of the model alone is marked to be summed out and is '
+            f'latent site "{site.name}" {whose} is marked to be summed out and is '
             f"{got}, expected {expected}: {advice}"
         )
 

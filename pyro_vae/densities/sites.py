@@ -61,8 +61,7 @@ class Site:
         was_observed: whether ``given`` was taken from it, so that the value is a draw.
         given: what it observed before.
         args, kwargs: further arguments of the distribution.
-        is_marked: marked ``infer={"enumerate": "parallel"}``: a latent of the model alone that is
-            summed out.
+        enumeration: of ``infer={"enumerate": ...}``, "parallel" or "sequential".
     """
 
     name: str
@@ -79,7 +78,7 @@ class Site:
     given: Any = None
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    is_marked: bool = False
+    enumeration: str | None = None
 
     # --- where it is, and what shape it has -----------------------------------------------------
 
@@ -128,6 +127,11 @@ class Site:
     def family(self) -> str:
         """The name of the distribution."""
         return type(self.base).__name__
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it is summed out, if the model alone has it."""
+        return self.enumeration == "parallel"
 
     @property
     def is_factor(self) -> bool:
