@@ -27,10 +27,10 @@ from pyro_vae.chains.hmc import adapt as tune
 from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.starts import candidates, prior_draws
 from pyro_vae.chains.target import applied, captured, in_coordinates
+from pyro_vae.densities.missing import usable_rows
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.noise import Stream, keyed, seeded
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import Rows, num_rows
 
 LEAST_WARMUP = 20  # moves that tune a step size
@@ -139,7 +139,7 @@ def sample_posterior(
     leapfrog_steps, jitter = how_to_move(leapfrog_steps, jitter)
     target_accept = errors.within("target_accept", target_accept, "(0, 1)", PAPERS_TARGET)
     _check_step(step_size, warmup, adapt)
-    rows = as_rows(x, program)
+    rows = usable_rows(x, program)
     with evaluating(program):
         latents = Latents.of(program, rows)
         with seeded(*Stream.START.key(seed)):

@@ -14,11 +14,13 @@ from pyro_vae.checking.learning import strangers
 from pyro_vae.checking.reach import out_of_reach
 from pyro_vae.checking.sites import Mistakes, label, masks
 from pyro_vae.checking.values import possible_parameters, possible_values
-from pyro_vae.densities.look import FEW, Look, Role, looking
+from pyro_vae.densities.look import FEW, Look, looking
+from pyro_vae.densities.observations import entries_of_rows
+from pyro_vae.densities.plates import Role
 from pyro_vae.densities.sites import Site
 from pyro_vae.densities.traces import sites_of_both
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.program.rows import Rows, map_rows, observed_rows
+from pyro_vae.program.rows import Rows, map_rows, num_rows
 
 
 def require_possible_data(look: Look, x: Rows) -> None:
@@ -45,16 +47,37 @@ def require_possible_data(look: Look, x: Rows) -> None:
         possible_parameters(each, label(role, name), mistakes)
         if role == "model" and not each.observed:  # a guide's draw may leave the prior's support
             possible_values(each, label(role, name), mistakes)
-    if (site := look.likelihood) is not None and isinstance(site.value, Tensor):
-        if not (site.is_masked or _has_bounds_by_row(site)):  # they say nothing about other rows
-            rows = observed_rows(x)
+    entries, all_rows = look.entries, entries_of_rows(x)
+    for name, site in look.observations.items():
+        entry = entries[name]
+        if not isinstance(site.value, Tensor):
+            continue
+        if entry is not None and not (site.is_masked or _has_bounds_by_row(site)):
+            # (Masks and such bounds say nothing about other rows.)
+            rows = all_rows[entry]
             site = replace(site, value=rows.reshape(len(rows), *site.value.shape[1:]))
-        possible_values(site, "data", mistakes)
-        said = out_of_reach(site, look.mean_range)
+        possible_values(site, "data" if name == look.observed else f'data "{name}"', mistakes)
+        if name == look.observed:
+            said = out_of_reach(site, look.mean_range)
+    if any(entry is None for entry in entries.values()):
+        _possible_in_all_rows(look, x, mistakes)
     if mistakes:
         raise ValueError(mistakes[0])
     if said:
         warnings.warn(said, PyroVaeWarning, stacklevel=4)
+
+
+def _possible_in_all_rows(look: Look, x: Rows, mistakes: Mistakes) -> None:
+    """The same for sites that observe something computed from x, by running the model on it."""
+    size = max(1, num_rows(look.x))
+    for start in range(0, num_rows(x), size):
+        part = map_rows(lambda t, start=start: t[start : start + size], x)  # type: ignore[misc]
+        found = Look.at(look.program, part, rows=None)
+        for name, entry in found.entries.items():
+            if entry is None:
+                possible_values(found.model[name], f'data "{name}"', mistakes)
+        if mistakes:
+            return
 
 
 def _has_bounds_by_row(site: Site) -> bool:

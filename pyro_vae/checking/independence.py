@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.checking.sites import Met, Mistakes, first_line, label
-from pyro_vae.densities.look import ROLES, Role
+from pyro_vae.densities.look import ROLES
+from pyro_vae.densities.plates import Role
 from pyro_vae.densities.sites import Site, Sites, by_row
 from pyro_vae.densities.traces import At, sites_of
 from pyro_vae.noise import LOOK, Noise, NoiseMode, seeded
+from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
 
 Scores = dict[tuple[Role, str], Tensor]  # role and site -> (rows,)
@@ -53,7 +55,7 @@ def sites_at(
     """
     try:
         with seeded(*LOOK), noise:
-            return sites_of(getattr(program, role), x, At(latents), into=into)
+            return sites_of(program, role, x, At(latents), into=into)
     except Exception as error:
         raise Failed(role, x) from error
 
@@ -65,7 +67,9 @@ def add_failure(failed: Failed, mistakes: Mistakes, advice: str = "") -> None:
     text = first_line(error)  # type: ignore[arg-type]
     if not advice:
         advice = f"call program.{failed.role}(x[:2]) by itself to see where"
-        if "Shape mismatch inside plate" in text:
+        if "already the minibatch" in text:
+            advice = "the rows of x are what a plate without subsampling of its own counts"
+        elif "Shape mismatch inside plate" in text:
             advice = "declare the dimensions of an event with .to_event(n)"
         elif "Multiple sample sites" in text:
             advice = (
@@ -76,17 +80,44 @@ def add_failure(failed: Failed, mistakes: Mistakes, advice: str = "") -> None:
     mistakes.cause = mistakes.cause or error
 
 
-def independence(program: nn.Module, met: Met, mistakes: Mistakes) -> list[str]:
-    """Find sites whose rows see one another; returns notes on what could not be compared."""
-    rows, notes = num_rows(met.x), []
+def independence(met: Met, mistakes: Mistakes) -> None:
+    """Find sites whose rows see one another, and note what could not be compared."""
+    program = met.program
     drawn: set[str] = set()  # latents of the guide that it can score only where it draws them
-    kept: list[str] = []  # random operations that no constant can stand for
     for name, latent in met.guide.items():
         transform = latent.without_inverse()
         if transform is not None:
             drawn.add(name)
             lacks = f"{transform} of {label('guide', name)} has no inverse"
-            notes.append(f"{lacks}: AEVB can train it, WakeSleep cannot")
+            met.notes.append(f"{lacks}: AEVB can train it, WakeSleep cannot")
+    found = _changes(program, met, drawn, mistakes)
+    norm = _batch_norm(program) if found else None
+    if norm is not None:
+        with evaluating(program):
+            if not _changes(program, met, drawn, mistakes):
+                met.notes.append(
+                    f"{norm} ties the rows of a batch while it trains; elbo, log_evidence, ArviZ "
+                    "and the rest take its running statistics, in evaluation mode"
+                )
+                return
+    for (role, name), changes in found.items():
+        is_point = isinstance(met.sites(role)[name].base, dist.Delta)
+        mistakes.add(
+            label(role, name),
+            f"{'location' if is_point else 'log density'} {', '.join(changes)}",
+            "rows that are independent of each other",
+            "look for a mean, softmax, normalization or reshape that runs over dimension 0"
+            if norm is None
+            else f"replace {norm} by nn.LayerNorm or nn.GroupNorm, or freeze it with .eval()",
+        )
+
+
+def _changes(
+    program: nn.Module, met: Met, drawn: set[str], mistakes: Mistakes
+) -> dict[tuple[Role, str], list[str]]:
+    """What changes at which site where rows are selected."""
+    rows = num_rows(met.x)
+    kept: list[str] = []  # random operations that no constant can stand for
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     everything = torch.arange(rows)
     if order.equal(everything):
@@ -115,16 +146,9 @@ def independence(program: nn.Module, met: Met, mistakes: Mistakes) -> list[str]:
                     changes.setdefault((role, name), []).append(f"{change} {how}")
     if kept and changes:
         which = ", ".join(dict.fromkeys(kept))
-        return [*notes, f"rows were not compared: {which} draws other noise for other batches"]
-    for (role, name), found in changes.items():
-        is_point = isinstance(met.sites(role)[name].base, dist.Delta)
-        mistakes.add(
-            label(role, name),
-            f"{'location' if is_point else 'log density'} {', '.join(found)}",
-            "rows that are independent of each other",
-            _what_ties_rows(program),
-        )
-    return notes
+        met.notes.append(f"rows were not compared: {which} draws other noise for other batches")
+        return {}
+    return changes
 
 
 def _selected(
@@ -189,12 +213,10 @@ def _change(alone: Tensor, together: Tensor, index: Tensor, event: torch.Size) -
     return f"changes by {gap.flatten()[worst].item():.2g}{where}"
 
 
-def _what_ties_rows(program: nn.Module) -> str:
+def _batch_norm(program: nn.Module) -> str | None:
+    """A module that normalizes over the rows of a batch, by name."""
     for name, module in program.named_modules():
         is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if is_norm and (module.training or module.running_mean is None):
-            return (
-                f"replace {name} ({type(module).__name__}) by nn.LayerNorm or nn.GroupNorm, "
-                "or freeze it with .eval()"
-            )
-    return "look for a mean, softmax, normalization or reshape that runs over dimension 0"
+            return f"{name} ({type(module).__name__})"
+    return None

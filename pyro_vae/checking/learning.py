@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.checking.sites import Met, Mistakes, label
-from pyro_vae.densities.look import Role
-
-MAX_NAMED = 10  # parameters named for one mistake, before "and 52 more"
-
+from pyro_vae.densities.plates import Role
 
 # --- gradients ------------------------------------------------------------------------------------
 
 
-def gradients(program: nn.Module, met: Met, rsample: bool, mistakes: Mistakes) -> None:
+def gradients(met: Met, mistakes: Mistakes) -> None:
     """Find parameters that would not be learnt, and gradients that are no numbers."""
+    program = met.program
+    rsample = all(site.has_rsample for site in met.latents.values())
     parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
     if not parameters:
         mistakes.add(
@@ -38,7 +37,7 @@ def gradients(program: nn.Module, met: Met, rsample: bool, mistakes: Mistakes) -
         total = torch.stack(terms).sum()
         grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     unused, wild = [], []
-    finite = all(term.isfinite() for term in terms)
+    finite = not met.has_gaps and all(term.isfinite() for term in terms)
     complete = len(met.scored) == len(met.guide) + len(met.model)
     for name, grad in zip(parameters, grads, strict=True):
         if grad is None and complete:
@@ -59,8 +58,7 @@ def gradients(program: nn.Module, met: Met, rsample: bool, mistakes: Mistakes) -
             "look for sqrt, log, norm or a division at zero on the way to it",
         ),
     ):
-        more = [f"{len(names) - MAX_NAMED} parameters more"] if len(names) > MAX_NAMED else []
-        for where in names[:MAX_NAMED] + more:
+        for where in names:
             mistakes.add(where, got, expected, advice)
 
 

@@ -12,7 +12,7 @@ what takes further runs in :mod:`~pyro_vae.checking.independence`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -22,8 +22,9 @@ from torch import nn
 from pyro_vae.checking import independence, learning, sites, values
 from pyro_vae.checking.reach import out_of_reach
 from pyro_vae.checking.sites import Met, Mistakes
+from pyro_vae.densities.missing import not_taken
+from pyro_vae.densities.observations import observed_site
 from pyro_vae.densities.sites import closed_kl, latents_of
-from pyro_vae.densities.traces import observed_site
 from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.inputs import as_rows, gathered
@@ -169,18 +170,21 @@ def _first_rows(program: nn.Module, x: Any) -> Rows:
 
 def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
     """One look at a program on a few rows: the report, or None where there are ``mistakes``."""
-    met = Met({}, {}, x, observed_site(program))
+    met = Met({}, {}, x, "x", program=program)
     try:
         independence.sites_at(program, "guide", x, {}, NoiseMode(keyed(*LOOK, 0)), met.guide)
         drawn = latents_of(met.guide)
-        rsample = all(site.has_rsample for site in drawn.values())
-        latents = {n: s.value if rsample else s.value.detach() for n, s in drawn.items()}
+        latents = {n: s.value if s.has_rsample else s.value.detach() for n, s in drawn.items()}
         independence.sites_at(program, "model", x, latents, NoiseMode(keyed(*LOOK, 1)), met.model)
     except independence.Failed as failed:
         if failed.role == "model":  # often the consequence of a wrong shape before
             sites.shapes(met, mistakes)
         independence.add_failure(failed, mistakes)
         return None
+    said = not_taken(program, x, learning=True)
+    mistakes += [] if said is None else [said]
+    observed = observed_site(program, met.model, x)
+    met = replace(met, observed=observed, has_gaps=said is not None)
     for rule in (
         sites.plates,
         sites.scales,
@@ -188,14 +192,30 @@ def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
         sites.shapes,
         sites.observation,
         values.values,
+        independence.independence,
+        _reach,
+        learning.gradients,
     ):
-        rule(met, mistakes)
-    notes = independence.independence(program, met, mistakes)
-    if (site := met.model.get(met.observed)) is not None:
-        said = out_of_reach(site, mean_range_of(program))
-        notes += [said] if said else []
-    learning.gradients(program, met, rsample, mistakes)
-    return None if mistakes else _report(program, met, rsample, notes)
+        try:
+            rule(met, mistakes)
+        except Exception as error:
+            if mistakes:  # of whose consequences this is one
+                break
+            mistakes.cause = error
+            mistakes.append(
+                f"{type(program).__name__}: what it consists of cannot be looked at "
+                f"({sites.first_line(error)}), expected sites in the batch shape of their plates: "
+                "compare their shapes on x[:2]"
+            )
+    rsample = all(site.has_rsample for site in met.latents.values())
+    return None if mistakes else _report(program, met, rsample, met.notes)
+
+
+def _reach(met: Met, mistakes: Mistakes) -> None:
+    """A note where the mean of the likelihood cannot come near the data."""
+    if met.likelihood is not None:
+        said = out_of_reach(met.likelihood, mean_range_of(met.program))
+        met.notes.extend([said] if said else [])
 
 
 def _report(program: nn.Module, met: Met, rsample: bool, notes: list[str]) -> Report:
@@ -224,7 +244,7 @@ def _report(program: nn.Module, met: Met, rsample: bool, notes: list[str]) -> Re
         num_rows=num_rows(met.x),
         sites=tuple(found),
         num_parameters=sum(p.numel() for p in program.parameters() if p.requires_grad),
-        scale=float(met.model[met.observed].scale),
+        scale=met.num_data / num_rows(met.x),
         reparameterized=rsample,
         notes=tuple(notes),
     )

@@ -10,22 +10,46 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pyro_vae.densities.dreams import is_x_itself
-from pyro_vae.densities.look import Look, Role
+from pyro_vae.densities.look import Look
+from pyro_vae.densities.observations import is_observation
+from pyro_vae.densities.plates import Role
 from pyro_vae.densities.rules import without_counterpart
 from pyro_vae.densities.sites import Site, Sites, latents_of, same_mask
-from pyro_vae.program.rows import num_rows, observed_rows
+from pyro_vae.program.rows import num_rows
+
+MAX_NAMED = 10  # places named for one mistake, before "and 52 more"
 
 
 class Mistakes(list[str]):
-    """One line a mistake, and the exception of user code behind the first, where there is one."""
+    """One line a cause, and the exception of user code behind the first, where there is one.
+
+    What is wrong in the same way at several places is one line that names them.
+    """
 
     cause: BaseException | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: dict[tuple[str, str, str], tuple[int, list[str]]] = {}
+
     def add(self, where: str, got: str, expected: str, advice: str) -> None:
-        line = f"{where}: {got}, expected {expected}: {advice}"
-        if line not in self:
-            self.append(line)
+        said = got, expected, advice
+        if said not in self._places:
+            self._places[said] = len(self), [where]
+            self.append(f"{where}: {got}, expected {expected}: {advice}")
+            return
+        number, places = self._places[said]
+        if where in places:
+            return
+        places.append(where)
+        named = ", ".join(places[1:MAX_NAMED])
+        more = len(places) - MAX_NAMED
+        named += f" and {more} more" if more > 0 else ""
+        self[number] = f"{places[0]}: {got}, expected {expected}: {advice} (likewise {named})"
+
+    def speaks_of(self, where: str) -> bool:
+        """Whether something is wrong at a place."""
+        return any(where in places for _, places in self._places.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +59,19 @@ class Met(Look):
     Attributes:
         outside: latents and observations of a datum that are not in the data plate.
         scored: log densities (batch shape), with their gradients, of the sites that have one.
+        notes: what is no mistake, and good to know.
+        has_gaps: whether missing values are a mistake already, of which others are consequences.
     """
 
     outside: set[str] = field(default_factory=set)
     scored: dict[tuple[Role, str], Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    has_gaps: bool = False
+
+    @property
+    def rows_plate(self) -> str:
+        """The name of the plate that counts the rows, or of the one that should be there."""
+        return next((site.plate.name for _, _, site in self if site.plate is not None), "data")
 
     def axis(self, site: Site) -> int | None:
         """The batch dimension that counts the rows, from the right; None for a global site."""
@@ -52,10 +85,6 @@ def label(role: Role, name: str) -> str:
     return f'site "{name}" of the {role}'
 
 
-def is_observation(site: Site) -> bool:
-    return site.observed and not site.is_factor and not site.is_deterministic
-
-
 def first_line(error: BaseException) -> str:
     """An exception in one line."""
     text = (str(error).strip().splitlines() or [""])[0]
@@ -66,18 +95,16 @@ def first_line(error: BaseException) -> str:
 
 
 def plates(met: Met, mistakes: Mistakes) -> None:
-    """Rows live in the plate "data"; a latent outside it is global."""
-    write = 'with pyro.plate("data", len(x)):'
-    other: set[str] = set()  # plates of another name that hold the observed rows
-    if met.likelihood is not None and met.likelihood.is_global:
-        other = {plate.name for plate in met.likelihood.plates}
+    """The sites of a datum live in the plate of the rows; a latent outside it is global."""
+    name_of_plate, rows = met.rows_plate, num_rows(met.x)
+    plate = f'pyro.plate("{name_of_plate}", ...)'
+    write = f'with pyro.plate("{name_of_plate}", len(x)):'
     for role, name, site in met:
         if site.is_deterministic:
             continue
         where, batch = label(role, name), tuple(site.batch_shape)
-        declared = {plate.dim for plate in site.plates}
+        declared = {each.dim for each in site.plates}
         extra = [d for d in range(-len(batch), 0) if batch[d] != 1 and d not in declared]
-        misnamed = other & {plate.name for plate in site.plates}
         if site.axis is not None:
             if extra:
                 mistakes.add(
@@ -86,20 +113,30 @@ def plates(met: Met, mistakes: Mistakes) -> None:
                     "rows alone",
                     "declare the others as dimensions of an event with .to_event(n)",
                 )
+            lacks = len(batch) < -site.axis or batch[site.axis] != rows
+            if site.plate and site.plate.size == rows and lacks and not site.is_factor:
+                mistakes.add(
+                    where,
+                    f"batch shape {batch} in {plate} without a size, which repeats nothing",
+                    f"one draw for each of {rows} rows",
+                    f"write `{write}`",
+                )
+                met.outside.add(name)
             continue
         if not site.is_global:
-            got, advice = 'pyro.plate("data", ...) is a for loop', f"write `{write}`"
-        elif misnamed:
-            got, advice = f'lives in pyro.plate("{min(misnamed)}", ...)', f"write `{write}`"
-        elif extra or name == met.observed:
-            got = f'batch shape {batch} outside pyro.plate("data", ...)'
+            got, advice = f"{plate} is a for loop", f"write `{write}`"
+        elif extra or is_observation(site):
+            got = f"batch shape {batch} outside {plate}"
             advice = f"indent the statement under `{write}`"
-            if name != met.observed:
+            if rows in site.event_shape[:1]:
+                got += f", its event of shape {tuple(site.event_shape)} holding the rows"
+                advice += " and leave the rows out of .to_event(n)"
+            elif not site.observed:
                 advice += "; if it is global, declare its dimensions with .to_event(n)"
         else:
             continue
         met.outside.add(name)
-        mistakes.add(where, got, 'all rows at once in a plate named "data"', advice)
+        mistakes.add(where, got, "all rows at once in the plate of the rows", advice)
     for name in sorted(met.guide.keys() & met.model.keys() - met.outside):
         in_guide = not met.guide[name].is_global
         if in_guide == met.model[name].is_global:
@@ -107,7 +144,7 @@ def plates(met: Met, mistakes: Mistakes) -> None:
             met.outside.add(name)
             mistakes.add(
                 f'site "{name}"',
-                f'inside pyro.plate("data", ...) in the {inside} and outside in the {outside}',
+                f"inside {plate} in the {inside} and outside in the {outside}",
                 "one of the two",
                 "put it inside in both if it belongs to a datum, outside if it is global",
             )
@@ -118,39 +155,58 @@ def scales(met: Met, mistakes: Mistakes) -> None:
     rows = num_rows(met.x)
     plates = [site.plate for _, _, site in met if site.plate is not None]
     first = (met.likelihood and met.likelihood.plate) or next(iter(plates), None)
+    weighed: dict[str, float] = {}
     for role, name, site in met:
-        plate, where, scale = site.plate, label(role, name), 1.0
+        plate, where = site.plate, label(role, name)
+        named = "" if plate is None else f'pyro.plate("{plate.name}", ...)'
         if plate is not None and first is not None:
-            scale = plate.total / plate.size
             if plate.size != rows:
                 mistakes.add(
                     where,
-                    f'pyro.plate("data", ...) has {plate.size} rows',
+                    f"{named} has {plate.size} rows",
                     f"the {rows} of x",
                     "pass len(x), or subsample_size=len(x)",
                 )
             elif plate.total < plate.size:
                 mistakes.add(
                     where,
-                    f'pyro.plate("data", ...) has size {plate.total}',
+                    f"{named} has size {plate.total}",
                     f"at least the {plate.size} rows of x",
                     "pass the number N of all data, or len(x)",
                 )
             if plate.total != first.total:
                 mistakes.add(
                     where,
-                    f'pyro.plate("data", ...) has size {plate.total}',
+                    f"{named} has size {plate.total}",
                     f"{first.total} as at the observed site",
                     "give the plate one size in model and guide",
                 )
-        if abs(float(site.scale) - scale) > 1e-6 * scale:
+        for other in site.plates:
+            if other is not plate and other.scale != 1.0:
+                mistakes.add(
+                    where,
+                    f'pyro.plate("{other.name}", ...) holds {other.size} of {other.total}',
+                    "all of them",
+                    "subsample the plate of the rows alone",
+                )
+        if site.is_deterministic or (factor := site.factor) == 1.0:
+            continue
+        both = role == "model" and name in met.guide and not site.observed
+        if both and met.guide[name].factor != factor:
             mistakes.add(
                 where,
-                f"log density scaled by {float(site.scale):g}",
-                f"{scale:g}",
-                'subsample only pyro.plate("data", ...), and weigh terms in an objective of your '
-                "own in place of poutine.scale",
+                f"log density scaled by {factor:g}",
+                f"{met.guide[name].factor:g} as in the guide",
+                "put the same poutine.scale around both, which weighs the KL term, or pass "
+                "AEVB(kl_weight=...)",
             )
+        weighed[name] = factor
+    if weighed:
+        terms = ", ".join(f'"{name}" by {factor:g}' for name, factor in weighed.items())
+        met.notes.append(
+            f"poutine.scale weighs {terms}: AEVB trains so, which is not the ELBO; elbo, "
+            "log_evidence and ArviZ are of the program without it"
+        )
 
 
 def latents(met: Met, mistakes: Mistakes) -> None:
@@ -216,30 +272,23 @@ def shapes(met: Met, mistakes: Mistakes) -> None:
 
 
 def observation(met: Met, mistakes: Mistakes) -> None:
-    """One site is observed, and its value is x itself."""
-    observed = [name for name, site in met.model.items() if is_observation(site)]
+    """Something is observed; notes on what that leaves out."""
+    found, entries = met.observations, met.entries
     where = label("model", met.observed)
-    if met.observed not in observed:
+    if met.observed not in found:
         got = "a latent" if met.observed in met.model else "missing"
         advice = f'pass obs=x to pyro.sample("{met.observed}", ...)'
-        if observed:
-            got += f" (observed: {', '.join(observed)})"
-            advice += f', or say which it is with pv.Program(..., observed="{observed[0]}")'
+        if found:
+            got += f" (observed: {', '.join(found)})"
+            advice += f', or say which it is with pv.Program(..., observed="{next(iter(found))}")'
         mistakes.add(where, got, "an observed site", advice)
         return
-    if not is_x_itself(met.model[met.observed].value, observed_rows(met.x)):
-        mistakes.add(
-            where,
-            "observes something computed from x",
-            "obs=x itself, or a view of it",
-            "put the function into the likelihood, or transform the data before they enter",
+    if len(found) > 1:
+        names = ", ".join(f'"{name}"' for name in found)
+        met.notes.append(f"{names} are observed: sample, reconstruct and ArviZ have one of each")
+    computed = [f'"{name}"' for name, entry in entries.items() if entry is None]
+    if computed:
+        met.notes.append(
+            f"{', '.join(computed)} observes something computed from x: it is trained and scored, "
+            "but a draw of it is no x that the guide could take, so WakeSleep cannot dream"
         )
-    for name in observed:
-        if name != met.observed:
-            mistakes.add(
-                label("model", name),
-                f'observed as well as "{met.observed}"',
-                "one observed site",
-                "join the two into one x with one likelihood, or condition on the value as a "
-                "covariate, without pyro.sample",
-            )

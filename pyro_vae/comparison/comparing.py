@@ -23,7 +23,6 @@ from pyro_vae.comparison.table import Comparison, dataset_of
 from pyro_vae.datasets.data.arrays import from_array
 from pyro_vae.datasets.data.base import Data, DataSet
 from pyro_vae.densities.look import Look
-from pyro_vae.densities.traces import observed_site
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.estimate import log_evidence
@@ -158,13 +157,15 @@ def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 def _refuse_different_likelihoods(programs: Mapping[str, nn.Module], data: Any) -> None:
     kinds = {}
     for name, program in programs.items():
-        site = Look.at(program, as_rows(data[:2], program)).likelihood
-        if site is None:
+        sites = Look.at(program, as_rows(data[:2], program)).observations
+        if not sites:
             raise ValueError(
-                f'builds["{name}"] has no site "{observed_site(program)}" that observes x, '
-                "expected one: pv.check(program, x) says more"
+                f'builds["{name}"] has no site that observes x, expected one: '
+                "pv.check(program, x) says more"
             )
-        kinds[name] = f"{site.family} of event shape {tuple(site.event_shape)}"
+        kinds[name] = " and ".join(
+            f"{site.family} of event shape {tuple(site.event_shape)}" for site in sites.values()
+        )
     if len(set(kinds.values())) > 1:
         raise ValueError(
             f"the models have different likelihoods ({kinds}), so their nats are on different "

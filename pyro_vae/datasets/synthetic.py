@@ -24,4 +24,7 @@ def synthetic(program: Any, num_data: int, *, like: Any = None, seed: int = 0) -
     num_data, seed = errors.whole("num_data", num_data), errors.seed_number(seed)
     from pyro_vae.predictive import sample
 
-    return from_array(sample(program, num_data, like=like, seed=seed).cpu())
+    made = sample(program, num_data, like=like, seed=seed)
+    return from_array(
+        {n: v.cpu() for n, v in made.items()} if isinstance(made, dict) else made.cpu()
+    )

@@ -8,9 +8,77 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.densities.observations import (
+    USUAL,
+    entries_of,
+    entries_of_rows,
+    observations_of,
+)
 from pyro_vae.densities.rules import require_latents_alone
-from pyro_vae.densities.traces import At, dreamt_sites, observed_site, sites_of
-from pyro_vae.program.rows import Rows, main_entry, observed_rows
+from pyro_vae.densities.sites import Sites, values_of
+from pyro_vae.densities.traces import At, dreamt_sites, sites_of
+from pyro_vae.program.rows import Rows, observed_rows
+
+
+def draws_of(
+    program: Any, x: Rows, at: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draw latents and what the model observes: two dicts by site, without gradients.
+
+    A site that takes an entry of ``x`` as it is has its draw in the form of that entry.  Where
+    several sites observe, each is drawn given the draws of those before it, also where the model
+    reads them from ``x``.  What a mask leaves out is drawn like the rest.
+
+    Args:
+        program: the program.
+        x: says what x looks like, and holds the covariates.
+        at: latents that are given, in place of draws from the prior.
+
+    Raises:
+        ValueError: where the model observes nothing.
+    """
+    found, entries, drawn = _ancestral(program, x, at or {})
+    forms = entries_of_rows(x)
+    observed = {
+        name: drawn[name] if entry is None else drawn[name].reshape(forms[entry].shape)
+        for name, entry in entries.items()
+    }
+    return observed, {name: value for name, value in drawn.items() if name not in found}
+
+
+def _ancestral(
+    program: Any, x: Rows, at: Mapping[str, Tensor]
+) -> tuple[Sites, dict[str, str | None], dict[str, Tensor]]:
+    """The observed sites, the entry that each takes, and all draws by site."""
+    with torch.no_grad():
+        sites = dreamt_sites(program, x, at)
+        found = observations_of(sites)
+        if not found:
+            raise ValueError(
+                f"the model has no observed site (sites: {', '.join(sites) or 'none'}): pass obs=x "
+                "to the pyro.sample statement of the likelihood"
+            )
+        if factor := next((name for name, site in sites.items() if site.is_factor), None):
+            raise ValueError(
+                f'site "{factor}" of the model is a pyro.factor, which weighs latents and data, so '
+                "ancestral draws are none from the model: write it as an observation, or do "
+                "without draws of x (AEVB in place of WakeSleep, predictive=False)"
+            )
+        entries = entries_of(program, found, x)
+        drawn = values_of(sites)
+        for number in range(1, len(found)):
+            before = list(found)[:number]
+            given = {n: value for n, value in drawn.items() if n in before or n not in found}
+            seen = {entries[n]: drawn[n] for n in before if entries[n] is not None}
+            drawn = values_of(dreamt_sites(program, _with_entries(x, seen), given))
+    return found, entries, drawn
+
+
+def _with_entries(x: Rows, values: Mapping[Any, Tensor]) -> Rows:
+    """``x`` with draws in place of the entries that they are draws of."""
+    forms = entries_of_rows(x)
+    new = {name: v.reshape(forms[name].shape).to(forms[name].dtype) for name, v in values.items()}
+    return {**x, **new} if isinstance(x, dict) else new.get(USUAL, x)
 
 
 def dream(
@@ -19,58 +87,27 @@ def dream(
     """Draw latents and data from the model: (x', z) in the form of ``x``, without gradients.
 
     Args:
-        program: the program.
-        x: says what x looks like, and holds the covariates.
-        at: latents that are given, in place of draws from the prior.
+        program, x, at: as of :func:`draws_of`.
 
     Raises:
-        ValueError: where the model scores something else than x itself (a function of it, a
-            masked part, a second observation), because then its draws are no draws of x.
+        ValueError: where the model scores something else than entries of x themselves (a function
+            of x, a masked part), because then its draws are no draws of x.
     """
-    name = observed_site(program)
-    with torch.no_grad():
-        sites = dreamt_sites(program, x, at or {})
-    site, rows = sites.get(name), observed_rows(x)
-    if site is None or not site.was_observed:
-        raise ValueError(
-            f'the model has no observed site "{name}" (sites: {", ".join(sites) or "none"}): name '
-            "it so, or say which it is with pv.Program(..., observed=...)"
-        )
-    if not is_x_itself(site.given, rows):
-        raise ValueError(
-            f'the observed site "{name}" takes a function of x, so a dream of it is no dream of x: '
-            "observe x itself and put the function into the likelihood"
-        )
-    if site.is_masked:
-        raise ValueError(
-            f'the observed site "{name}" is masked, so a dream of it says nothing about the '
-            "missing values: use AEVB for masked data"
-        )
-    others = [n for n, s in sites.items() if s.was_observed and n != name]
-    others = [n for n in others if not sites[n].is_deterministic]
-    if others:
-        raise ValueError(
-            f'the model observes "{others[0]}" beside "{name}", so a dream of "{name}" alone is no '
-            "draw from it: pass what is given as a covariate that no site observes, or use AEVB"
-        )
-    value = site.value.reshape(rows.shape)
-    latents = {n: s.value for n, s in sites.items() if not s.was_observed}
-    return ({**x, main_entry(x): value} if isinstance(x, dict) else value), latents
-
-
-def is_x_itself(value: Any, x: Tensor) -> bool:
-    """Whether an observed value is ``x``, or a view of it with the same elements in order."""
-    if value is x:
-        return True
-    return (
-        isinstance(value, Tensor)
-        and value.dtype == x.dtype
-        and value.numel() == x.numel()
-        and value.is_contiguous() == x.is_contiguous()
-        and getattr(value, "_base", None) is not None
-        and (value._base is x or value._base is x._base)
-        and value.storage_offset() == x.storage_offset()
-    )
+    found, entries, drawn = _ancestral(program, x, at or {})
+    for name, site in found.items():
+        if entries[name] is None:
+            raise ValueError(
+                f'the observed site "{name}" takes a function of x, so a dream of it is no dream '
+                "of x: observe entries of x themselves and put the function into the likelihood, "
+                "or use AEVB"
+            )
+        if site.is_masked:
+            raise ValueError(
+                f'the observed site "{name}" is masked, so a dream of it says nothing about the '
+                "missing values: use AEVB for masked data"
+            )
+    latents = {name: value for name, value in drawn.items() if name not in found}
+    return _with_entries(x, {entries[name]: drawn[name] for name in found}), latents
 
 
 def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tensor:
@@ -79,7 +116,7 @@ def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tens
     Raises:
         ValueError: where guide and latents name different sites.
     """
-    sites = sites_of(program.guide, x, At(latents))
+    sites = sites_of(program, "guide", x, At(latents))
     sites = {n: s for n, s in sites.items() if not s.is_deterministic}
     require_latents_alone(sites)
     if set(sites) != set(latents):

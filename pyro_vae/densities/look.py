@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import torch
 
-from pyro_vae.densities.sites import Site, Sites, latents_of, one_scale
-from pyro_vae.densities.traces import observed_site, sites_of_both
+from pyro_vae.densities.observations import entries_of, observations_of, observed_site
+from pyro_vae.densities.plates import Role
+from pyro_vae.densities.scales import one_scale
+from pyro_vae.densities.sites import Site, Sites, latents_of
+from pyro_vae.densities.traces import sites_of_both
 from pyro_vae.noise import LOOK, Key, NoiseMode, keyed, seeded
 from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.parts import MeanRange, mean_range_of
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 from pyro_vae.torch_internals import no_modes
 
-Role = Literal["guide", "model"]
 ROLES: tuple[Role, Role] = ("guide", "model")
 
 FEW = 64  # rows that show what a program consists of
@@ -51,7 +53,8 @@ class Look:
     Attributes:
         guide, model: the sites by name.
         x: the rows.
-        observed: the name of the site that observes x.
+        observed: the name of the site that observes x, or the first of several.
+        program: what was looked at.
         mean_range: where the mean of the likelihood can be, if a part of the program says so.
     """
 
@@ -60,6 +63,7 @@ class Look:
     x: Rows
     observed: str
     mean_range: MeanRange | None = None
+    program: Any = None
 
     @classmethod
     def at(cls, program: Any, x: Rows, *, rows: int | None = FEW, key: Key = LOOK) -> Look:
@@ -75,7 +79,8 @@ class Look:
         few = x if rows is None else map_rows(lambda t: t[:rows], x)
         with torch.no_grad(), looking(program, key):
             guide, model = sites_of_both(program, few, reparameterize=False)
-        return cls(guide, model, few, observed_site(program), mean_range_of(program))
+        observed = observed_site(program, model, few)
+        return cls(guide, model, few, observed, mean_range_of(program), program)
 
     def sites(self, role: Role) -> Sites:
         return self.guide if role == "guide" else self.model
@@ -89,6 +94,16 @@ class Look:
     def likelihood(self) -> Site | None:
         """The site that observes x."""
         return self.model.get(self.observed)
+
+    @property
+    def observations(self) -> Sites:
+        """All sites that observe data."""
+        return observations_of(self.model)
+
+    @property
+    def entries(self) -> dict[str, str | None]:
+        """For each of them the entry of x that it takes as it is, or None."""
+        return entries_of(self.program, self.observations, self.x)
 
     @property
     def latents(self) -> Sites:

@@ -125,6 +125,10 @@ def _with_particles(form: Densities, runs: list[Densities]) -> Densities:
         global_log_p=stack([run.global_log_p for run in runs]),
         global_log_q=stack([run.global_log_q for run in runs]),
         scale=form.scale,
+        observations={
+            name: stack([run.observations[name] for run in runs]) for name in form.observations
+        },
+        weights=form.weights,
         path=None if form.path is None else stack([run.path for run in runs]),  # type: ignore[misc]
     )
 
@@ -153,6 +157,8 @@ def _repeated(program: Any, x: Rows, particles: int, ways: Ways, scale: float) -
         global_log_p=wide.global_log_p.expand(particles),
         global_log_q=wide.global_log_q.expand(particles),
         scale=scale,
+        observations={name: fold(value) for name, value in wide.observations.items()},
+        weights=wide.weights,
         path=None if wide.path is None else fold(wide.path),
     )
 
@@ -197,5 +203,5 @@ def _vmapped(program: nn.Module, x: Rows, particles: int, ways: Ways) -> Densiti
         return lifted.flat(*leaves, *draws)
 
     form = lifted.unflatten(torch.func.vmap(run)(noise))
-    tell_scale(form.scale)
+    tell_scale(form.scale, next(iter(form.weights), None))
     return form._replace(kl={name: None if k is None else k.mean(0) for name, k in form.kl.items()})

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pyro.distributions import Delta, Pareto, Uniform
 
-from pyro_vae.densities.sites import Sites, latents_of
+from pyro_vae.densities.sites import Site, Sites, latents_of
 
 
-def require_rows(guide: Sites, model: Sites) -> None:
+def require_rows(guide: Sites, model: Sites, rows: int) -> None:
     """What makes a number per datum wrong without any error: ``pv.check`` says more."""
+    for site in (*guide.values(), *model.values()):
+        if not (site.is_deterministic or site.is_factor):
+            require_each_row(site, rows)
     missing = {n: s for n, s in guide.items() if n not in latents_of(model)}
     require_latents_alone(missing)
     for name, site in model.items():
@@ -29,7 +32,9 @@ def require_rows(guide: Sites, model: Sites) -> None:
                 f'latent site "{name}" is in pyro.plate("data", ...) in the {where} alone: indent '
                 "it under the plate in both, or in neither if all data share it"
             )
-        has_rows = bool(site.batch_shape) or not latent
+        declared = {plate.dim for plate in site.plates}
+        batch = range(-len(site.batch_shape), 0)
+        has_rows = not latent or any(dim not in declared for dim in batch)
         if not inside and has_rows and not site.observes_nothing:
             raise ValueError(
                 f'site "{name}" is outside pyro.plate("data", ...), so it has no density per '
@@ -41,6 +46,27 @@ def require_rows(guide: Sites, model: Sites) -> None:
             "missing from log p(x, z) and the bound would exceed log p(x): add it to the model; "
             'infer={"is_auxiliary": True} is for a guide whose other latents are all '
             "pyro.distributions.Delta at a function of it, with the log_density of that change"
+        )
+
+
+def require_each_row(site: Site, rows: int) -> None:
+    """Refuse a site in the rows' plate that does not have each row of ``x`` once."""
+    plate = site.plate
+    if plate is None or plate.dim is None:
+        return  # global; a loop has its own refusal
+    where = f'site "{site.name}" is in pyro.plate("{plate.name}", ...)'
+    if plate.size != rows:
+        raise ValueError(
+            f"{where}, which has {plate.size} members, expected the {rows} rows of x, because x "
+            "is already the minibatch: write "
+            f'pyro.plate("{plate.name}", len(x)), or pyro.plate("{plate.name}", N, '
+            "subsample_size=len(x)) for a model that counts all N data"
+        )
+    batch = site.batch_shape
+    if len(batch) < -plate.dim or batch[plate.dim] != rows:
+        raise ValueError(
+            f"{where} without a size, which repeats nothing, and has batch shape {tuple(batch)}, "
+            f'expected one draw for each of {rows} rows: write pyro.plate("{plate.name}", len(x))'
         )
 
 

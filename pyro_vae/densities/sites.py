@@ -7,6 +7,7 @@ which plate is the data's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,12 +28,19 @@ class Plate(NamedTuple):
         dim: the batch dimension that counts its members, from the right; None in a ``for`` loop.
         size: how many of its members are here.
         total: how many it has in all.
+        sized: whether a size was given to it; without one Pyro expands nothing.
     """
 
     name: str
     dim: int | None
     size: int
     total: int
+    sized: bool = True
+
+    @property
+    def scale(self) -> float:
+        """What it multiplies the log density of its sites by."""
+        return self.total / self.size
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -71,6 +79,22 @@ class Site:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     # --- where it is, and what shape it has -----------------------------------------------------
+
+    @property
+    def factor(self) -> float:
+        """What its log density is multiplied by besides the scales of its plates.
+
+        Raises:
+            ValueError: where that is no single number.
+        """
+        if isinstance(self.scale, Tensor) and self.scale.numel() != 1:
+            raise ValueError(
+                f'the log density of site "{self.name}" is scaled by a tensor of shape '
+                f"{tuple(self.scale.shape)}, expected a number: write poutine.scale(scale=0.5), or "
+                "leave entries out with poutine.mask"
+            )
+        factor = float(self.scale) / math.prod(plate.scale for plate in self.plates)
+        return 1.0 if abs(factor - 1.0) < 1e-6 else factor
 
     @property
     def is_global(self) -> bool:
@@ -216,13 +240,17 @@ def by_row(events: Tensor, axis: int | None) -> Tensor:
 
 
 def latents_of(sites: Sites) -> Sites:
-    """The sites that are drawn and not given."""
-    return {name: site for name, site in sites.items() if not site.observed}
+    """The sites that are drawn and not given; in a dream, those in place of data among them."""
+    return {
+        name: site
+        for name, site in sites.items()
+        if not (site.observed or site.is_deterministic or site.is_factor)
+    }
 
 
 def values_of(sites: Sites) -> dict[str, Tensor]:
     """The values of the latents by site."""
-    return {name: site.value for name, site in sites.items() if not site.observed}
+    return {name: site.value for name, site in latents_of(sites).items()}
 
 
 def base_law(law: Any) -> Any:
@@ -294,25 +322,3 @@ def closed_kl(guide: Sites, model: Sites) -> dict[str, Tensor | None]:
                 closed = torch.where(_equally_masked(q, p), closed, q.density() - p.density())
             result[name] = q.by_row(closed)
     return result
-
-
-def one_scale(guide: Sites, model: Sites) -> float:
-    """N / B, which all sites of a datum have; those outside the plate have 1.
-
-    Raises:
-        ValueError: where a site is scaled by something else.
-    """
-    first = None
-    for name, site in [*model.items(), *guide.items()]:
-        scale = float(site.scale)
-        if not site.is_global:
-            first = first or (name, scale)
-        expected = 1.0 if site.is_global or first is None else first[1]
-        if scale != expected:
-            like = "1" if first is None or site.is_global else f'{expected:g} like "{first[0]}"'
-            raise ValueError(
-                f'the log density of site "{name}" is scaled by {scale:g}, expected {like}: the '
-                "rows' plate, in model and guide, is the only scale that a program has; a factor "
-                "on one term, such as a warm-up, belongs in an objective"
-            )
-    return first[1] if first else 1.0

@@ -14,7 +14,8 @@ from pyro_vae.densities.rules import (
     require_rsample,
     require_score,
 )
-from pyro_vae.densities.sites import Sites, closed_kl, latents_of, one_scale, values_of
+from pyro_vae.densities.scales import one_scale, weights_of
+from pyro_vae.densities.sites import Sites, closed_kl, latents_of, values_of
 from pyro_vae.densities.traces import At, Detached, sites_of
 from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program.calling import call_with
@@ -36,6 +37,9 @@ class Densities(NamedTuple):
         latents: for each latent site its values, (K, B, ...); global ones (K, ...).
         global_log_p, global_log_q: densities of latents outside the plate, (K,); zero without.
         scale: N / B where the plate is subsampled, else 1.
+        observations: log p of each observed site of a datum, and factor, (K, B): their sum is
+            log_likelihood.
+        weights: the factors of sites that ``poutine.scale`` weighs, which no table holds.
         path: where asked for, (K, B) of value zero, whose gradient is that of log_w along the
             draws alone: sum of g . dz over a datum's latents z, with g = d log_w / dz at detached
             z and guide.  The tables then hang on the draws in no other way.
@@ -51,6 +55,8 @@ class Densities(NamedTuple):
     global_log_p: Tensor
     global_log_q: Tensor
     scale: float
+    observations: dict[str, Tensor]
+    weights: dict[str, float]
     path: Tensor | None = None
 
     @property
@@ -106,10 +112,10 @@ class Ways(NamedTuple):
 
 def one_particle(program: Any, x: Rows, ways: Ways) -> Densities:
     """One particle: tables (B,), global densities ()."""
-    drawn = sites_of(program.guide, x, *([] if ways.reparameterize else [Detached()]))
+    drawn = sites_of(program, "guide", x, *([] if ways.reparameterize else [Detached()]))
     guide = _with_leaves(drawn) if ways.pathwise else drawn
-    model = sites_of(program.model, x, At(values_of(guide)))
-    require_rows(guide, model)
+    model = sites_of(program, "model", x, At(values_of(guide)))
+    require_rows(guide, model, num_rows(x))
     if ways.reparameterize:
         require_rsample(guide)
     elif torch.is_grad_enabled():
@@ -132,6 +138,7 @@ def tabulated(x: Rows, guide: Sites, model: Sites, scored: Sites | None = None) 
     global_p = global_q = rows.new_zeros(())
     log_ratio: dict[str, Tensor] = {}
     global_ratio: dict[str, Tensor] = {}
+    observations: dict[str, Tensor] = {}
     for name, site in model.items():
         if site.is_global and site.is_deterministic:
             continue
@@ -141,6 +148,8 @@ def tabulated(x: Rows, guide: Sites, model: Sites, scored: Sites | None = None) 
             global_ratio[name] = -value
         elif site.observed:
             likelihood = likelihood + value
+            if not site.is_deterministic:
+                observations[name] = value
         else:
             prior = prior + value
             log_ratio[name] = -value
@@ -156,7 +165,8 @@ def tabulated(x: Rows, guide: Sites, model: Sites, scored: Sites | None = None) 
             log_ratio[name] = log_ratio.get(name, 0.0) + value
     return Densities(
         prior, likelihood, log_q, closed_kl(guide, model), log_ratio, global_ratio,
-        values_of(guide), global_p, global_q, one_scale(guide, model),
+        values_of(guide), global_p, global_q, one_scale(guide, model), observations,
+        weights_of(guide, model),
     )  # fmt: skip
 
 
@@ -206,7 +216,7 @@ def _guide_with_detached_parameters(program: Any, x: Rows, guide: Sites) -> Site
     views = {name: value.view_as(value) for name, value in values_of(guide).items()}
 
     def again(program: Any) -> Sites:
-        return sites_of(program.guide, x, At(views))
+        return sites_of(program, "guide", x, At(views))
 
     def refuse(index: int, noise: Noise) -> Tensor:
         raise ValueError(

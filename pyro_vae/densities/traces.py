@@ -1,8 +1,9 @@
 """Running a program under handlers, and reading what it leaves: the one reader of Pyro's messages.
 
 Nothing else in the package looks into a Pyro trace: :func:`sites_of` runs a function and answers
-with :class:`~pyro_vae.densities.sites.Site` objects.  Which plate counts the data and which site
-observes them is decided in :func:`_plate_of_rows` and :func:`observed_site`, and nowhere else.
+with :class:`~pyro_vae.densities.sites.Site` objects.  Which plate counts the data is decided in
+:mod:`~pyro_vae.densities.plates`, which sites observe them in
+:mod:`~pyro_vae.densities.observations`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,31 +14,24 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.densities.plates import ANY_SIZE, Role, rows_plate
+from pyro_vae.densities.scales import scale_of
 from pyro_vae.densities.sites import Plate, Site, Sites, values_of
 from pyro_vae.graphs.lifting import particles_by_vmap
-from pyro_vae.program.rows import Rows
+from pyro_vae.program.calling import plate_of_other_size
+from pyro_vae.program.rows import Rows, num_rows
 
 
-def _plate_of_rows(stack: Any) -> Any:
-    """Pyro's frame of the plate that counts the data, or None: whose name is "data"."""
-    return next((frame for frame in stack if frame.name == "data"), None)
-
-
-def observed_site(program: Any) -> str:
-    """The name of the site that observes x."""
-    return getattr(program, "observed", "x")
-
-
-def _site(message: Any) -> Site:
+def _site(message: Any, name_of_rows: str | None = None, rows: int = 0) -> Site:
     """What Pyro wrote down of one ``pyro.sample``."""
     stack, infer = message["cond_indep_stack"], message["infer"] or {}
-    plates = tuple(Plate(f.name, f.dim, f.size, f.full_size or f.size) for f in stack)
-    rows = _plate_of_rows(stack)
+    plates = tuple(_plate(frame, rows) for frame in stack)
     return Site(
         message["name"],
         message["fn"],
@@ -45,7 +39,7 @@ def _site(message: Any) -> Site:
         message["is_observed"],
         message["mask"],
         message["scale"],
-        None if rows is None else plates[stack.index(rows)],
+        next((plate for plate in plates if plate.name == name_of_rows), None),
         plates,
         bool(infer.get("_deterministic")),
         bool(infer.get("is_auxiliary")),
@@ -54,6 +48,12 @@ def _site(message: Any) -> Site:
         message["args"],
         message["kwargs"],
     )
+
+
+def _plate(frame: Any, rows: int) -> Plate:
+    if frame.size == ANY_SIZE:  # as many as there are
+        return Plate(frame.name, frame.dim, rows, rows, sized=False)
+    return Plate(frame.name, frame.dim, frame.size, frame.full_size or frame.size)
 
 
 # --- handlers -------------------------------------------------------------------------------------
@@ -84,6 +84,21 @@ class At(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
+class Dreaming(Messenger):
+    """Draws what is observed.
+
+    (Pyro's own ``uncondition`` draws deterministic sites too, a plate's size times as often.)
+    """
+
+    def _pyro_sample(self, msg) -> None:
+        infer = msg["infer"] or {}
+        names_a_number = infer.get("_deterministic") or isinstance(msg["fn"], Unit)
+        if site_is_subsample(msg) or not msg["is_observed"] or names_a_number:
+            return
+        msg["infer"] = {**infer, "was_observed": True, "obs": msg["value"]}
+        msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
 class Detached(Messenger):
     """Draws carry no gradient: what Pyro's ``sample`` without ``rsample`` would give.
 
@@ -100,6 +115,18 @@ class Detached(Messenger):
             msg["value"] = value.detach()
 
 
+class NoMean(ValueError):
+    """A guide without a mean.
+
+    Attributes:
+        law: which, in words.
+    """
+
+    def __init__(self, law: str, advice: str) -> None:
+        super().__init__(f"{law}, has no mean: {advice}")
+        self.law = law
+
+
 class AtTheMean(Messenger):
     """Sets each latent to its distribution's mean, so that later sites see it."""
 
@@ -113,70 +140,118 @@ class AtTheMean(Messenger):
         site = _site(msg)
         mean = site.mean(look=self.look)
         if mean is None:
-            raise ValueError(
-                f'the guide of "{site.name}", {site.family}, has no mean: '
+            raise NoMean(
+                f'the guide of "{site.name}", {site.family}',
                 "ask for draws, num_draws=100, and average what you need, or train such a guide "
-                "by another objective than Autoencoder()"
+                "by another objective than Autoencoder()",
             )
         msg["value"], msg["done"] = mean, True
 
 
 class DataScale(Messenger):
-    """Listens for the plate's scale N / B while a program runs."""
+    """Listens for the rows' scale N / B while a program runs.
+
+    Args:
+        plate: the name of the rows' plate, where Pyro runs the program by itself; else the runs of
+            this module tell what they found.
+
+    Attributes:
+        value: N / B.
+        weighed: a site whose term ``poutine.scale`` weighs besides, by name.
+    """
 
     value: float = 1.0
+    weighed: str | None = None
     _heard = False
 
+    def __init__(self, plate: str | None = None) -> None:
+        super().__init__()
+        self.plate = plate
+
     def _pyro_post_sample(self, msg) -> None:
-        if self._heard or site_is_subsample(msg):
+        if self._heard or self.plate is None or site_is_subsample(msg):
             return
-        if _plate_of_rows(msg["cond_indep_stack"]) is not None:
-            self.value, self._heard = float(msg["scale"]), True
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == self.plate and frame.size != ANY_SIZE:
+                self.value, self._heard = (frame.full_size or frame.size) / frame.size, True
 
     def _pyro_post_data_scale(self, msg) -> None:
-        self.value, self._heard = msg["value"], True
+        scale, weighed = msg["value"]
+        self.weighed = self.weighed or weighed
+        if scale is not None and not self._heard:
+            self.value, self._heard = scale, True
 
 
 @effectful(type="data_scale")
-def tell_scale(scale: float) -> float:
-    """Tell listeners what the sites of a graph cannot, because they are gone."""
-    return scale
+def tell_scale(scale: float | None, weighed: str | None) -> tuple[float | None, str | None]:
+    """Tell listeners N / B, and which site is weighed by more than it."""
+    return scale, weighed
 
 
 # --- runs -----------------------------------------------------------------------------------------
 
 
 def sites_of(
-    function: Callable[[Rows], Any], x: Rows, *handlers: Messenger, into: Sites | None = None
+    program: Any,
+    role: Role,
+    x: Rows,
+    *handlers: Messenger,
+    into: Sites | None = None,
+    dreaming: bool = False,
 ) -> Sites:
-    """The sites of ``function(x)`` on the rows of a batch, under further handlers.
+    """The sites of a program's model or guide on the rows of a batch, under further handlers.
 
     Args:
-        function: a program's ``model`` or ``guide``.
+        program: has ``model`` and ``guide``.
+        role: which of them runs.
         x: the rows.
         handlers: of Pyro's kind, the first outermost.
         into: takes the sites, also those that were met before the function raised.
+        dreaming: draw what is observed.
     """
     found: Sites = {} if into is None else into
+    function = getattr(program, role)
     trace = poutine.trace()
     try:
-        _run(function, x, *handlers, trace)
+        _run(function, x, *handlers, *([Dreaming()] if dreaming else []), trace)
     finally:
-        for name, message in trace.trace.nodes.items():
-            if message["type"] == "sample" and not site_is_subsample(message):
-                found[name] = _site(message)
+        messages = {
+            name: message
+            for name, message in trace.trace.nodes.items()
+            if message["type"] == "sample" and not site_is_subsample(message)
+        }
+        plate = rows_plate(program, role, list(messages.values()), x)
+        for name in _summed_out(messages, handlers):
+            del messages[name]
+        for name, message in messages.items():
+            found[name] = _site(message, plate, num_rows(x))
+    tell_scale(*scale_of(found))
     return found
+
+
+def _summed_out(messages: Mapping[str, Any], handlers: tuple[Messenger, ...]) -> list[str]:
+    """What ``pyro.sample(..., obs=x, obs_mask=seen)`` draws where x is missing, by its site.
+
+    Without a guide of its own it is drawn from its own law, log q = log p, and leaves no term.
+    """
+    given = {name for each in handlers if isinstance(each, At) for name in each.values}
+    halves = [name.removesuffix("_unobserved") for name in messages if name not in given]
+    return [
+        f"{name}_unobserved"
+        for name in halves
+        if {f"{name}_observed", f"{name}_unobserved"} <= messages.keys()
+    ]
 
 
 def sites_of_both(program: Any, x: Rows, *, reparameterize: bool = True) -> tuple[Sites, Sites]:
     """Run the guide, then the model at its latents: the sites of guide and model."""
-    guide = sites_of(program.guide, x, *([] if reparameterize else [Detached()]))
-    return guide, sites_of(program.model, x, At(values_of(guide)))
+    guide = sites_of(program, "guide", x, *([] if reparameterize else [Detached()]))
+    return guide, sites_of(program, "model", x, At(values_of(guide)))
 
 
 def dreamt_sites(program: Any, x: Rows, at: Mapping[str, Tensor]) -> Sites:
     """The sites of the model, which draws what it observes; at these latents, where given."""
-    return sites_of(poutine.uncondition(program.model), x, At(at))
+    return sites_of(program, "model", x, At(at), dreaming=True)
 
 
 def pyro_traces(program: Any, x: Rows) -> tuple[poutine.Trace, poutine.Trace]:
@@ -193,4 +268,9 @@ def _run(function: Callable[[Rows], Any], x: Rows, *handlers: Any) -> None:
     with contextlib.ExitStack() as stack:
         for handler in (*others, RowsAreTheBatch(), tracer):
             stack.enter_context(handler)
-        function(x)
+        try:
+            function(x)
+        except ValueError as error:
+            if (said := plate_of_other_size(error, num_rows(x))) is None:
+                raise
+            raise ValueError(said) from error

@@ -54,6 +54,7 @@ def gradient_function(
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
             with DataScale() as scale:
                 loss, stats = call_with(program, leaves, objective.terms, x, State(rows, shared))
+            objective.require_unweighed(scale.weighed)
             total = (weight * loss).sum()
             if scale.value != 1.0:  # N / B counts the padding; N / (rows that are there) does not
                 total = total * (scale.value * len(weight) / weight.sum())

@@ -10,6 +10,7 @@ from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
+from pyro_vae.densities.plates import name_of_rows_plate
 from pyro_vae.densities.traces import DataScale
 from pyro_vae.engine.functions import WeightPrior, refresh_function
 from pyro_vae.engine.sources import GradientSource
@@ -31,6 +32,7 @@ class _WithState(ELBO):
     def loss_and_grads(self, model: Any, guide: Any, x: Rows) -> float:
         with DataScale() as scale:
             loss, self.stats = self.objective.terms(self.program, x, self.state)
+        self.objective.require_unweighed(scale.weighed)
         self.stats = {**self.stats, "loss": loss}
         (scale.value * loss.sum()).backward()
         return float(loss.detach().sum())
@@ -73,7 +75,8 @@ class SVISource(GradientSource):
         if self._adapter is not None:
             self._adapter.program = self.program
             self._adapter.state = State({n: r[:count] for n, r in state.rows.items()}, state.shared)
-        with torch.enable_grad(), NoiseMode(keyed(*key)), seeded(*key), DataScale() as scale:
+        plate = None if self._adapter else name_of_rows_plate(self.program, x)
+        with torch.enable_grad(), NoiseMode(keyed(*key)), seeded(*key), DataScale(plate) as scale:
             loss = self._svi.loss_and_grads(self._svi.model, self._svi.guide, x)
         found = dict(self.program.named_parameters())
         grads = {

@@ -13,12 +13,12 @@ from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.sampling import LEAST_WARMUP
 from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
+from pyro_vae.densities.missing import usable_rows
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.importance import importance, require_weights
 from pyro_vae.evidence.markov import CHAINS, fitted_proposal, reciprocal, require_enough_draws
 from pyro_vae.evidence.weights import MOST_RHAT, Evidence, warn_about_tails
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import map_rows
 
 
@@ -117,7 +117,7 @@ def log_evidence(
         "warmup": errors.whole("warmup", warmup, LEAST_WARMUP, why="they tune the step"),
         "leapfrog_steps": errors.whole("leapfrog_steps", leapfrog_steps),
     }
-    rows = as_rows(x, program)
+    rows = usable_rows(x, program)
     with torch.no_grad(), evaluating(program):
         look = Look.at(program, rows)
         require_possible_data(look, rows)

@@ -50,7 +50,7 @@ def roles(program: Any, x: Rows) -> dict[str, str]:
     params = trainable(program)
     with torch.enable_grad(), looking(program):
         _, model = sites_of_both(program, x, reparameterize=False)
-        guide = sites_of(program.guide, x)  # a flow knows its own draws alone
+        guide = sites_of(program, "guide", x)  # a flow knows its own draws alone
         by_model = [site.density() for site in model.values()]
         by_guide = [site.density() for site in guide.values()]
         by_guide += values_of(guide).values()  # a point's place

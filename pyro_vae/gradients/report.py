@@ -24,13 +24,13 @@ from torch import nn
 from pyro_vae import errors
 from pyro_vae.checking.guards import require_possible_data
 from pyro_vae.densities.look import Look
+from pyro_vae.densities.missing import usable_rows
 from pyro_vae.engine.choosing import translate
 from pyro_vae.gradients.groups import parts_of
 from pyro_vae.gradients.lab import BLOCKS, Draws, Lab, costs
 from pyro_vae.gradients.moments import moments
 from pyro_vae.objectives.base import Objective, names_of, same_objective
 from pyro_vae.program.calling import left_as_it_was, materialize, require_program
-from pyro_vae.program.inputs import as_rows
 from pyro_vae.program.rows import num_rows
 from pyro_vae.progress import Record, reporter
 
@@ -170,7 +170,7 @@ def gradient_report(
     num_draws = errors.whole("num_draws", num_draws, 2 * BLOCKS, why=why) // BLOCKS * BLOCKS
     warmup, seed = errors.whole("warmup", warmup, 0), errors.seed_number(seed)
     require_program(program)
-    x = as_rows(x, program)
+    x = usable_rows(x, program, learning=True)
     materialize(program, x)
     require_possible_data(Look.at(program, x), x)
     chosen, name_of_reference, against = _named(objectives, reference)

@@ -6,29 +6,37 @@ bound what is held besides the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
-from pyro_vae.densities.dreams import dream
+from pyro_vae.densities.dreams import draws_of
 from pyro_vae.densities.look import Look, looking
+from pyro_vae.densities.observations import entries_of_rows
 from pyro_vae.densities.particles import densities
 from pyro_vae.densities.rules import require_rows
 from pyro_vae.densities.sites import values_of
 from pyro_vae.densities.tables import Densities, tabulated
 from pyro_vae.densities.traces import sites_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
-from pyro_vae.program.rows import Rows, num_rows, observed_rows, repeated
+from pyro_vae.program.inputs import as_tensor
+from pyro_vae.program.rows import Rows, num_rows, repeated
 
 Groups = dict[str, dict[str, Any]]  # group -> variable -> values
+Cast = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # to the dtypes of the data, by site
 Chunk = Callable[[Any, Rows], Groups]  # (B, ...) -> values (K, B, ...)
+OfSize = Callable[[int], Chunk]  # for a number of particles
 
 
-def posterior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+SIGNED = {torch.bool: torch.int8, torch.uint8: torch.int16}
+
+
+def posterior_groups(observed: Sequence[str], predictive: bool, cast: Cast) -> OfSize:
     """For a number of particles: latents of the guide, their densities, and x drawn at them."""
 
     def of_size(size: int) -> Chunk:
@@ -37,41 +45,58 @@ def posterior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
             groups: Groups = {
                 "posterior": dict(d.latents),
                 "sample_stats": {"lp": d.log_p, "log_q": d.log_q},
-                "log_likelihood": {observed: d.log_likelihood},
+                "log_likelihood": by_site(d, observed),
             }
             if predictive:
                 flat = {name: value.flatten(0, 1) for name, value in d.latents.items()}
-                replicated, _ = dream(program, repeated(rows, size), flat)
-                groups["posterior_predictive"] = {observed: observed_rows(replicated)}
-            return _by_particle(groups, size, num_rows(rows))
+                replicated, _ = draws_of(program, repeated(rows, size), flat)
+                groups["posterior_predictive"] = cast(replicated)
+            return by_particle(groups, size, num_rows(rows))
 
         return draw
 
     return of_size
 
 
-def prior_groups(observed: str, predictive: bool) -> Callable[[int], Chunk]:
+def prior_groups(predictive: bool, cast: Cast) -> OfSize:
     """For a number of particles: latents of the prior, and x drawn at them."""
 
     def of_size(size: int) -> Chunk:
         def draw(program: Any, rows: Rows) -> Groups:
             many = repeated(rows, size)
             if predictive:
-                replicated, latents = dream(program, many)
-                groups: Groups = {
-                    "prior": latents,
-                    "prior_predictive": {observed: observed_rows(replicated)},
-                }
+                replicated, latents = draws_of(program, many)
+                groups: Groups = {"prior": latents, "prior_predictive": cast(replicated)}
             else:
-                groups = {"prior": values_of(sites_of(program.model, many))}
-            return _by_particle(groups, size, num_rows(rows))
+                groups = {"prior": values_of(sites_of(program, "model", many))}
+            return by_particle(groups, size, num_rows(rows))
 
         return draw
 
     return of_size
 
 
-def _by_particle(groups: Groups, particles: int, rows: int) -> Groups:
+def by_site(d: Densities, observed: Sequence[str]) -> dict[str, Tensor]:
+    """log p of each observed site; of a single one with the factors of its datum."""
+    if len(observed) == 1:
+        return {observed[0]: d.log_likelihood}
+    return {name: d.observations[name] for name in observed}
+
+
+def observed_values(program: nn.Module, x: Rows, batch_size: int) -> dict[str, Tensor]:
+    """What each site observes, (N, ...), in the form of the entry of x that it takes."""
+    parts: dict[str, list[Tensor]] = {}
+    for count, rows in row_chunks(x, batch_size):
+        look = Look.at(program, rows, rows=None)
+        forms, entries = entries_of_rows(rows), look.entries
+        for name, site in look.observations.items():
+            entry = entries[name]
+            value = site.value if entry is None else forms[entry]
+            parts.setdefault(name, []).append(value[:count])
+    return {name: torch.cat(values).clone() for name, values in parts.items()}
+
+
+def by_particle(groups: Groups, particles: int, rows: int) -> Groups:
     """Bring (K B, ...) into (K, B, ...)."""
 
     def fold(name: str, value: Tensor) -> Tensor:
@@ -124,13 +149,47 @@ def drawn(
     return result
 
 
+def whole_types(x: Any, look: Look, values: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The integer types of data that are whole numbers by law, and of what is drawn like them.
+
+    ArviZ draws bars of signed integers, and densities of everything else: bits become int8, bytes
+    int16, and whole numbers that were given as real ones int64.  Real data are left out: those of a
+    law that is not discrete, and grey values in place of bits.
+
+    Args:
+        x: the data as the user passed them.
+        look: at the program on them.
+        values: what each site observes.
+    """
+    rows = x.rows() if hasattr(x, "rows") and hasattr(x, "batch") else x
+    given = rows if isinstance(rows, dict) else {"x": rows}
+    types = {}
+    for name, entry in look.entries.items():
+        site, raw = look.model[name], given.get(entry)
+        raw = as_tensor(raw) if isinstance(raw, (Tensor, np.ndarray)) else values[name]
+        bits = isinstance(site.base, Bernoulli)  # whose soft kin takes grey values, and draws bits
+        try:
+            discrete = bits or bool(site.law.support.is_discrete)
+        except (NotImplementedError, AttributeError):
+            continue  # no support that could be asked
+        if not discrete or bool((raw != raw.to(torch.int64)).any()):
+            continue
+        if raw.is_floating_point():
+            types[name] = torch.int8 if bits else torch.int64
+        else:
+            types[name] = {torch.bool: torch.int8, torch.uint8: torch.int16}.get(
+                raw.dtype, raw.dtype
+            )
+    return types
+
+
 def form_of(look: Look, program: nn.Module, predictive: bool) -> Densities:
     """One particle of the rows of a look, which tells the shapes; refuses what has no such form."""
-    require_rows(look.guide, look.model)
+    require_rows(look.guide, look.model, num_rows(look.x))
     if predictive:
         try:
             with torch.no_grad(), looking(program):
-                dream(program, look.x)
+                draws_of(program, look.x)
         except ValueError as error:
             raise ValueError(
                 f"no x can be drawn for the predictive groups: {error}; or leave them out, "

@@ -38,19 +38,26 @@ class AEVB(Objective):
             charged.  The paper that names it takes the mean over a minibatch there; here no number
             mixes rows.  Where the KL is sampled the larger of the two is too large on average:
             more particles mend it.
+        kl_weight: beta, what the KL term of every latent of a datum is multiplied by.
 
-    With ``kl_warmup`` or ``free_bits`` what is trained is *not the ELBO*, and no bound; columns
-    and scores (``bound``, held-out bounds, log p(x)) always are the ELBO, its KL term at full
-    weight.  The column ``loss`` is what is trained, ``kl_weight`` how far a warm-up is.
+    ``pyro.poutine.scale`` in the program weighs single terms likewise: the KL of a latent, around
+    it in model and guide, or an observation.
+
+    With ``kl_weight``, ``kl_warmup``, ``free_bits`` or a scaled term what is trained is *not the
+    ELBO*, and at a weight below 1 no bound; columns and scores (``bound``, held-out bounds, log
+    p(x)) always are the ELBO, every term at full weight.  The column ``loss`` is what is trained,
+    ``kl_weight`` the weight at that step.
 
     Where no closed KL is registered for a site, B samples that site's term, which is A for it,
     and warns once a fit.
 
     Sources: Kingma & Welling (2014), arXiv:1312.6114, equations (6), (7) and (10); warm-up:
-    Bowman et al. (2016), arXiv:1511.06349; free bits: Kingma et al. (2016), arXiv:1606.04934.
+    Bowman et al. (2016), arXiv:1511.06349; free bits: Kingma et al. (2016), arXiv:1606.04934;
+    beta: Higgins et al. (2017), ICLR.
     """
 
-    estimates = "elbo"  # with kl_warmup or free_bits something else
+    estimates = "elbo"  # with kl_weight, kl_warmup or free_bits something else
+    takes_weights = True
 
     def __init__(
         self,
@@ -59,6 +66,7 @@ class AEVB(Objective):
         *,
         kl_warmup: int = 0,
         free_bits: float = 0.0,
+        kl_weight: float = 1.0,
     ) -> None:
         if estimator not in ("A", "B"):
             raise ValueError(f'estimator is {estimator!r}, expected "A" or "B"')
@@ -66,6 +74,7 @@ class AEVB(Objective):
         self.estimator = estimator
         self.kl_warmup = errors.whole("kl_warmup", kl_warmup, 0, why="updates, 0 for none")
         self.free_bits = errors.within("free_bits", free_bits, "[0, inf)", "nats, 0 for none")
+        self.kl_weight = errors.within("kl_weight", kl_weight, "[0, inf)", "1 for the ELBO")
 
     _told = False  # of sampled KL terms, since the first step; no number depends on it
 
@@ -86,10 +95,23 @@ class AEVB(Objective):
         else:
             bound = self._with_closed_kl(d)
         stats["bound"] = bound.detach()
-        if self.kl_warmup:
-            stats["kl_weight"] = self._kl_weight(state).expand_as(bound)
-        if self.kl_warmup or self.free_bits:
+        if self.kl_warmup or self.kl_weight != 1.0:
+            stats["kl_weight"] = torch.as_tensor(self._kl_weight(state)).to(bound).expand_as(bound)
+        for name, log_p in d.observations.items():
+            if name in d.weights:
+                bound = bound + (d.weights[name] - 1.0) * log_p.mean(0)
+        if (
+            self.kl_warmup
+            or self.free_bits
+            or self.kl_weight != 1.0
+            or d.weights.keys() & d.latents
+        ):
             return -(bound + self._forgiven(d, state)), stats
+        if lost := d.weights.keys() - d.observations.keys():
+            raise ValueError(
+                f'site "{min(lost)}" is shared by all data and weighed by poutine.scale, expected '
+                "a factor of 1 there: leave it out"
+            )
         return -bound, stats
 
     def _forgiven(self, d: Densities, state: State) -> Tensor:
@@ -98,19 +120,20 @@ class AEVB(Objective):
         halves = sorted(d.log_ratio.keys() - d.kl.keys())  # sites of the guide alone
         if shared or halves:
             raise ValueError(
-                f"kl_warmup and free_bits weigh the KL term of each latent of a datum, and "
-                f"{(shared or halves)[0]!r} is {'shared by all data' if shared else 'auxiliary'}: "
-                "leave both options out for this program"
+                "kl_weight, kl_warmup, free_bits and poutine.scale weigh the KL term of each "
+                f"latent of a datum, and {(shared or halves)[0]!r} is "
+                f"{'shared by all data' if shared else 'auxiliary'}: leave them out"
             )
         terms = d.kl_terms if self.estimator == "B" else d.sampled_kl_terms
         full = torch.stack(list(terms.values()))  # (sites, B)
         charged = full.clamp_min(self.free_bits) if self.free_bits else full
-        if self.kl_warmup:
-            charged = charged * self._kl_weight(state)
-        return (full - charged).sum(0)
+        weights = full.new_tensor([d.weights.get(name, 1.0) for name in terms]).unsqueeze(-1)
+        return (full - self._kl_weight(state) * weights * charged).sum(0)
 
-    def _kl_weight(self, state: State) -> Tensor:
-        return ((state.shared["step"] + 1) / self.kl_warmup).clamp_max(1.0)
+    def _kl_weight(self, state: State) -> Tensor | float:
+        if not self.kl_warmup:
+            return self.kl_weight
+        return self.kl_weight * ((state.shared["step"] + 1) / self.kl_warmup).clamp_max(1.0)
 
     def _with_closed_kl(self, d: Densities) -> Tensor:  # (B,)
         sampled = [name for name, kl in d.kl.items() if kl is None]

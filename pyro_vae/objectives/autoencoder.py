@@ -15,7 +15,7 @@ from pyro_vae.densities.rules import require_rows
 from pyro_vae.densities.sites import values_of
 from pyro_vae.densities.traces import At, AtTheMean, sites_of
 from pyro_vae.objectives.base import EMPTY, Objective, State, Stats
-from pyro_vae.program.rows import Rows, observed_rows
+from pyro_vae.program.rows import Rows, num_rows, observed_rows
 
 
 class Autoencoder(Objective):
@@ -41,13 +41,13 @@ class Autoencoder(Objective):
     def init(self, program: Any, x: Rows) -> State:
         # A graph cannot look whether a mean is nan.  Dropout draws here none of the step's noise.
         with torch.no_grad(), looking(program):
-            sites_of(program.guide, x, AtTheMean())
+            sites_of(program, "guide", x, AtTheMean())
         return EMPTY
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
-        guide = sites_of(program.guide, x, AtTheMean(look=False))
-        model = sites_of(program.model, x, At(values_of(guide)))
-        require_rows(guide, model)
+        guide = sites_of(program, "guide", x, AtTheMean(look=False))
+        model = sites_of(program, "model", x, At(values_of(guide)))
+        require_rows(guide, model, num_rows(x))
         total = torch.zeros((), device=observed_rows(x).device)
         for name, site in model.items():
             if site.is_global and not site.is_deterministic:

@@ -85,6 +85,7 @@ class Objective(Recorded, ELBO, metaclass=_Made):
     takes_global: bool = True  # latents outside the plate; else it refuses them by name
     needs_rsample: bool = True  # of the guide, and so no discrete latents
     least_particles: int | None = 1  # None: it takes no num_particles
+    takes_weights: bool = False  # of poutine.scale on single terms
     scores_twice: bool = False  # the density of a draw, so the guide may draw nothing but its sites
     # Where ``refresh`` calls one costly pure function of its rows over and over: that function,
     # (program, x, rows) -> tensors.  An engine may compile it and call
@@ -114,6 +115,20 @@ class Objective(Recorded, ELBO, metaclass=_Made):
         """New ``shared``, from the statistics averaged over the batch."""
         return shared
 
+    def require_unweighed(self, site: str | None) -> None:
+        """Refuse the factor of a site, where no term of this objective takes one.
+
+        Raises:
+            ValueError: naming the site.
+        """
+        if site is not None and not self.takes_weights:
+            raise ValueError(
+                f'site "{site}" is weighed by poutine.scale, expected a factor of 1 under '
+                f"{type(self).__name__}(), whose loss is no sum of terms to be weighed: train by "
+                "AEVB(), which weighs KL and observation as Pyro's Trace_ELBO does, or leave it "
+                "out"
+            )
+
     def leapfrogs(self, rows: int) -> int:
         """Leapfrog steps that ``refresh`` of this many rows takes, counted by row."""
         return 0
@@ -139,6 +154,7 @@ class Objective(Recorded, ELBO, metaclass=_Made):
         state = self._remembered(program, x)
         with DataScale() as scale:
             loss, stats = self.terms(program, x, state)
+        self.require_unweighed(scale.weighed)
         means = {name: value.detach().mean() for name, value in stats.items()}
         self._memory = state._replace(shared=self.advance(state.shared, means))
         return scale.value * loss.sum()

@@ -279,7 +279,8 @@ class Called:
     def __init__(self, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
         self.program = program
-        self.observed = getattr(program, "observed", "x")
+        self.observed = getattr(program, "observed", None)
+        self.plate = getattr(program, "plate", None)
         leaves, self._form = pytree.tree_flatten((args, kwargs))
         sizes = [len(t) if isinstance(t, Tensor) and t.dim() else None for t in leaves]
         count = next((size for size in sizes if size is not None), None)

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from pyro_vae.program.arguments import Arguments, Signature
+from pyro_vae.program.automatic import run_automatic
 from pyro_vae.program.copies import Memo, Watch, with_copies
 
 
@@ -136,8 +137,11 @@ class Program(nn.Module):
     Args:
         model: a function of ``x``, or of several entries of a dict, or a module with the methods
             ``model`` and ``guide``.
-        guide: a function of ``x`` likewise.
-        observed: the name of the observed site, where it is not ``"x"``.
+        guide: a function of ``x`` likewise; or, where all data share all latents, one of Pyro's
+            automatic guides, ``AutoNormal(model)`` or its kin.
+        observed: the name of the observed site, where there are several and none is ``"x"``.
+        plate: the name of the rows' plate, where it is neither ``"data"`` nor the one around the
+            observed site that has as many members as there are rows.
         modules: the modules that ``model`` and ``guide`` call.
 
     Example:
@@ -159,6 +163,8 @@ class Program(nn.Module):
         ['created.mean', 'decoder.bias', 'decoder.weight']
     """
 
+    observed: str | None = None
+    plate: str | None = None
     build_record: dict[str, Any] | None = None  # see `built_by_name`
 
     def __init__(
@@ -166,11 +172,20 @@ class Program(nn.Module):
         model: Callable[..., Any] | nn.Module | None = None,
         guide: Callable[..., Any] | None = None,
         *,
-        observed: str = "x",
+        observed: str | None = None,
+        plate: str | None = None,
         **modules: nn.Module,
     ) -> None:
         super().__init__()
-        self.observed = observed
+        for what, name in (("observed", observed), ("plate", plate)):
+            if name is not None and not isinstance(name, str):
+                raise TypeError(
+                    f"{what} is {type(name).__name__}, expected the name of a "
+                    f"{'site' if what == 'observed' else 'plate'}; modules of these names need "
+                    "another"
+                )
+            if name is not None:  # a subclass may have an attribute of its own
+                setattr(self, what, name)
         self.created = nn.Module()  # parameters that `pyro.param` statements ask for
         self._constraints: dict[str, Any] = {}
         for name, module in modules.items():
@@ -178,11 +193,8 @@ class Program(nn.Module):
                 raise TypeError(f"{name}={module!r} is no torch.nn.Module: pass modules by name")
             self.add_module(name, module)
         if isinstance(guide, AutoGuide):
-            raise TypeError(
-                f"the guide is {type(guide).__name__}, which holds parameters for every row it was "
-                "made with and so fits no minibatches: write a guide(x) with a network, as in "
-                "pyro_vae.models.bernoulli_vae"
-            )
+            self.autoguide = guide  # a module, whose parameters are the program's
+            guide = functools.partial(run_automatic, guide)
         if model is not None and guide is None:
             if not (hasattr(model, "model") and hasattr(model, "guide")):
                 raise TypeError(

@@ -21,7 +21,7 @@ class Batches:
 
     def __init__(self, x: Any, program: nn.Module, batch_size: int, seed: int) -> None:
         self._data = x if hasattr(x, "batch") and hasattr(x, "rows") else None
-        self._rows = None if self._data is not None else as_rows(x, program)
+        self._rows = None if self._data is not None else as_rows(x, program, finite=False)
         self._program, self._seed = program, seed
         self.num_data = len(self._data) if self._data is not None else num_rows(self._rows)  # type: ignore[arg-type]
         if self.num_data == 0:
