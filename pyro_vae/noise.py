@@ -233,13 +233,11 @@ class NoiseMode(TorchDispatchMode):
 
     Args:
         source: gives the tensor for draw number ``index``; :func:`keyed` in the usual case.
-        capturing: says to :func:`particles_by_vmap` that a graph is being made.
     """
 
-    def __init__(self, source: Callable[[int, Noise], Tensor], *, capturing: bool = False) -> None:
+    def __init__(self, source: Callable[[int, Noise], Tensor]) -> None:
         super().__init__()
         self.source = source
-        self.capturing = capturing
         self.asked: list[Noise] = []
         self.kept: list[str] = []  # random operations that no noise can serve
         self.without_grad = False  # did anything run with gradients switched off?
@@ -251,20 +249,9 @@ class NoiseMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.without_grad |= not torch.is_grad_enabled()
-        if self.capturing and _shape_depends_on_values(func, args):  # and no probe may show it
-            raise RuntimeError(f"a shape depends on the values of tensors, by {func}")
         answer = LIFTED.get(func)
         if answer is not None and not (kwargs and kwargs.get("generator") is not None):
             return answer(self._ask, *args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.kept.append(str(func))
         return func(*args, **(kwargs or {}))
-
-
-def _shape_depends_on_values(func, args) -> bool:
-    """Whether an operation's result has as many entries as data say: no graph fits all of them."""
-    if torch.Tag.dynamic_output_shape not in func.tags:
-        return False
-    if func is aten.index.Tensor:  # by whole numbers the shape is theirs; by a mask it is not
-        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-    return True

@@ -13,6 +13,7 @@ A graph is captured, compared and compiled by parts of torch that it does not pr
   or not, and that import makes the cache's folder or fails.  Where it would fail, a temporary
   folder takes its place, and that is said.
 * ``TorchDispatchMode`` sees every operation; ``no_modes`` hides those that are active.
+* ``StorageWeakRef`` names the memory of a tensor without keeping it.
 
 To try another version of torch: ``make matrix``.
 """
@@ -32,10 +33,12 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as no_modes
 
 __all__ = [
+    "StorageWeakRef",
     "TorchDispatchMode",
     "fx_graph_cse",
     "machine_code_of",

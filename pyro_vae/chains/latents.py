@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
+from pyro_vae.densities.enumeration import model_sites
 from pyro_vae.densities.look import looking
 from pyro_vae.densities.scales import one_scale
-from pyro_vae.densities.sites import Site, Sites, base_law, latents_of, values_of
-from pyro_vae.densities.traces import At, sites_of
+from pyro_vae.densities.sites import Site, Sites, base_law, latents_of, unmarked, values_of
+from pyro_vae.densities.traces import sites_of
 from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
@@ -69,7 +70,7 @@ class Latents:
         if num_rows(x) == 1:  # two rows show what depends on the row
             x = map_rows(lambda t: torch.cat([t, t]), x)
         with torch.enable_grad(), looking(program, validate=True):
-            drawn = latents_of(sites_of(program, "model", x))
+            drawn = latents_of(unmarked(sites_of(program, "model", x)))
             if not drawn:
                 raise ValueError(
                     "the model has no latent site, expected at least one in "
@@ -143,15 +144,18 @@ class Latents:
         The difference of the two, log p(x | z) as a rule, is its log weight among the posterior's
         draws.  One run of the model gives all three.
         """
-        sites = sites_of(program, "model", x)
-        u = self.unconstrain(values_of(sites))
+        drawn = sites_of(program, "model", x)
+        values = values_of(unmarked(drawn))
+        summed = len(values) < len(latents_of(drawn))
+        sites = self._scored(program, x, values) if summed else drawn
+        u = self.unconstrain(values)
         moved = self._forward(u)
         return u, _joint(sites, moved), self._log_law(sites, moved)
 
     def from_prior(self, program: Any, x: Rows) -> Tensor:
         """An ancestral draw of the latents given the covariates, (B, J)."""
         with torch.no_grad():
-            return self.unconstrain(values_of(sites_of(program, "model", x)))
+            return self.unconstrain(values_of(unmarked(sites_of(program, "model", x))))
 
     def from_guide(self, program: Any, x: Rows) -> Tensor:
         """A draw of the latents from q(z | x), (B, J)."""
@@ -184,7 +188,7 @@ class Latents:
         return sum(terms[1:], terms[0])
 
     def _scored(self, program: Any, x: Rows, values: dict[str, Tensor]) -> Sites:
-        return sites_of(program, "model", x, At(values))
+        return model_sites(program, x, values)
 
     def _check_rest(self, program: Any, x: Rows, values: dict[str, Tensor]) -> None:
         """The other sites are a function of the latents, row by row, and scaled by the plate alone.

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.observations import is_observation
 from pyro_vae.densities.plates import Role
-from pyro_vae.densities.rules import without_counterpart
+from pyro_vae.densities.rules import or_sum_it_out, unsummable, without_counterpart
 from pyro_vae.densities.sites import Site, Sites, latents_of, same_mask
 from pyro_vae.program.rows import num_rows
 
@@ -213,11 +213,20 @@ def latents(met: Met, mistakes: Mistakes) -> None:
     """Model and guide have the same latents, but for those that the guide's points hang on."""
     for name in latents_of(met.model):
         if name not in met.guide and name != met.observed:
+            site = met.model[name]
+            if site.is_marked:
+                if (why := unsummable(site)) is not None:
+                    got, expected, advice = why
+                    mistakes.add(
+                        label("model", name), f"marked to be summed out and {got}", expected, advice
+                    )
+                continue
             mistakes.add(
                 label("model", name),
                 "missing in the guide",
                 "each latent in both",
-                f'add pyro.sample("{name}", ...) to the guide, else it is drawn from the prior',
+                f'add pyro.sample("{name}", ...) to the guide, else it is drawn from the prior'
+                f"{or_sum_it_out(site)}",
             )
     for name, site in met.guide.items():
         if site.observed and not site.is_deterministic:

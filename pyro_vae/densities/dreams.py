@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.densities.enumeration import marked_draws
 from pyro_vae.densities.observations import (
     USUAL,
     entries_of,
@@ -51,6 +52,7 @@ def _ancestral(
 ) -> tuple[Sites, dict[str, str | None], dict[str, Tensor]]:
     """The observed sites, the entry that each takes, and all draws by site."""
     with torch.no_grad():
+        at = {**at, **marked_draws(program, x, at)} if at else at
         sites = dreamt_sites(program, x, at)
         found = observations_of(sites)
         if not found:
@@ -119,6 +121,9 @@ def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tens
     sites = sites_of(program, "guide", x, At(latents))
     sites = {n: s for n, s in sites.items() if not s.is_deterministic}
     require_latents_alone(sites)
+    if set(latents) - set(sites):  # those that the model alone has may be summed out
+        model = sites_of(program, "model", x, At(latents))
+        latents = {n: v for n, v in latents.items() if n in sites or not model[n].is_marked}
     if set(sites) != set(latents):
         raise ValueError(
             f"the guide has the sites {sorted(sites)} and the model draws {sorted(latents)}: "

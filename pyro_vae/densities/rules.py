@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyro.distributions import Delta, Pareto, Uniform
 
-from pyro_vae.densities.sites import Site, Sites, latents_of
+from pyro_vae.densities.sites import Site, Sites, has_finite_support, latents_of
 
 
 def require_rows(guide: Sites, model: Sites, rows: int) -> None:
@@ -17,9 +17,12 @@ def require_rows(guide: Sites, model: Sites, rows: int) -> None:
     for name, site in model.items():
         latent, inside = not site.observed, not site.is_global
         if latent and name not in guide:
+            if site.is_marked:
+                require_summable(site)
+                continue
             raise ValueError(
                 f'latent site "{name}" is in the model and not in the guide, so its density would '
-                "be missing from log q: sample it in the guide as well"
+                f"be missing from log q: sample it in the guide as well{or_sum_it_out(site)}"
             )
         if latent and guide[name].observed:
             raise ValueError(
@@ -67,6 +70,42 @@ def require_each_row(site: Site, rows: int) -> None:
         raise ValueError(
             f"{where} without a size, which repeats nothing, and has batch shape {tuple(batch)}, "
             f'expected one draw for each of {rows} rows: write pyro.plate("{plate.name}", len(x))'
+        )
+
+
+def or_sum_it_out(site: Site) -> str:
+    """What else one can do with a latent of the model alone."""
+    if not has_finite_support(site.law) or site.is_global:
+        return ""
+    return ', or mark it, infer={"enumerate": "parallel"}, to have it summed out'
+
+
+def unsummable(site: Site) -> tuple[str, str, str] | None:
+    """Why a marked latent cannot be summed out: what it is, what is expected, what to do."""
+    if not has_finite_support(site.law):
+        return f"a {site.family}", "one of finitely many values", "sample it in the guide"
+    if site.is_global:
+        return (
+            "outside the rows' plate, shared by all data",
+            "a latent of each datum, because a minibatch holds a part of the sum's terms",
+            "indent it under the plate, or sample it in the guide",
+        )
+    if site.law_is_masked:
+        return (
+            "under a mask of its law's own",
+            "poutine.mask, under which its probabilities still sum to one",
+            "write `with poutine.mask(mask=...):` in place of .mask(...)",
+        )
+    return None
+
+
+def require_summable(site: Site, whose: str = "of the model alone") -> None:
+    """Refuse a latent that is marked to be summed out and cannot be, row by row."""
+    if (why := unsummable(site)) is not None:
+        got, expected, advice = why
+        raise ValueError(
+            f'latent site "{site.name}" {whose} is marked to be summed out and is '
+            f"{got}, expected {expected}: {advice}"
         )
 
 

@@ -61,6 +61,7 @@ class Site:
         was_observed: whether ``given`` was taken from it, so that the value is a draw.
         given: what it observed before.
         args, kwargs: further arguments of the distribution.
+        enumeration: of ``infer={"enumerate": ...}``, "parallel" or "sequential".
     """
 
     name: str
@@ -77,6 +78,7 @@ class Site:
     given: Any = None
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    enumeration: str | None = None
 
     # --- where it is, and what shape it has -----------------------------------------------------
 
@@ -127,6 +129,11 @@ class Site:
         return type(self.base).__name__
 
     @property
+    def is_marked(self) -> bool:
+        """Whether it is summed out, if the model alone has it."""
+        return self.enumeration == "parallel"
+
+    @property
     def is_factor(self) -> bool:
         """Whether it is a ``pyro.factor``."""
         return isinstance(self.law, Unit)
@@ -150,6 +157,11 @@ class Site:
     def is_masked(self) -> bool:
         """Whether a mask of any kind leaves values out."""
         return self.mask is not None or bool(_law_masks(self.law))
+
+    @property
+    def law_is_masked(self) -> bool:
+        """Whether the distribution has a mask of its own."""
+        return bool(_law_masks(self.law))
 
     def whole_mask(self) -> Tensor:
         """Which numbers of an event count, by every mask there is, broadcastable to the value."""
@@ -248,9 +260,19 @@ def latents_of(sites: Sites) -> Sites:
     }
 
 
+def unmarked(sites: Sites) -> Sites:
+    """The sites without the latents that are marked to be summed out."""
+    return {name: site for name, site in sites.items() if site.observed or not site.is_marked}
+
+
 def values_of(sites: Sites) -> dict[str, Tensor]:
     """The values of the latents by site."""
     return {name: site.value for name, site in latents_of(sites).items()}
+
+
+def has_finite_support(law: Any) -> bool:
+    """Whether all values that a law gives a probability can be listed."""
+    return bool(getattr(law, "has_enumerate_support", False))
 
 
 def base_law(law: Any) -> Any:

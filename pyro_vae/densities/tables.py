@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.densities.enumeration import model_sites
 from pyro_vae.densities.rules import (
     require_fixed_support,
     require_rows,
@@ -114,7 +115,7 @@ def one_particle(program: Any, x: Rows, ways: Ways) -> Densities:
     """One particle: tables (B,), global densities ()."""
     drawn = sites_of(program, "guide", x, *([] if ways.reparameterize else [Detached()]))
     guide = _with_leaves(drawn) if ways.pathwise else drawn
-    model = sites_of(program, "model", x, At(values_of(guide)))
+    model = model_sites(program, x, values_of(guide))
     require_rows(guide, model, num_rows(x))
     if ways.reparameterize:
         require_rsample(guide)

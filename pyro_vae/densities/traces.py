@@ -47,6 +47,7 @@ def _site(message: Any, name_of_rows: str | None = None, rows: int = 0) -> Site:
         infer.get("obs"),
         message["args"],
         message["kwargs"],
+        infer.get("enumerate"),
     )
 
 

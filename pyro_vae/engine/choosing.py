@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBO
 from torch import nn
 
+from pyro_vae.densities.sites import Sites, latents_of
 from pyro_vae.engine.capture import Graph, capture
 from pyro_vae.engine.functions import NO_PRIOR, WeightPrior, gradient_function
 from pyro_vae.engine.fused import fuse
@@ -23,6 +24,7 @@ from pyro_vae.graphs.probing import close
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import Objective, State
+from pyro_vae.objectives.enumerated import EnumeratedELBO, MixedELBO
 from pyro_vae.program.calling import trainable
 from pyro_vae.program.rows import Rows
 
@@ -30,7 +32,12 @@ ENGINES = ("auto", "compiled", "eager", "pyro")
 
 
 def translate(objective: Any) -> Objective | ELBO:
-    """Our objective for Pyro's ``Trace_ELBO`` and ``TraceMeanField_ELBO``; others stay Pyro's."""
+    """Our objective for Pyro's ELBOs that have one; others stay Pyro's.
+
+    ``Trace_ELBO`` is ``AEVB("A")``, for a guide with latents that are not reparameterized
+    ``MixedELBO`` (:func:`suited`), ``TraceMeanField_ELBO`` ``AEVB("B")`` and ``TraceEnum_ELBO``
+    ``EnumeratedELBO``.
+    """
     if isinstance(objective, type) and issubclass(objective, ELBO):
         raise TypeError(
             f"objective is the class {objective.__name__}, expected an instance: "
@@ -42,12 +49,20 @@ def translate(objective: Any) -> Objective | ELBO:
         return AEVB("A", objective.num_particles)
     if type(objective) is TraceMeanField_ELBO:
         return AEVB("B", objective.num_particles)
+    if type(objective) is TraceEnum_ELBO:
+        return EnumeratedELBO(objective.num_particles)
     if isinstance(objective, ELBO):
         return objective
     raise TypeError(
         f"objective is {objective!r}, expected one of pv.objectives or a Pyro ELBO, such as "
         "pv.objectives.AEVB()"
     )
+
+
+def suited(given: Any, chosen: Objective | ELBO, guide: Sites) -> Objective | ELBO:
+    """What ``given`` comes to for this guide: of Pyro's ``Trace_ELBO``, which takes all kinds."""
+    mixed = any(not site.has_rsample for site in latents_of(guide).values())
+    return MixedELBO(given.num_particles) if type(given) is Trace_ELBO and mixed else chosen
 
 
 def gradient_source(

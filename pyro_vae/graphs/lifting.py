@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from pyro_vae.graphs.constants import ConstantsMode, OneHotMode
 from pyro_vae.graphs.lifted import TENSOR, Lifted, Refusal
 from pyro_vae.graphs.probing import differs
 from pyro_vae.noise import LOOK, Noise, NoiseMode, keyed, seeded
@@ -98,7 +99,7 @@ def _reason(error: Exception) -> str:
 
 def _record(function, args, differentiable: bool) -> Lifted | Refusal:
     leaves, in_spec = pytree.tree_flatten(args)
-    with NoiseMode(keyed(*LOOK), capturing=True) as first, seeded(*LOOK):
+    with NoiseMode(keyed(*LOOK)) as first, seeded(*LOOK):
         example = function(*args)
     if differentiable and first.without_grad and torch.is_grad_enabled():
         return Refusal("gradients are switched off in a part of the program")
@@ -115,7 +116,11 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
                 raise changed
             return given[index]
 
-        with NoiseMode(source, capturing=True) as second:
+        with (
+            OneHotMode(),
+            NoiseMode(source) as second,
+            ConstantsMode(tensors),
+        ):
             result = function(*pytree.tree_unflatten(list(tensors[: len(leaves)]), in_spec))
         if len(second.asked) < len(first.asked):
             raise changed

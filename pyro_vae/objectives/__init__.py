@@ -14,6 +14,8 @@ from pyro_vae.recording.listing import exported, names_in
 if TYPE_CHECKING:  # a class in a new file needs no entry: it is found, and is Any to type checkers
     from pyro_vae.objectives.aevb import AEVB as AEVB
     from pyro_vae.objectives.autoencoder import Autoencoder as Autoencoder
+    from pyro_vae.objectives.enumerated import EnumeratedELBO as EnumeratedELBO
+    from pyro_vae.objectives.enumerated import MixedELBO as MixedELBO
     from pyro_vae.objectives.iwae import IWAE as IWAE
     from pyro_vae.objectives.mcem import MonteCarloEM as MonteCarloEM
     from pyro_vae.objectives.pathwise import DReG as DReG

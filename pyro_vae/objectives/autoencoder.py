@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.densities.enumeration import model_sites
 from pyro_vae.densities.look import looking
 from pyro_vae.densities.rules import require_rows
 from pyro_vae.densities.sites import values_of
-from pyro_vae.densities.traces import At, AtTheMean, sites_of
+from pyro_vae.densities.traces import AtTheMean, sites_of
 from pyro_vae.objectives.base import EMPTY, Objective, State, Stats
 from pyro_vae.program.rows import Rows, num_rows, observed_rows
 
@@ -46,7 +47,7 @@ class Autoencoder(Objective):
 
     def terms(self, program: Any, x: Rows, state: State) -> tuple[Tensor, Stats]:
         guide = sites_of(program, "guide", x, AtTheMean(look=False))
-        model = sites_of(program, "model", x, At(values_of(guide)))
+        model = model_sites(program, x, values_of(guide))
         require_rows(guide, model, num_rows(x))
         total = torch.zeros((), device=observed_rows(x).device)
         for name, site in model.items():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import errors
+from pyro_vae.densities.enumeration import marked_draws
 from pyro_vae.densities.missing import usable_rows
 from pyro_vae.densities.sites import Sites, latents_of
 from pyro_vae.densities.traces import At, NoMean, dreamt_sites, sites_of
@@ -114,7 +115,8 @@ def reconstruct(
     rows = usable_rows(x, program)
 
     def at(latents: dict[str, Tensor], draws: int) -> dict[str, Tensor]:
-        return means_of_x(program, sites_of(program, "model", rows, At(latents)), rows, draws)
+        given = {**latents, **marked_draws(program, rows, latents)}
+        return means_of_x(program, sites_of(program, "model", rows, At(given)), rows, draws)
 
     with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
         if num_draws is not None:
@@ -125,6 +127,11 @@ def reconstruct(
         except NoMean as error:
             say_draws(error.law, "z: pass num_draws for the draws themselves")
             many = stacked([at(drawn_latents(program, rows), 1) for _ in range(DRAWS)])
+            return alone({name: values.mean(0) for name, values in many.items()})
+        model = latents_of(sites_of(program, "model", rows, At(latents)))
+        if drawn := [name for name in model if name not in latents]:
+            say_draws(f'x at given latents, without the model\'s "{drawn[0]}"', "that")
+            many = stacked([at(latents, 1) for _ in range(DRAWS)])
             return alone({name: values.mean(0) for name, values in many.items()})
         return alone(at(latents, DRAWS))
 

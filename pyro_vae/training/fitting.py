@@ -21,7 +21,7 @@ from pyro_vae.checking.guards import (
 )
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.missing import usable_rows
-from pyro_vae.engine.choosing import make_step, require_alike, translate
+from pyro_vae.engine.choosing import make_step, require_alike, suited, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
 from pyro_vae.engine.steps import Step
@@ -166,10 +166,11 @@ def fit(
     folder = None if out is None else folder_for(out, resume=resume)
     names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
     loops = [
-        _set_up(p, x, chosen, s, name if many else "")
+        _set_up(p, x, objective, chosen, s, name if many else "")
         for p, s, name in zip(programs, settings, names, strict=True)
     ]
     first = loops[0]
+    chosen = first.learner.objective
     num_steps, num_samples = settings[0].budget(first.batches)
     warn_if_nothing_moves(first.learner.optimizer, num_steps)
     warn_if_warmup_never_ends(chosen, num_steps)
@@ -249,7 +250,12 @@ def _side_by_side(
 
 
 def _set_up(
-    program: nn.Module, x: Any, chosen: Objective | ELBO, settings: Settings, name: str
+    program: nn.Module,
+    x: Any,
+    given: Any,
+    chosen: Objective | ELBO,
+    settings: Settings,
+    name: str,
 ) -> Loop:
     """The loop of one program, ready to run."""
     require_program(program)
@@ -263,6 +269,7 @@ def _set_up(
     require_possible_data(look, rows)
     require_all_data(look, batches.num_data)
     require_own_parameters(program, first)
+    chosen = suited(given, chosen, look.guide)
     held_out = None
     if settings.validation is not None:
         held_out = usable_rows(settings.validation, program)
