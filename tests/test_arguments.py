@@ -6,9 +6,12 @@ import pickle
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyro_vae as pv
@@ -209,3 +212,24 @@ def test_what_cannot_be_passed_is_refused_in_words(data, error, said):
     for verb in (pv.check, pv.elbo, functools.partial(pv.fit, steps=1)):
         with pytest.raises(error, match=said):
             verb(ByName(), data)
+
+
+def test_an_automatic_guide_is_called_as_its_model_is():
+    """For latents that all data share: regression with y ~ x w, by name, whole and by SVI."""
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    objective = pv.objectives.AEVB("A")
+    data, ends = {"x": x, "y": x @ torch.tensor([1.0, -2.0, 0.5])}, []
+
+    def by_name(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", 50, subsample_size=len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    for model in (by_name, lambda batch: by_name(batch["x"], batch["y"])):
+        program = pv.Program(model, AutoNormal(model))
+        pv.fit(program, data, objective, steps=8, batch_size=25, progress=False)
+        ends.append([*parameters(program), pv.elbo(program, data)])
+    assert all(map(torch.equal, *ends))
+    program = pv.Program(by_name, AutoNormal(by_name))
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({}), objective)
+    assert svi.step(x, data["y"]) > 0
