@@ -33,9 +33,9 @@ def sample(
     Args:
         program: the program.
         num_samples: n.
-        like: rows of data that say what x looks like, for programs that are no ``VAE``; or, as a
-            dict, covariates alone, where the model draws x if it is not given one: draws of
-            p(x | covariates).
+        like: rows of data that say what x looks like, for programs that are no ``VAE``; or
+            covariates alone, as a dict or the first argument of a ``model(xs, ys=None)``, where the
+            model draws x if it is not given one: draws of p(x | covariates).
         mean: return the likelihood's mean in place of a draw, as pictures of images do.
         seed: of the draws.
 
@@ -47,7 +47,7 @@ def sample(
         x = form_of_x(program, like, "pv.sample(program, n, like=x)", whole=False)
         index = torch.arange(num_samples) % len(observed_rows(x))
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
-        if isinstance(x, dict) and (missing := _not_given(program, x)):
+        if missing := _not_given(program, x):
             drawn = _given_covariates(program, x, missing, seed)
             if drawn is not None:
                 made = {
@@ -73,17 +73,17 @@ def form_of_x(program: Any, like: Any, call: str, *, whole: bool = True) -> Rows
     )
 
 
-def _not_given(program: Any, x: dict[str, Tensor]) -> list[str]:
+def _not_given(program: Any, x: Rows) -> list[str]:
     """What the model may take beside the entries of x, of which one may be what it observes."""
     takes = arguments_of(program)
+    if not isinstance(x, dict):
+        return list(takes.model.names[1:])
     usual = program.observed if isinstance(getattr(program, "observed", None), str) else "x"
     names = takes.model.names if takes.by_name(x) else (usual,)
     return [name for name in names if name not in x]
 
 
-def _given_covariates(
-    program: Any, x: dict[str, Tensor], missing: list[str], seed: int
-) -> Sites | None:
+def _given_covariates(program: Any, x: Rows, missing: list[str], seed: int) -> Sites | None:
     """The sites that would observe, drawn given the covariates; None where one observes."""
 
     def drawn(at: dict[str, Tensor]) -> Sites:
@@ -101,6 +101,8 @@ def _given_covariates(
             return {name: sites[name]}
         latents = sites_of(program, "guide", x)
     except Exception as error:  # whatever the functions of a user make of what they are not given
+        if not isinstance(x, dict):
+            raise
         have = ", ".join(f'"{name}"' for name in x)
         raise ValueError(
             f"{type(program).__name__} draws nothing from the entries {have} alone "
