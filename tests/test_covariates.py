@@ -66,3 +66,16 @@ def test_the_site_that_observes_is_found_by_the_guide():
                 pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     assert pv.sample(Completion(), 5, like={"xs": DATA["y"]}).shape == (5, 6)
+
+
+@pytest.mark.parametrize("build", [ByHand, Optional])
+def test_latents_are_decoded_given_covariates_alone(build):
+    """The decoder at (z, y), by hand; of x nothing is needed."""
+    program, y, z = build(), DATA["y"][:4], torch.randn(3, 4, 2)
+    expected = program.laws.dec(torch.cat([z, y.expand(3, 4, 3)], -1))
+    for like in ({"y": y}, {name: value[:4] for name, value in DATA.items()}):
+        torch.testing.assert_close(pv.decode(program, z, like=like), expected)
+    one = pv.decode(program, z[0], like={"y": y[:1]})
+    torch.testing.assert_close(one, program.laws.dec(torch.cat([z[0], y[:1].expand(4, 3)], -1)))
+    with pytest.raises(ValueError, match='expected that it does without "x"'):
+        pv.decode(ByName(), z, like={"y": y})

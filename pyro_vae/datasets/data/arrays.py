@@ -146,6 +146,7 @@ def _tensor(values: Any, name: str) -> Tensor:
     if not (isinstance(values, (Tensor, np.ndarray)) or hasattr(values, "to_numpy")):
         raise TypeError(
             f"{name}: got {type(values).__name__}, expected a numpy array, a torch tensor or a "
-            "pandas frame; np.asarray(...) makes one of nested lists, .toarray() of a sparse one"
+            "pandas frame, or a dict of them for several; np.asarray(...) makes one of nested "
+            "lists, .toarray() of a sparse one"
         )
     return as_tensor(values, name)
