@@ -2,8 +2,11 @@ r"""Programs: a generative model and its guide as ordinary Pyro functions, in on
 
 A *program* has ``model(x)`` and ``guide(x)``.  ``x`` is a tensor ``(B, ...)``, or a dict of
 tensors with a common first dimension whose entry ``"x"`` is observed and whose others are
-covariates.  Sites of a datum live in ``pyro.plate("data", len(x))``, and the observed site takes
-the value of ``x`` itself::
+covariates.  Functions with several parameters, ``model(x, y)`` beside ``guide(x)`` or
+``guide(x, y)``, are given the entries of a dict by name, each those that it has (see
+:mod:`pyro_vae.program.arguments`); the model's first parameter then stands for ``"x"``.  They may
+also be called as Pyro's ``SVI`` does, ``svi.step(x, y)``.  Sites of a datum live in
+``pyro.plate("data", len(x))``, and the observed site takes the value of ``x`` itself::
 
     class Mine(pv.Program):
         def model(self, x):                                       # p(z) p(x | z)
@@ -126,15 +129,16 @@ class Program(nn.Module):
 
     Three ways to make one:
 
-    * subclass it and write ``model(self, x)`` and ``guide(self, x)``;
+    * subclass it and write ``model(self, x)`` and ``guide(self, x)``, or ``model(self, x, y)``;
     * ``Program(model, guide, decoder=decoder)`` from plain functions, with the modules that they
       use passed by name; ``pyro.param`` and ``pyro.module`` are answered from the program;
     * ``Program(module)`` around a stranger's module that has ``model`` and ``guide``.
 
     Args:
-        model: a function of ``x``, or a module with the methods ``model`` and ``guide``.
-        guide: a function of ``x``; or, where all data share all latents, one of Pyro's automatic
-            guides, ``AutoNormal(model)`` or its kin.
+        model: a function of ``x``, or of several entries of a dict, or a module with the methods
+            ``model`` and ``guide``.
+        guide: a function of ``x`` likewise; or, where all data share all latents, one of Pyro's
+            automatic guides, ``AutoNormal(model)`` or its kin.
         observed: the name of the observed site, where there are several and none is ``"x"``.
         plate: the name of the rows' plate, where it is neither ``"data"`` nor the one around the
             observed site that has as many members as there are rows.
