@@ -360,24 +360,6 @@ def test_a_guide_that_misses_the_posterior_is_said_to(oracle, x):
         to_inference_data(oracle, x, num_draws=500)
 
 
-def test_global_latents_are_refused():
-    class Shared(pv.Program):
-        def __init__(self):
-            super().__init__()
-            self.mean = nn.Parameter(torch.zeros(()))
-
-        def model(self, x):
-            w = pyro.sample("w", dist.Normal(0.0, 1.0))
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(w, torch.ones(2)).to_event(1), obs=x)
-
-        def guide(self, x):
-            pyro.sample("w", dist.Normal(self.mean, 1.0))
-
-    with pytest.raises(ValueError, match='"w" is outside'):
-        to_inference_data(Shared(), torch.zeros(3, 2), num_draws=5)
-
-
 def test_mistakes_are_named(oracle, x):
     for options, message in (
         ({"num_draws": 0}, "num_draws is 0"),
