@@ -173,9 +173,13 @@ class AmortizedLDA(nn.Module):
     def model(self, data):
         vocabulary, topics, words = self.sizes
         with pyro.plate("topics", topics):
-            topic_words = pyro.sample("topic_words", dist.Dirichlet(torch.ones_like(self.topic_words[0])))
+            topic_words = pyro.sample(
+                "topic_words", dist.Dirichlet(torch.ones_like(self.topic_words[0]))
+            )
         with pyro.plate("documents", 400, subsample_size=len(data), dim=-1):
-            doc_topics = pyro.sample("doc_topics", dist.Dirichlet(self.topic_words.new_full((topics,), 0.7)))
+            doc_topics = pyro.sample(
+                "doc_topics", dist.Dirichlet(self.topic_words.new_full((topics,), 0.7))
+            )
             with pyro.plate("words", words, dim=-2):
                 word_topics = pyro.sample(
                     "word_topics",
