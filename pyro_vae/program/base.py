@@ -37,6 +37,7 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.params import param_with_module_name
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ from torch.distributions import transform_to
 from pyro_vae.program.arguments import Arguments, Signature
 from pyro_vae.program.automatic import run_automatic
 from pyro_vae.program.copies import Memo, Watch, with_copies
+from pyro_vae.program.laws import as_pyro, is_foreign
 
 
 class _Unconstrained:
@@ -67,11 +69,19 @@ def _announce(parameter: Tensor) -> Tensor:
 
 
 class _OwnParameters(Messenger):
-    """Answers ``pyro.param`` and ``pyro.module`` from the program: the store stays empty."""
+    """Answers ``pyro.param`` and ``pyro.module`` from the program: the store stays empty.
+
+    It also brings distributions of torch, which Pyro cannot sample, into Pyro's form.
+    """
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
+
+    def _pyro_sample(self, msg) -> None:
+        if is_foreign(msg["fn"]):
+            msg["fn"] = as_pyro(msg["fn"], msg["name"])
+            BroadcastMessenger._pyro_sample(msg)  # the plates inside have passed it by
 
     def _pyro_param(self, msg) -> None:
         store = pyro.get_param_store()
