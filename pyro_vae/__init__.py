@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pyro_vae.evidence import Evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
     from pyro_vae.inference_data import to_inference_data
-    from pyro_vae.predictive import encode, reconstruct, sample
+    from pyro_vae.predictive import decode, encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.runs import Run, load
     from pyro_vae.training import fit
@@ -58,6 +58,7 @@ _HOME = {
     "gradient_report": "gradients",
     "GradientReport": "gradients",
     "sample": "predictive",
+    "decode": "predictive",
     "encode": "predictive",
     "reconstruct": "predictive",
     "to_inference_data": "inference_data",
@@ -81,6 +82,7 @@ __all__ = [
     "datasets",
     "distributions",
     "elbo",
+    "decode",
     "encode",
     "fit",
     "gradient_report",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae import errors
+from pyro_vae import defaults, errors
 
 
 class Adagrad(torch.optim.Adagrad):
@@ -56,15 +57,55 @@ class Adagrad(torch.optim.Adagrad):
         return group["lr"] * (group["steps_taken"] > group["accumulate_steps"])
 
 
-def make_optimizer(
-    optimizer: Callable[..., torch.optim.Optimizer], parameters: dict[str, Tensor], lr: float
-) -> torch.optim.Optimizer:
-    values = list(parameters.values())
-    make: Callable[..., Any] = optimizer
+def _class_of(optimizer: Callable[..., Any]) -> type[torch.optim.Optimizer] | None:
+    """The class that is to be given a step size; None where that is said, or hidden, already."""
     kind, said = optimizer, {}
     if isinstance(optimizer, functools.partial):
         kind, said = optimizer.func, optimizer.keywords
-    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and "lr" not in said:
+    fits = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and "lr" not in said
+    return kind if fits else None  # type: ignore[return-value]
+
+
+def step_size(optimizer: Callable[..., Any], lr: Any) -> float | None:
+    """The step size that an optimizer is made with; None where it brings its own.
+
+    Adagrad's default is the paper's 0.02.  Other classes keep the default that their author gave
+    them: in torch 0.001 for Adam, AdamW, RAdam and SGD, 0.002 for Adamax and NAdam, 0.01 for
+    RMSprop, 1 for Adadelta.  Gradients are sums over the minibatch, which Adagrad, Adam and their
+    like do not feel, and SGD does: its 0.001 is what 0.1 would be for means over 100 rows.
+
+    Raises:
+        ValueError: none is given and the class has no default; or one is given to a function,
+            which would not pass it on.
+    """
+    kind = _class_of(optimizer)
+    name = getattr(optimizer, "__name__", type(optimizer).__name__)
+    if kind is None:
+        if lr is not None:
+            raise ValueError(
+                f"lr is {lr!r}, and the optimizer is made by {name}, which brings its own: set it "
+                "there, or pass a class, optimizer=torch.optim.Adam"
+            )
+        return None
+    if lr is not None:
+        return errors.positive("lr", lr)
+    if issubclass(kind, torch.optim.Adagrad):
+        return defaults.LR
+    option = inspect.signature(kind).parameters.get("lr")
+    own = None if option is None else option.default
+    if isinstance(own, (int, float)):
+        return float(own)
+    raise ValueError(
+        f"lr is not given and {kind.__name__} has no default, expected a step size: pass lr=1e-3"
+    )
+
+
+def make_optimizer(
+    optimizer: Callable[..., torch.optim.Optimizer], parameters: dict[str, Tensor], lr: float | None
+) -> torch.optim.Optimizer:
+    values = list(parameters.values())
+    make: Callable[..., Any] = optimizer
+    if lr is not None:
         try:
             return make(values, lr=lr, fused=True)
         except (TypeError, RuntimeError):  # this class, or this device, has no fused kernel

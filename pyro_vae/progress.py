@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ class Record(NamedTuple):
         seconds: since the first step.
         columns: means since the record before, nats per datum; ``bound``, ``kl.z``, ...
         program: the program, as it is now.
+        best_step: of the highest held-out bound so far; None before the first.
     """
 
     step: int
@@ -26,17 +28,25 @@ class Record(NamedTuple):
     seconds: float
     columns: dict[str, float]
     program: Any = None
+    best_step: int | None = None
 
 
 @contextlib.contextmanager
 def reporter(
     progress: bool | Callable[[Record], Any] | None, total: int, *, label: str
 ) -> Iterator[Callable[[Record], Any]]:
-    """A listener for records: a line on stderr, a callable of the user's, or nothing."""
+    """A listener for records, as ``pv.fit`` tells of its ``progress``.
+
+    A live line on stderr; a line a minute where that is no terminal but a log or a notebook, and
+    nobody insists on either; a callable of the user's; or nothing.
+    """
     if callable(progress):
         yield progress
         return
-    show = sys.stderr.isatty() if progress is None else progress
+    if progress is None and not sys.stderr.isatty():
+        yield line_a_minute(label, total)
+        return
+    show = progress is None or progress
     with tqdm(
         total=total, desc=label, unit=" samples", unit_scale=True, disable=not show,
         file=sys.stderr, dynamic_ncols=True,
@@ -44,11 +54,34 @@ def reporter(
 
         def report(record: Record) -> None:
             line.update(record.samples - line.n)
-            shown: dict[str, float] = {
-                n: record.columns[n] for n in ("bound", "loss") if n in record.columns
-            }
-            if "validation_bound" in record.columns:
-                shown["held out"] = record.columns["validation_bound"]
-            line.set_postfix({name: f"{value:.2f}" for name, value in shown.items()})
+            line.set_postfix(_shown(record))
 
         yield report
+
+
+def line_a_minute(label: str, total: int, every: float = 60.0) -> Callable[[Record], None]:
+    """Prints a line on stderr at the first record after each minute."""
+    told = time.monotonic()
+
+    def tell(record: Record) -> None:
+        nonlocal told
+        if time.monotonic() - told >= every:
+            told = time.monotonic()
+            done = f"{record.samples:,} of {total:,} samples in {record.seconds:.0f} s"
+            numbers = [f"{name} {value}" for name, value in _shown(record).items()]
+            print(f"{label}: {', '.join([done, *numbers])}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _shown(record: Record) -> dict[str, str]:
+    """What a line says of a record."""
+    names = {"bound": "bound", "loss": "loss", "validation_bound": "held out"}
+    shown = {
+        said: f"{record.columns[name]:.2f}"
+        for name, said in names.items()
+        if name in record.columns
+    }
+    if record.best_step is not None:
+        shown["best at step"] = str(record.best_step)
+    return shown

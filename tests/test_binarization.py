@@ -17,8 +17,8 @@ def test_noise_is_uniform_over_pixels_rows_epochs_and_seeds():
     samples = {
         "pixels": noise_module.uniforms(positions(5), 20_000, seed=0, epoch=1)[0],
         "rows": noise_module.uniforms(torch.arange(20_000), 1, seed=0, epoch=1)[:, 0],
-        "epochs": torch.cat([draw(seed=0, epoch=e) for e in range(5_000)]),
-        "seeds": torch.cat([draw(seed=s, epoch=1) for s in range(5_000)]),
+        "epochs": torch.cat([draw(seed=0, epoch=e) for e in range(1_500)]),
+        "seeds": torch.cat([draw(seed=s, epoch=1) for s in range(1_500)]),
     }
     for name, u in samples.items():
         assert u.min() >= 0 and u.max() < 1
@@ -26,7 +26,7 @@ def test_noise_is_uniform_over_pixels_rows_epochs_and_seeds():
 
 
 def draw(*, seed: int, epoch: int) -> Tensor:
-    return noise_module.uniforms(positions(3), 1, seed=seed, epoch=epoch)[0]
+    return noise_module.uniforms(positions(10), 1, seed=seed, epoch=epoch)[0]
 
 
 @pytest.mark.parametrize(

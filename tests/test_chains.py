@@ -24,16 +24,16 @@ from .test_latents import COUNTS, Counts, latents_and_target
 
 @pytest.fixture(scope="module")
 def gaussian():
-    """The program, its rows, and 600 draws of each posterior with tuned steps."""
+    """The program, its rows, and 400 draws of each posterior with tuned steps."""
     program, x = gaussian_program()
-    options = {"num_draws": 600, "warmup": 300, "leapfrog_steps": 5}
+    options = {"num_draws": 400, "warmup": 300, "leapfrog_steps": 5}
     return program, x, sample_posterior(program, x, seed=4, **options)
 
 
 @pytest.fixture(scope="module")
 def counts():
     program = Counts()
-    options = {"num_draws": 900, "warmup": 250, "leapfrog_steps": 4}
+    options = {"num_draws": 500, "warmup": 250, "leapfrog_steps": 4}
     return program, COUNTS, sample_posterior(program, COUNTS, seed=5, **options)
 
 
@@ -71,8 +71,8 @@ def test_gaussian_draws_are_distributed_as_the_exact_posterior(gaussian):
 def test_constrained_posteriors_have_their_exact_mean_and_variance(counts):
     program, x, draws = counts
     rate, share = program.exact(x)
-    assert draws.values["rate"].shape == (900, 4) and draws.values["share"].shape == (900, 4, 3)
-    assert draws.u.shape == (900, 4, 3)  # a simplex of three has two coordinates
+    assert draws.values["rate"].shape == (500, 4) and draws.values["share"].shape == (500, 4, 3)
+    assert draws.u.shape == (500, 4, 3)  # a simplex of three has two coordinates
     assert_moments(draws.values["rate"], rate.mean(), rate.var())
     assert_moments(draws.values["share"], share.mean(), share.var())
 

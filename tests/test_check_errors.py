@@ -58,14 +58,14 @@ def test_a_likelihood_that_validates_itself_gives_no_second_line(real):
 
 
 def test_all_mistakes_are_listed_at_once(real):
-    """One run, one list, one line each."""
+    """One run, one list, one line a cause."""
     program = Plated(model_size=100, scale=0.5)
     program.spare = nn.Parameter(torch.zeros(()))
     real[1, 1] = torch.inf
 
     lines = mistakes(program, real)
 
-    for part in ("has size 8", "scaled by", "at row 1", 'parameter "spare"'):
+    for part in ("has size 8", "scaled by", "in row 1", 'parameter "spare"'):
         assert any(part in line for line in lines), part
 
 

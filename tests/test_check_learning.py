@@ -32,12 +32,10 @@ def test_a_cut_in_the_graph_is_found_at_the_parameters_behind_it(real):
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(self.encoder(x).detach(), 1.0).to_event(1))
 
-    lines = mistakes(Cut(), real)
+    line = mistake(Cut(), real)
 
-    assert [line.split(":")[0] for line in lines] == [
-        'parameter "encoder.weight"',
-        'parameter "encoder.bias"',
-    ]
+    assert line.startswith('parameter "encoder.weight": no gradient')
+    assert line.endswith('(likewise parameter "encoder.bias")')
 
 
 def test_of_many_unused_parameters_ten_are_named():
@@ -45,10 +43,10 @@ def test_of_many_unused_parameters_ten_are_named():
     program = Linear()
     program.spare = nn.ModuleList(nn.Linear(1, 1) for _ in range(8))
 
-    lines = mistakes(program, torch.randn(8, 3))
+    line = mistake(program, torch.randn(8, 3))
 
-    assert len(lines) == 11
-    assert lines[-1].startswith("6 parameters more: no gradient")
+    assert line.startswith('parameter "spare.0.weight": no gradient')
+    assert '"spare.4.bias" and 6 more)' in line and '"spare.5.weight"' not in line
 
 
 def test_discrete_latents_count_on_wake_sleep_for_their_gradients():

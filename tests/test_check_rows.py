@@ -14,7 +14,8 @@ from .checks import Linear, mistake, mistakes
 
 def test_batch_normalization_shows_in_the_subset_and_nowhere_else(real):
     """It passes permutation and duplication (T32), so those two alone would let it through."""
-    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    norm = nn.BatchNorm1d(4, track_running_stats=False)  # which has no evaluation mode
+    encoder = nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 2))
 
     line = mistake(Linear(encoder), real)
 
@@ -23,13 +24,22 @@ def test_batch_normalization_shows_in_the_subset_and_nowhere_else(real):
     assert "permuted" not in line
     assert "duplicated" not in line
     assert "replace encoder.1 (BatchNorm1d) by nn.LayerNorm" in line
-    assert check(Linear(encoder).eval(), real).num_rows == 8
+
+
+def test_batch_normalization_with_running_statistics_is_noted(real):
+    """It trains as in torch, and everything else takes the running statistics."""
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+    (note,) = check(Linear(encoder), real).notes
+
+    assert note.startswith("encoder.1 (BatchNorm1d) ties the rows of a batch while it trains")
+    assert not check(Linear(encoder).eval(), real).notes
 
 
 def test_the_subset_finds_batch_normalization_in_a_decoder_at_its_first_weights():
     """With weights of 0.01 the effect is a 1e-4 of log p(x | z), far above rounding."""
     vae = bernoulli_vae.build(784, latent_dim=2, hidden_dim=20)
-    vae.likelihood.network.insert(1, nn.BatchNorm1d(20))
+    vae.likelihood.network.insert(1, nn.BatchNorm1d(20, track_running_stats=False))
 
     line = mistake(vae, torch.randint(2, (64, 784)).float())
 

@@ -90,5 +90,5 @@ def test_missing_values_in_x_are_named_with_their_row(real):
 
     lines = mistakes(Linear(), real)
 
-    assert any("at row 2" in line and "drop or impute such rows" in line for line in lines)
+    assert any("in row 2" in line and "remove or impute it" in line for line in lines)
     assert not any("gradient" in line for line in lines)  # those are consequences

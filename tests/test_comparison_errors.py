@@ -174,7 +174,9 @@ def test_two_builds_have_a_paired_difference():
     scores = comparison.dataset.log_evidence.isel(objective=0).values
     assert row["against first"] == pytest.approx((scores[1] - scores[0]).mean()) != 0
     assert row["against first ±"] > 0
-    assert len(repr(comparison)) < 200
+    about, *table = repr(comparison).splitlines()
+    assert len(about) < 200 and any("against first" in line for line in table)
+    assert table == comparison.table().round(3).to_string().splitlines()
     assert repr(comparison).startswith(
         "<Comparison: 2 models × 1 objective × 1 seed, 300 held-out data of digits"
     )

@@ -302,7 +302,7 @@ def test_enumeration_is_an_exact_reference_for_discrete_latents():
     x = torch.tensor([[2.0], [-0.5], [1.0]], dtype=F64)
     exact = TraceEnum_ELBO(max_plate_nesting=1)
     kinds = [ScoreFunction(10), ReweightedWakeSleep(10)]
-    report = lab(Coin(), kinds, x, draws=500, reference=exact)
+    report = lab(Coin(), kinds, x, draws=200, reference=exact)
 
     assert report.dataset.attrs["reference"] == "TraceEnum_ELBO()"
     for group in ("model", "guide"):

@@ -135,8 +135,8 @@ def test_groups_can_be_left_out(oracle, x):
     assert only_latents["prior"]["z"].shape == (1, 100, 9, 2)
 
 
-def test_a_masked_model_works_without_predictions():
-    """Draws of x from it would say nothing about what is missing, and it says so."""
+def test_a_masked_model_draws_what_it_leaves_out():
+    """Predictions of what is missing are what one imputes by."""
 
     class Masked(Two):
         def model(self, x):
@@ -147,10 +147,13 @@ def test_a_masked_model_works_without_predictions():
                 pyro.sample("x", law.to_event(1), obs=x["x"])
 
     x = {"x": torch.randn(5, 3), "c": torch.randn(5, 3)}
-    with pytest.raises(ValueError, match="predictive=False"):
-        to_inference_data(Masked(), x, num_draws=10)
-    result = to_inference_data(Masked(), x, num_draws=10, predictive=False)
+    program = Masked()
+    result = to_inference_data(program, x, num_draws=200)
     assert result["prior"]["a"].shape == (1, 100, 5)
+    replicated = result["posterior_predictive"]["x"] - result["posterior"]["a"]
+    assert replicated.shape[:3] == (4, 200, 5)
+    assert abs(replicated.values - program.shift.detach().numpy()).mean(axis=(0, 1)).max() < 1.0
+    assert 0.9 < float(replicated.std()) < 1.1
 
 
 # --- values ---------------------------------------------------------------------------------------

@@ -239,12 +239,6 @@ def tied():
     return z - z.mean(0)  # as batch normalization does
 
 
-def scaled():
-    with pyro.poutine.scale(scale=0.1):
-        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-    return z
-
-
 def angles():
     parts = dist.VonMises(torch.tensor([0.0, 2.0]), 3.0)
     return pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts))
@@ -274,7 +268,6 @@ def nothing(x):
         (program_of(learned), r'"z" has a support with bounds.*on parameters'),
         (in_plate(dropped), r"draws random numbers besides its latent sites.*program.eval\(\)"),
         (in_plate(tied), r'of row 0 depends on "z" of other rows.*\.eval\(\)'),
-        (in_plate(scaled), r'"x" is scaled by 1, expected 0.1 like "z"'),
         (
             in_plate(lambda: pyro.sample("z", dist.VonMises(torch.zeros(2), 1.0).to_event(1))),
             r'"z" is an angle \(VonMises\).*proposal="guide"',

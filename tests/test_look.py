@@ -18,6 +18,7 @@ from pyro_vae.checking.guards import require_possible_data
 from pyro_vae.densities import densities, traces
 from pyro_vae.densities.look import Look
 from pyro_vae.models import bernoulli_vae
+from pyro_vae.objectives.base import Pair
 from pyro_vae.program import materialize
 from pyro_vae.training import fitting
 
@@ -39,7 +40,7 @@ class Drift(nn.Module):
 class Normal(pv.Program):
     """A Gaussian program with a module of any kind in front of its guide, or behind its model."""
 
-    plate = "data"
+    rows = "data"
 
     def __init__(self, inner=None, outer=None):
         super().__init__()
@@ -47,12 +48,12 @@ class Normal(pv.Program):
         self.encoder, self.decoder = nn.Linear(3, 2), nn.Linear(2, 3)
 
     def model(self, x):
-        with pyro.plate(self.plate, len(x)):
+        with pyro.plate(self.rows, len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(self.outer(self.decoder(z)), 1.0).to_event(1), obs=x)
 
     def guide(self, x):
-        with pyro.plate(self.plate, len(x)):
+        with pyro.plate(self.rows, len(x)):
             pyro.sample("z", dist.Normal(self.encoder(self.inner(x)), 1.0).to_event(1))
 
 
@@ -161,7 +162,7 @@ def test_a_site_scores_events_and_rows_masked_and_unscaled():
     """(3 labels, 4 rows) of a Normal of two numbers: events are summed by row, without the mask."""
     x, known = torch.randn(3, 4, 2), torch.rand(3, 4) < 0.6
 
-    def model(x):
+    def model(_):
         labels = pyro.plate("labels", 3, dim=-2)
         rows = pyro.plate("data", 40, subsample_size=4, dim=-1)
         with labels, rows, pyro.poutine.mask(mask=known):
@@ -169,7 +170,10 @@ def test_a_site_scores_events_and_rows_masked_and_unscaled():
         pyro.deterministic("twice", 2 * x.sum())
         pyro.factor("penalty", torch.tensor(-3.0))
 
-    sites = traces.sites_of(model, x)
+    def guide(x):
+        """No latents."""
+
+    sites = traces.sites_of(Pair(model, guide), "model", x[0])
     events = torch.distributions.Normal(0.0, 2.0).log_prob(x).sum(-1) * known
 
     torch.testing.assert_close(sites["x"].density(), events)
@@ -182,15 +186,11 @@ def test_a_site_scores_events_and_rows_masked_and_unscaled():
 
 
 @pytest.mark.filterwarnings("ignore::pyro_vae.errors.PyroVaeWarning")  # of chains this short
-def test_one_place_says_which_plate_counts_the_data(monkeypatch):
-    """Under another name there, every verb takes programs with a plate of that name."""
-
-    def plate_of_rows(stack):
-        return next((frame for frame in stack if frame.name == "rows"), None)
-
-    monkeypatch.setattr(traces, "_plate_of_rows", plate_of_rows)
+@pytest.mark.parametrize("name", ["rows", "data"])
+def test_one_place_says_which_plate_counts_the_data(name):
+    """A plate of another name is found, and every verb takes programs with it."""
     program, x = Normal(), torch.randn(9, 3)
-    program.plate = "rows"
+    program.rows = name
 
     assert pv.check(program, x).sites[0].kind == "latent"
     pv.fit(program, x, steps=2, progress=False)
@@ -217,7 +217,7 @@ def test_nobody_else_reads_what_pyro_wrote_down():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and node.value in PYRO_S_OWN:
                 readers.add(str(path.relative_to(root)))
-    assert readers == {"densities/traces.py"}
+    assert readers == {"densities/traces.py", "densities/plates.py"}
 
 
 class Looped(Normal):
@@ -314,16 +314,16 @@ class Positive(Normal):
             pyro.sample("x", dist.LogNormal(self.decoder(z), 1.0).to_event(1), obs=x)
 
 
-class Unnamed(Normal):
+class Blind(Normal):
     def model(self, x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("y", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+            pyro.factor("x", -(self.decoder(z) - x).square().sum(-1))
 
 
 @pytest.mark.parametrize(
     ("other", "says"),
-    [(Positive, "Normal.*LogNormal"), (Unnamed, r'builds\["b"\] has no site "x"')],
+    [(Positive, "Normal.*LogNormal"), (Blind, r'builds\["b"\] has no site that observes')],
 )
 def test_a_likelihood_is_what_the_look_sees_of_it(other, says):
     """A log-normal law is no normal one, though torch makes it of one."""

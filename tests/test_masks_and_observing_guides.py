@@ -147,7 +147,7 @@ def test_a_mask_of_rows_is_one_mask_wherever_it_stands(law):
                     pyro.sample("z", distribution)
             else:
                 pyro.sample("z", distribution.mask(mask) if how == "law" else distribution)
-        return _site(trace.trace.nodes["z"])
+        return _site(trace.trace.nodes["z"], "data", 5)
 
     by_handler, by_law, plain = site("handler"), site("law"), site("none")
     assert same_mask(by_handler, by_law) and not same_mask(by_law, plain)

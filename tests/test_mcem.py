@@ -38,9 +38,9 @@ def test_it_reaches_the_maximum_likelihood_of_ppca():
     best = ppca_log_likelihood(x, 2)
     assert float(program.log_evidence(x).detach().mean()) < best - 0.5
     pv.fit(
-        program, x, MonteCarloEM(), steps=1500, batch_size=400, lr=0.03,
+        program, x, MonteCarloEM(), steps=400, batch_size=400, lr=0.03,
         optimizer=torch.optim.Adam,
-        schedule=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 1500),
+        schedule=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 400),
     )  # fmt: skip
     reached = float(program.log_evidence(x).detach().mean())
     assert best - 0.05 < reached <= best + 1e-9
@@ -50,7 +50,7 @@ def test_its_chains_are_draws_of_the_posterior_and_its_acceptance_is_what_was_as
     """The model held still: chains of 400 data have the posterior's mean and spread."""
     program, x = truth()
     run = pv.fit(
-        program, x, MonteCarloEM(updates_per_sample=1), steps=300, batch_size=400, lr=1e-12,
+        program, x, MonteCarloEM(updates_per_sample=1), steps=200, batch_size=400, lr=1e-12,
         optimizer=torch.optim.SGD,
     )  # fmt: skip
     exact = program.posterior(x)

@@ -21,9 +21,9 @@ def test_a_linear_guide_ends_at_the_evidence_minus_its_known_gap(estimator):
     for name, parameter in program.named_parameters():
         parameter.requires_grad_(name.startswith("guide"))
     run = pv.fit(
-        program, x, AEVB(estimator), steps=2500, batch_size=100, lr=0.03,
+        program, x, AEVB(estimator), steps=800, batch_size=100, lr=0.05,
         optimizer=torch.optim.Adam,
-        schedule=lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 2500),
+        schedule=lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 800),
     )  # fmt: skip
     reached = program.elbo(x).mean()
     best = program.log_evidence(x).mean() - program.diagonal_gap()

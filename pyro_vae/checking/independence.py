@@ -67,7 +67,9 @@ def add_failure(failed: Failed, mistakes: Mistakes, advice: str = "") -> None:
     text = first_line(error)  # type: ignore[arg-type]
     if not advice:
         advice = f"call program.{failed.role}(x[:2]) by itself to see where"
-        if "Shape mismatch inside plate" in text:
+        if "already the minibatch" in text:
+            advice = "the rows of x are what a plate without subsampling of its own counts"
+        elif "Shape mismatch inside plate" in text:
             advice = "declare the dimensions of an event with .to_event(n)"
         elif "Multiple sample sites" in text:
             advice = (

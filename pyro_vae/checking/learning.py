@@ -37,7 +37,7 @@ def gradients(met: Met, mistakes: Mistakes) -> None:
         total = torch.stack(terms).sum()
         grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     unused, wild = [], []
-    finite = all(term.isfinite() for term in terms)
+    finite = not met.has_gaps and all(term.isfinite() for term in terms)
     complete = len(met.scored) == len(met.guide) + len(met.model)
     for name, grad in zip(parameters, grads, strict=True):
         if grad is None and complete:

@@ -27,7 +27,7 @@ from pyro_vae.densities.observations import observed_site
 from pyro_vae.densities.sites import closed_kl, latents_of
 from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.calling import left_as_it_was
-from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.inputs import as_rows, gathered
 from pyro_vae.program.parts import mean_range_of
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
@@ -154,13 +154,12 @@ def check(program: nn.Module, x: Any) -> Report:
 
 
 def _first_rows(program: nn.Module, x: Any) -> Rows:
+    x = gathered(x, program)
     if callable(getattr(x, "batch", None)):
         device = getattr(getattr(x, "x", None), "device", None)
         x = x.batch(torch.arange(min(len(x), MAX_ROWS), device=device), 0)
-    entries = x if isinstance(x, dict) else {"x": x}
-    for name, entry in entries.items():
-        if hasattr(entry, "shape") and not len(entry.shape):
-            raise ValueError(f'x: entry "{name}" is a single number, expected shape (B, ...)')
+    if isinstance(x, torch.Tensor) and not x.dim():
+        raise ValueError('x: entry "x" is a single number, expected shape (B, ...)')
     rows = as_rows(x, program, finite=False)
     if num_rows(rows) < 2:
         raise ValueError(
@@ -182,10 +181,10 @@ def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
             sites.shapes(met, mistakes)
         independence.add_failure(failed, mistakes)
         return None
-    if (said := not_taken(program, x, learning=True)) is not None:
-        mistakes.append(said)  # of which all else is a consequence
-        return None
-    met = replace(met, observed=observed_site(program, met.model, x))
+    said = not_taken(program, x, learning=True)
+    mistakes += [] if said is None else [said]
+    observed = observed_site(program, met.model, x)
+    met = replace(met, observed=observed, has_gaps=said is not None)
     for rule in (
         sites.plates,
         sites.scales,

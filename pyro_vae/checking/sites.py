@@ -42,10 +42,10 @@ class Mistakes(list[str]):
         if where in places:
             return
         places.append(where)
-        named = ", ".join(places[:MAX_NAMED])
+        named = ", ".join(places[1:MAX_NAMED])
         more = len(places) - MAX_NAMED
         named += f" and {more} more" if more > 0 else ""
-        self[number] = f"{named}: {got}, expected {expected}: {advice}"
+        self[number] = f"{places[0]}: {got}, expected {expected}: {advice} (likewise {named})"
 
     def speaks_of(self, where: str) -> bool:
         """Whether something is wrong at a place."""
@@ -60,11 +60,13 @@ class Met(Look):
         outside: latents and observations of a datum that are not in the data plate.
         scored: log densities (batch shape), with their gradients, of the sites that have one.
         notes: what is no mistake, and good to know.
+        has_gaps: whether missing values are a mistake already, of which others are consequences.
     """
 
     outside: set[str] = field(default_factory=set)
     scored: dict[tuple[Role, str], Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    has_gaps: bool = False
 
     @property
     def rows_plate(self) -> str:

@@ -38,13 +38,10 @@ def values(met: Met, mistakes: Mistakes) -> None:
             continue
         met.scored[role, name] = events
         finite = density.isfinite()
-        if len(mistakes) == before and not finite.all():
+        if len(mistakes) == before and not met.has_gaps and not finite.all():
             row = int((~finite).flatten().nonzero()[0])
             got = f"log density {density.flatten()[row].item()}"
-            value = site.value
             advice = "bound scales away from zero and logits away from infinity"
-            if name == met.observed and value.is_floating_point() and not value.isfinite().all():
-                advice = "x is not finite there; drop or impute such rows"
             mistakes.add(
                 where, f"{got} at row {row}" if finite.dim() else got, "a finite number", advice
             )

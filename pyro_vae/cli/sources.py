@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -59,23 +58,6 @@ def require_device(name: str | None) -> None:
         raise ValueError(f"--device {name}: {why}; leave it out for the CPU") from None
 
 
-def lines_each_minute(verb: str) -> Callable[[Any], None] | None:
-    """Where stderr is no terminal, which has a live line: a line a minute, such as for a log."""
-    if sys.stderr.isatty():
-        return None
-    told = time.monotonic()
-
-    def tell(record: Any) -> None:
-        nonlocal told
-        if time.monotonic() - told >= 60:
-            told = time.monotonic()
-            shown = [f"{n} {v:.2f}" for n, v in record.columns.items() if n in ("bound", "loss")]
-            done = f"{record.samples:,} samples in {record.seconds:.0f} s"
-            print(f"pyro-vae {verb}: {', '.join([done, *shown])}", file=sys.stderr, flush=True)
-
-    return tell
-
-
 # --- data ---------------------------------------------------------------------------------------
 
 
@@ -84,6 +66,7 @@ def open_data(
     binarize: Binarization = "default",
     data_dir: Path | None = None,
     scale: float | None = None,
+    key: str | None = None,
     labels_key: str | None = None,
     header: Header = "auto",
 ) -> Any:
@@ -101,8 +84,9 @@ def open_data(
     path = Path(data).expanduser()
     looks_like_file = path.suffix.lower() in FILES or os.sep in data or path.is_file()
     if data in datasets.names() or not looks_like_file:
-        for flag, given in (("labels_key", labels_key is not None), ("header", header != "auto")):
-            if given:
+        own = {"key": key, "labels_key": labels_key, "header": None if header == "auto" else header}
+        for flag, given in own.items():
+            if given is not None:
                 raise ValueError(f"--{flag} is for files of your own, and {data} is a data set")
         try:
             return datasets.load(data, binarize=binarize, data_dir=data_dir, scale=scale)
@@ -116,6 +100,7 @@ def open_data(
         path,
         binarize="none" if binarize == "default" else binarize,
         scale=scale,
+        key=key,
         labels_key=labels_key,
         header=header,
     )

@@ -20,6 +20,8 @@ from pyro_vae import defaults, errors
 from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.sampling import LEAST_WARMUP
 from pyro_vae.comparison.table import Comparison, dataset_of
+from pyro_vae.datasets.data.arrays import from_array
+from pyro_vae.datasets.data.base import DataSet
 from pyro_vae.densities.look import Look
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
@@ -52,7 +54,8 @@ def compare(
     """Train every model under every objective and score all of them on held-out data alike.
 
     Args:
-        data: a ``DataSet`` with ``train``, ``test`` and, for the curves, ``validation``.
+        data: a ``DataSet`` with ``train``, ``test`` and, for the curves, ``validation``; parts
+            that are arrays or dicts of them become ``Data``.
         builds: name -> a callable that makes an untrained program; it is called under the run's
             seed, so objectives start from the same parameters.
         objectives: instances of ``pv.objectives``.
@@ -80,8 +83,9 @@ def compare(
     if not (hasattr(data, "train") and hasattr(data, "test")):
         raise TypeError(
             f"data is {type(data).__name__}, expected a DataSet with train and test: "
-            'pv.datasets.load("digits"), or pv.datasets.split(pv.datasets.from_array(x))'
+            'pv.datasets.load("digits"), or pv.datasets.split({"x": x}), of arrays or a dict'
         )
+    data = _with_data(data)
     if not builds or not objectives:
         raise ValueError("compare needs at least one build and one objective")
     seeds, samples = errors.whole("seeds", seeds), errors.whole("samples", samples)
@@ -124,6 +128,18 @@ def compare(
                     run.program, data.test, has_bound, {"proposal": proposal, **scoring}
                 )
     return Comparison(runs, dataset_of(data, list(builds), names, seeds, runs, scores))
+
+
+def _with_data(data: Any) -> Any:
+    """Parts that are no ``Data`` made into such, unbinarized."""
+    parts = {name: getattr(data, name, None) for name in ("train", "validation", "test")}
+    if all(part is None or hasattr(part, "binarize") for part in parts.values()):
+        return data
+    made: dict[str, Any] = {
+        name: part if part is None or hasattr(part, "binarize") else from_array(part)
+        for name, part in parts.items()
+    }
+    return DataSet(getattr(data, "name", "data"), **made)
 
 
 def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -114,7 +114,7 @@ class Comparison:
             text += f" of {about['data']}, binarize: {about['binarize']}"
         if sizes["seed"] == 1:
             text += "; one seed, so differences are between runs, not between algorithms"
-        return f"{text}; see .table() and .plot()>"
+        return f"{text}; see .plot()>\n{self.table().round(3).to_string()}"
 
 
 def dataset_of(

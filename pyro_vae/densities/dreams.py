@@ -60,6 +60,12 @@ def _ancestral(
                 f"the model has no observed site (sites: {', '.join(sites) or 'none'}): pass obs=x "
                 "to the pyro.sample statement of the likelihood"
             )
+        if factor := next((name for name, site in sites.items() if site.is_factor), None):
+            raise ValueError(
+                f'site "{factor}" of the model is a pyro.factor, which weighs latents and data, so '
+                "ancestral draws are none from the model: write it as an observation, or do "
+                "without draws of x (AEVB in place of WakeSleep, predictive=False)"
+            )
         entries = entries_of(program, found, x)
         drawn = values_of(sites)
         for number in range(1, len(found)):

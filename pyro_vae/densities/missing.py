@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -21,16 +22,24 @@ ADVICE = (
 )
 
 
-def usable_rows(x: Any, program: Any, *, learning: bool = False) -> Rows:
+def usable_rows(x: Any, program: Any, *, learning: bool = False, whole: bool = True) -> Rows:
     """Data on the program's terms; values that are not finite only where the program takes them.
 
     A program takes them where every log density of such rows is finite all the same, as under a
     ``NanMaskedNormal`` or a mask; for ``learning`` the gradients of the parameters must be, too.
 
+    Args:
+        x: data as users pass them.
+        program: the program.
+        learning: gradients count.
+        whole: False for covariates alone, with which the program cannot be scored.
+
     Raises:
         ValueError: the entry and its first row that the program does not take.
     """
-    rows = as_rows(x, program, finite=False)
+    rows = as_rows(x, program, finite=False, whole=whole)
+    if not whole:
+        return rows
     said = not_taken(program, rows, learning=learning)
     if said is not None:
         raise ValueError(said)
@@ -63,8 +72,9 @@ def _rows_with_holes(t: Tensor) -> Tensor:
 
 def _first_bad(program: Any, x: Rows, learning: bool) -> tuple[int | None, str] | None:
     """The first row whose densities, or whose gradients, are not finite, and what shows it."""
-    materialize(program, x)
     try:
+        with pyro.validation_enabled(False):
+            materialize(program, x)
         with torch.set_grad_enabled(learning), evaluating(program), looking(program):
             guide, model = sites_of_both(program, x)
             for sites in (guide, model):
@@ -87,7 +97,7 @@ def _first_infinite(sites: Sites) -> tuple[int | None, str] | None:
         if len(bad):
             row = int(bad[0, 0]) if values.dim() else None
             at = values if row is None else values[row]
-            return row, f'where site "{name}" has log density {float(at):g}'
+            return row, f'where site "{name}" has log density {at.item():g}'
     return None
 
 

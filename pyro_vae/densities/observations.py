@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_vae.densities.plates import key_of
 from pyro_vae.densities.sites import Site, Sites
-from pyro_vae.program.rows import Rows
+from pyro_vae.program.rows import Rows, main_entry
 from pyro_vae.torch_internals import no_modes
 
 USUAL = "x"
@@ -42,7 +42,7 @@ def observed_site(program: Any, model: Sites, x: Rows) -> str:
     Of several, none of which is called so, the one that takes the first entry of ``x`` as it is, or
     the first.
     """
-    said = vars(program).get("observed") if hasattr(program, "__dict__") else None
+    said = getattr(program, "observed", None)
     found = observations_of(model)
     for name in (said if isinstance(said, str) else None, USUAL):
         if name is not None and (name in found or name == said):
@@ -56,7 +56,8 @@ def entries_of_rows(x: Rows) -> dict[str, Tensor]:
     """The tensors that a batch consists of, what is observed first."""
     if not isinstance(x, dict):
         return {USUAL: x}
-    return {USUAL: x[USUAL], **x} if USUAL in x else x
+    main = main_entry(x)
+    return {main: x[main], **x}
 
 
 def entries_of(program: Any, observations: Sites, x: Rows) -> dict[str, str | None]:
@@ -71,7 +72,9 @@ def entries_of(program: Any, observations: Sites, x: Rows) -> dict[str, str | No
             same = next((e for e, t in entries.items() if _equal(value, t)), None)
             if same is not None:
                 known[name] = same
-            entry = same or (known.get(name) if _is_traced(value) else None)
+            if same is None and _is_traced(value) and known.get(name) in entries:
+                same = known[name]
+            entry = same
         found[name] = entry
     return found
 

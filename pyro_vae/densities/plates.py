@@ -20,6 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.noise import LOOK, NoiseMode, keyed, seeded
+from pyro_vae.program.arguments import Called
 from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 from pyro_vae.torch_internals import no_modes
@@ -43,8 +44,11 @@ def rows_plate(program: Any, role: Role, messages: Sequence[Any], x: Rows) -> st
     """
     said = plate_named_by(program)
     names = {frame.name for message in messages for frame in message["cond_indep_stack"]}
-    if said is not None or USUAL in names or not names:
-        return said or (USUAL if names else None)
+    for name in (said, USUAL):
+        if name in names:
+            return name
+    if not names:
+        return None
     found = _found.setdefault(key_of(program), {})
     if found.get(role) in names:
         return found[role]
@@ -69,12 +73,14 @@ def name_of_rows_plate(program: Any, x: Rows) -> str | None:
 
 def plate_named_by(program: Any) -> str | None:
     """What the program itself says, where it does."""
-    said = vars(program).get("plate") if hasattr(program, "__dict__") else None
+    said = getattr(program, "plate", None)
     return said if isinstance(said, str) else None
 
 
 def key_of(program: Any) -> Any:
     """What lives as long as the program: of two plain functions, the first."""
+    if isinstance(program, Called):
+        program = program.program
     held = vars(program) if hasattr(program, "__dict__") else {}
     model = held.get("model")
     return program if model is None else getattr(model, "__func__", model)

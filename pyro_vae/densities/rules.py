@@ -35,7 +35,9 @@ def require_rows(guide: Sites, model: Sites, rows: int) -> None:
                 f'latent site "{name}" is in pyro.plate("data", ...) in the {where} alone: indent '
                 "it under the plate in both, or in neither if all data share it"
             )
-        has_rows = bool(site.batch_shape) or not latent
+        declared = {plate.dim for plate in site.plates}
+        batch = range(-len(site.batch_shape), 0)
+        has_rows = not latent or any(dim not in declared for dim in batch)
         if not inside and has_rows and not site.observes_nothing:
             raise ValueError(
                 f'site "{name}" is outside pyro.plate("data", ...), so it has no density per '

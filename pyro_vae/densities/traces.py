@@ -24,6 +24,7 @@ from pyro_vae.densities.plates import ANY_SIZE, Role, rows_plate
 from pyro_vae.densities.scales import scale_of
 from pyro_vae.densities.sites import Plate, Site, Sites, values_of
 from pyro_vae.graphs.lifting import particles_by_vmap
+from pyro_vae.program.calling import plate_of_other_size
 from pyro_vae.program.rows import Rows, num_rows
 
 
@@ -115,6 +116,18 @@ class Detached(Messenger):
             msg["value"] = value.detach()
 
 
+class NoMean(ValueError):
+    """A guide without a mean.
+
+    Attributes:
+        law: which, in words.
+    """
+
+    def __init__(self, law: str, advice: str) -> None:
+        super().__init__(f"{law}, has no mean: {advice}")
+        self.law = law
+
+
 class AtTheMean(Messenger):
     """Sets each latent to its distribution's mean, so that later sites see it."""
 
@@ -128,10 +141,10 @@ class AtTheMean(Messenger):
         site = _site(msg)
         mean = site.mean(look=self.look)
         if mean is None:
-            raise ValueError(
-                f'the guide of "{site.name}", {site.family}, has no mean: '
+            raise NoMean(
+                f'the guide of "{site.name}", {site.family}',
                 "ask for draws, num_draws=100, and average what you need, or train such a guide "
-                "by another objective than Autoencoder()"
+                "by another objective than Autoencoder()",
             )
         msg["value"], msg["done"] = mean, True
 
@@ -209,10 +222,26 @@ def sites_of(
             if message["type"] == "sample" and not site_is_subsample(message)
         }
         plate = rows_plate(program, role, list(messages.values()), x)
+        for name in _summed_out(messages, handlers):
+            del messages[name]
         for name, message in messages.items():
             found[name] = _site(message, plate, num_rows(x))
     tell_scale(*scale_of(found))
     return found
+
+
+def _summed_out(messages: Mapping[str, Any], handlers: tuple[Messenger, ...]) -> list[str]:
+    """What ``pyro.sample(..., obs=x, obs_mask=seen)`` draws where x is missing, by its site.
+
+    Without a guide of its own it is drawn from its own law, log q = log p, and leaves no term.
+    """
+    given = {name for each in handlers if isinstance(each, At) for name in each.values}
+    halves = [name.removesuffix("_unobserved") for name in messages if name not in given]
+    return [
+        f"{name}_unobserved"
+        for name in halves
+        if {f"{name}_observed", f"{name}_unobserved"} <= messages.keys()
+    ]
 
 
 def sites_of_both(program: Any, x: Rows, *, reparameterize: bool = True) -> tuple[Sites, Sites]:
@@ -240,4 +269,9 @@ def _run(function: Callable[[Rows], Any], x: Rows, *handlers: Any) -> None:
     with contextlib.ExitStack() as stack:
         for handler in (*others, RowsAreTheBatch(), tracer):
             stack.enter_context(handler)
-        function(x)
+        try:
+            function(x)
+        except ValueError as error:
+            if (said := plate_of_other_size(error, num_rows(x))) is None:
+                raise
+            raise ValueError(said) from error

@@ -21,8 +21,12 @@ from pyro_vae.noise import Stream
 from pyro_vae.program.rows import Rows, num_rows
 
 
-def require_weights(look: Look) -> None:
+def require_weights(look: Look, *, together: bool = False) -> None:
     """Refuse guides whose draws have no weights of a datum that mean anything.
+
+    Args:
+        look: at the program.
+        together: whether weights of all data together will do.
 
     Raises:
         ValueError: naming the site: a latent that all data share, or a point (Delta), whose
@@ -31,7 +35,7 @@ def require_weights(look: Look) -> None:
     prior = latents_of(look.model)
     shared = [n for n, s in look.latents.items() if s.is_global and n in prior]
     shared = [name for name in shared if prior[name].is_global]  # else the plate is missing in one
-    if shared:
+    if shared and not together:
         raise ValueError(
             f'latent site "{shared[0]}" is outside pyro.plate("data", ...), so all data share it '
             "and there is no log p(x) per datum: fix it with pyro.poutine.condition, or use "

@@ -27,6 +27,33 @@ NOTES = {
     "at exact posterior draws. Compare models by log_evidence in sample_stats",
 }
 
+SHARED_NOTES = {
+    "posterior": NOTES["posterior"] + "; one draw of what has no dimension data serves all rows",
+    "sample_stats": "lp = log p(x, z) and log_q = log q(z | x) of all rows together, nats; ",
+}
+
+
+def notes_of(shared: bool, own: bool) -> dict[str, str]:
+    """What each group says about itself.
+
+    Args:
+        shared: whether there are latents that all data share.
+        own: whether there are latents of each datum.
+    """
+    if not shared:
+        return NOTES
+    if own:
+        why = "data that share latents have no log p(x) each, and weights of all latents of all "
+        why += "rows are too uneven to judge anything: khat and log_evidence are left out"
+        return NOTES | SHARED_NOTES | {"sample_stats": SHARED_NOTES["sample_stats"] + why}
+    why = (
+        "khat judges the guide by the weights lp - log_q, and log_evidence is log p(x) of all rows"
+    )
+    likelihood = "log p(x | z) of each datum at draws of the guide, nats; az.loo takes them for "
+    likelihood += "posterior draws, which khat in sample_stats judges"
+    stats = SHARED_NOTES["sample_stats"] + why
+    return NOTES | SHARED_NOTES | {"sample_stats": stats, "log_likelihood": likelihood}
+
 
 def container() -> Callable[[dict[str, xr.Dataset]], Any]:
     """Makes what the installed ArviZ works on: its own class below version 1, xarray's from there.
@@ -49,6 +76,11 @@ def container() -> Callable[[dict[str, xr.Dataset]], Any]:
     return DataTree.from_dict
 
 
+def written(name: str) -> str:
+    """The name of a variable: neither netCDF nor a tree of groups has any with a slash."""
+    return name.replace("/", ".")
+
+
 def as_dataset(
     values: dict[str, Any],
     axes: tuple[str, ...],
@@ -57,7 +89,8 @@ def as_dataset(
 ) -> xr.Dataset:
     """Variables with the leading dimensions ``axes`` and, for each event dimension, its own.
 
-    Where ``chains`` is given, the draws that are in front are dealt to that many.
+    Where ``chains`` is given, the draws that are in front are dealt to that many.  A slash in a
+    name becomes a dot.
     """
     import xarray as xr
 
@@ -68,9 +101,9 @@ def as_dataset(
         if chains is not None:
             array = array.reshape(chains, -1, *array.shape[1:])
         event = array.shape[len(axes) :]
-        site = (sites or {}).get(name, name)
+        site = written((sites or {}).get(name, name))
         own = [f"{site}_dim" if len(event) == 1 else f"{site}_dim_{i}" for i in range(len(event))]
-        variables[name] = ((*axes, *own), array)
+        variables[written(name)] = ((*axes, *own), array)
         coordinates |= {dim: np.arange(size) for dim, size in zip(own, event, strict=True)}
         if chains is not None:
             sizes = zip(axes[:2], array.shape[:2], strict=True)

@@ -6,12 +6,13 @@ bound what is held besides the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
 from pyro_vae.densities.dreams import draws_of
@@ -23,13 +24,19 @@ from pyro_vae.densities.sites import values_of
 from pyro_vae.densities.tables import Densities, tabulated
 from pyro_vae.densities.traces import sites_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
+from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows, num_rows, repeated
 
 Groups = dict[str, dict[str, Any]]  # group -> variable -> values
+Cast = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # to the dtypes of the data, by site
 Chunk = Callable[[Any, Rows], Groups]  # (B, ...) -> values (K, B, ...)
+OfSize = Callable[[int], Chunk]  # for a number of particles
 
 
-def posterior_groups(observed: Sequence[str], predictive: bool) -> Callable[[int], Chunk]:
+SIGNED = {torch.bool: torch.int8, torch.uint8: torch.int16}
+
+
+def posterior_groups(observed: Sequence[str], predictive: bool, cast: Cast) -> OfSize:
     """For a number of particles: latents of the guide, their densities, and x drawn at them."""
 
     def of_size(size: int) -> Chunk:
@@ -38,20 +45,20 @@ def posterior_groups(observed: Sequence[str], predictive: bool) -> Callable[[int
             groups: Groups = {
                 "posterior": dict(d.latents),
                 "sample_stats": {"lp": d.log_p, "log_q": d.log_q},
-                "log_likelihood": _by_site(d, observed),
+                "log_likelihood": by_site(d, observed),
             }
             if predictive:
                 flat = {name: value.flatten(0, 1) for name, value in d.latents.items()}
                 replicated, _ = draws_of(program, repeated(rows, size), flat)
-                groups["posterior_predictive"] = replicated
-            return _by_particle(groups, size, num_rows(rows))
+                groups["posterior_predictive"] = cast(replicated)
+            return by_particle(groups, size, num_rows(rows))
 
         return draw
 
     return of_size
 
 
-def prior_groups(predictive: bool) -> Callable[[int], Chunk]:
+def prior_groups(predictive: bool, cast: Cast) -> OfSize:
     """For a number of particles: latents of the prior, and x drawn at them."""
 
     def of_size(size: int) -> Chunk:
@@ -59,17 +66,17 @@ def prior_groups(predictive: bool) -> Callable[[int], Chunk]:
             many = repeated(rows, size)
             if predictive:
                 replicated, latents = draws_of(program, many)
-                groups: Groups = {"prior": latents, "prior_predictive": replicated}
+                groups: Groups = {"prior": latents, "prior_predictive": cast(replicated)}
             else:
                 groups = {"prior": values_of(sites_of(program, "model", many))}
-            return _by_particle(groups, size, num_rows(rows))
+            return by_particle(groups, size, num_rows(rows))
 
         return draw
 
     return of_size
 
 
-def _by_site(d: Densities, observed: Sequence[str]) -> dict[str, Tensor]:
+def by_site(d: Densities, observed: Sequence[str]) -> dict[str, Tensor]:
     """log p of each observed site; of a single one with the factors of its datum."""
     if len(observed) == 1:
         return {observed[0]: d.log_likelihood}
@@ -89,7 +96,7 @@ def observed_values(program: nn.Module, x: Rows, batch_size: int) -> dict[str, T
     return {name: torch.cat(values).clone() for name, values in parts.items()}
 
 
-def _by_particle(groups: Groups, particles: int, rows: int) -> Groups:
+def by_particle(groups: Groups, particles: int, rows: int) -> Groups:
     """Bring (K B, ...) into (K, B, ...)."""
 
     def fold(name: str, value: Tensor) -> Tensor:
@@ -140,6 +147,40 @@ def drawn(
                     whole[name][first : first + now, start : start + count] = array[:, :count]
         start += count
     return result
+
+
+def whole_types(x: Any, look: Look, values: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The integer types of data that are whole numbers by law, and of what is drawn like them.
+
+    ArviZ draws bars of signed integers, and densities of everything else: bits become int8, bytes
+    int16, and whole numbers that were given as real ones int64.  Real data are left out: those of a
+    law that is not discrete, and grey values in place of bits.
+
+    Args:
+        x: the data as the user passed them.
+        look: at the program on them.
+        values: what each site observes.
+    """
+    rows = x.rows() if hasattr(x, "rows") and hasattr(x, "batch") else x
+    given = rows if isinstance(rows, dict) else {"x": rows}
+    types = {}
+    for name, entry in look.entries.items():
+        site, raw = look.model[name], given.get(entry)
+        raw = as_tensor(raw) if isinstance(raw, (Tensor, np.ndarray)) else values[name]
+        bits = isinstance(site.base, Bernoulli)  # whose soft kin takes grey values, and draws bits
+        try:
+            discrete = bits or bool(site.law.support.is_discrete)
+        except (NotImplementedError, AttributeError):
+            continue  # no support that could be asked
+        if not discrete or bool((raw != raw.to(torch.int64)).any()):
+            continue
+        if raw.is_floating_point():
+            types[name] = torch.int8 if bits else torch.int64
+        else:
+            types[name] = {torch.bool: torch.int8, torch.uint8: torch.int16}.get(
+                raw.dtype, raw.dtype
+            )
+    return types
 
 
 def form_of(look: Look, program: nn.Module, predictive: bool) -> Densities:

@@ -11,6 +11,7 @@ and khat and log p(x) per datum, which are computed from these weights.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,14 @@ from pyro_vae.densities.missing import usable_rows
 from pyro_vae.densities.tables import Densities
 from pyro_vae.evidence.importance import require_weights
 from pyro_vae.evidence.weights import from_log_weights, warn_about_tails
-from pyro_vae.inference_data.datasets import AXES, NOTES, as_dataset, attributes_of, container
+from pyro_vae.inference_data.datasets import (
+    AXES,
+    as_dataset,
+    attributes_of,
+    container,
+    notes_of,
+    written,
+)
 from pyro_vae.inference_data.draws import (
     Groups,
     as_array,
@@ -33,6 +41,14 @@ from pyro_vae.inference_data.draws import (
     observed_values,
     posterior_groups,
     prior_groups,
+    whole_types,
+)
+from pyro_vae.inference_data.shared import (
+    JOINT,
+    drawn_together,
+    from_guide,
+    from_prior,
+    shared_latents,
 )
 from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
@@ -69,6 +85,15 @@ def to_inference_data(
     constant_data        covariates, labels, true latents     data, their event's
     ==================== ==================================== ==================================
 
+    Latents that all data share, such as the weights of a regression, have no dimension ``data``,
+    and one draw of them serves all rows.  lp and log_q are then of all rows together, (chain,
+    draw), and there is no log p(x) of a datum: khat and log_evidence are of all rows, and are left
+    out where rows have latents besides.
+
+    Data that are whole numbers by their law stay integers, x and its predictions alike, so that
+    ``az.plot_ppc`` draws bars.  A slash in a name, as in "vae/z", becomes a dot, in memory as on
+    the disk; the attribute ``site_vae.z`` has the site's own name.
+
     The draws are the guide's own: neither weighted nor resampled.  They are independent, so
     "chains" only serve functions of ArviZ that want several, and r_hat near 1 says nothing about
     the guide.  khat does: below 0.7 the guide is close enough to the posterior for its weights to
@@ -99,8 +124,8 @@ def to_inference_data(
 
     Raises:
         ValueError: a result above ``max_bytes``, before anything is drawn; data outside the
-            likelihood's support; a guide that is a point; latents outside the data plate; true
-            latents of another shape; a name that two things would have.
+            likelihood's support; a guide that is a point; true latents of another shape; a name
+            that two things would have.
 
     Warns:
         PyroVaeWarning: where khat exceeds 0.7, or there is none.
@@ -125,56 +150,109 @@ def to_inference_data(
     rows = usable_rows(x, program)
     particles = num_draws * chains
     made: Groups = {}
+    ours: dict[str, Any] = {}  # of latents that all data share
+    theirs: dict[str, Any] = {}
     with evaluating(program):
         look = Look.at(program, rows)
         require_possible_data(look, rows)
-        require_weights(look)
+        shared = shared_latents(look)
+        require_weights(look, together=bool(shared))
         form = form_of(look, program, predictive)
-        names = list(look.observations)
-        posterior, prior = posterior_groups(names, predictive), prior_groups(predictive)
         observed = observed_values(program, rows, batch_size)
+        whole = whole_types(x, look, observed)
+        observed = _cast(observed, whole)
+        truths = _true_latents(true_latents, form, num_rows(rows), shared)
         seen = {entry for entry in look.entries.values() if entry}
-        truths = _true_latents(true_latents, form, num_rows(rows))
         constants, sites = _constants(x, rows, seen, truths)
-        _refuse_names({*form.latents, *names, *constants})
-        _refuse_size(form, observed, particles, num_prior, predictive, max_bytes)
-        groups = drawn(program, rows, posterior, particles, Stream.POSTERIOR.key(seed), batch_size)
-        if num_prior:
-            made = drawn(program, rows, prior, num_prior, Stream.PRIOR.key(seed), batch_size)
-    log_w = groups["sample_stats"]["lp"] - groups["sample_stats"]["log_q"]  # (K, N)
-    evidence = from_log_weights(torch.from_numpy(log_w))
-    require_numbers(evidence.value, "log p(x)")
-    warn_about_tails(
-        evidence.khat,
-        "the guide's draws miss a part of their posterior; see "
-        'sample_stats["khat"] before you read the draws as a posterior',
-    )
+        names = [*form.latents, *observed, *constants]
+        _refuse_names(names)
+        _refuse_size(form, observed, particles, num_prior, predictive, max_bytes, shared)
+        cast = partial(_cast, types=whole)
+        keys = Stream.POSTERIOR.key(seed), Stream.PRIOR.key(seed)
+        if shared:
+            args = (
+                program,
+                rows,
+                from_guide(list(observed), predictive, cast),
+                shared,
+                particles,
+                keys[0],
+                batch_size,
+            )
+            groups, ours = drawn_together(*args)
+        else:
+            posterior = posterior_groups(list(observed), predictive, cast)
+            groups = drawn(program, rows, posterior, particles, keys[0], batch_size)
+        if num_prior and shared:
+            args = (
+                program,
+                rows,
+                from_prior(predictive, cast),
+                shared,
+                num_prior,
+                keys[1],
+                batch_size,
+            )
+            made, theirs = drawn_together(*args)
+        elif num_prior:
+            prior = prior_groups(predictive, cast)
+            made = drawn(program, rows, prior, num_prior, keys[1], batch_size)
+    own = [name for name in form.latents if not look.guide[name].is_global]
+    statistics = groups.pop(JOINT) if shared else groups["sample_stats"]
     datasets = {group: as_dataset(values, AXES, chains) for group, values in groups.items()}
     datasets |= {group: as_dataset(values, AXES, 1) for group, values in made.items()}
-    per_datum = {
-        "khat": evidence.khat,
-        "log_evidence": evidence.value,
-        "log_evidence_standard_error": evidence.standard_error,
-        "ess": evidence.ess,
-    }
-    datasets["sample_stats"].update(as_dataset(per_datum, AXES[2:]))
+    if shared:
+        datasets["sample_stats"] = as_dataset(statistics, AXES[:2], chains)
+        for group, values, count in (("posterior", ours, chains), ("prior", theirs, 1)):
+            if values:
+                part = as_dataset(values, AXES[:2], count)
+                datasets[group] = part.merge(datasets.get(group, part))
+    if not (shared and own):
+        log_w = statistics["lp"] - statistics["log_q"]  # (K, N), or (K,) of all rows together
+        evidence = from_log_weights(torch.from_numpy(log_w.reshape(len(log_w), -1)))
+        require_numbers(evidence.value, "log p(x)")
+        warn_about_tails(
+            evidence.khat,
+            "the guide's draws miss a part of their posterior; see "
+            'sample_stats["khat"] before you read the draws as a posterior',
+        )
+        judged = {
+            "khat": evidence.khat,
+            "log_evidence": evidence.value,
+            "log_evidence_standard_error": evidence.standard_error,
+            "ess": evidence.ess,
+        }
+        judged = {name: value.reshape(log_w.shape[1:]) for name, value in judged.items()}
+        datasets["sample_stats"].update(as_dataset(judged, () if shared else AXES[2:]))
     datasets["observed_data"] = as_dataset(observed, AXES[2:])
     if constants:
+        of_all = {f"true_{n}": constants.pop(f"true_{n}") for n in truths if n in shared}
         datasets["constant_data"] = as_dataset(constants, AXES[2:], sites=sites)
+        datasets["constant_data"].update(as_dataset(of_all, (), sites=sites))
 
     index = getattr(x, "index", None)
     numbers = as_array(index) if isinstance(index, Tensor) else np.arange(num_rows(rows))
     attributes = attributes_of(program, x, seed=seed, num_draws=num_draws, chains=chains)
+    attributes |= {f"site_{written(n)}": n for n in names if written(n) != n}
+    notes = notes_of(bool(shared), bool(own))
     for group, dataset in datasets.items():
-        note = {"note": NOTES[group]} if group in NOTES else {}
-        datasets[group] = dataset.assign_coords(data=numbers).assign_attrs(attributes | note)
+        note = {"note": notes[group]} if group in notes else {}
+        if "data" in dataset.dims:
+            dataset = dataset.assign_coords(data=numbers)
+        datasets[group] = dataset.assign_attrs(attributes | note)
     return wrapped(datasets)
+
+
+def _cast(values: dict[str, Tensor], types: dict[str, torch.dtype]) -> dict[str, Tensor]:
+    return {name: value.to(types.get(name, value.dtype)) for name, value in values.items()}
 
 
 # --- what is asked for ----------------------------------------------------------------------------
 
 
-def _true_latents(given: Any, form: Densities, rows: int) -> dict[str, np.ndarray]:
+def _true_latents(
+    given: Any, form: Densities, rows: int, shared: list[str]
+) -> dict[str, np.ndarray]:
     if given is None:
         return {}
     if not isinstance(given, dict):
@@ -191,11 +269,13 @@ def _true_latents(given: Any, form: Densities, rows: int) -> dict[str, np.ndarra
                 f'true_latents has "{name}", expected latents of the guide: '
                 f"{', '.join(form.latents)}"
             )
-        expected = (rows, *form.latents[name].shape[1:])
+        event = form.latents[name].shape
+        expected = tuple(event) if name in shared else (rows, *event[1:])
+        each = "all rows together" if name in shared else "each row of x"
         if truth.shape != expected:
             raise ValueError(
                 f'true_latents of "{name}" have shape {truth.shape}, expected {expected}: one '
-                "value for each row of x"
+                f"value for {each}"
             )
     return truths
 
@@ -207,27 +287,40 @@ def _refuse_size(
     num_prior: int,
     predictive: bool,
     max_bytes: int,
+    shared: list[str],
 ) -> None:
     """Compare what the result will take with what it may, before anything is drawn."""
     rows, table = len(next(iter(observed.values()))), form.log_q.element_size()
-    latents = sum(v[0].numel() * v.element_size() for v in form.latents.values())
+    local = [value for name, value in form.latents.items() if name not in shared]
+    latents = sum(v[0].numel() * v.element_size() for v in local)
+    ours = sum(form.latents[name].numel() * form.latents[name].element_size() for name in shared)
     replicated = sum(v[0].numel() * v.element_size() for v in observed.values())
     replicated = replicated if predictive else 0
     needed = rows * (particles * (latents + 3 * table + replicated))
-    needed += rows * num_prior * (latents + replicated)
+    needed += rows * num_prior * (latents + replicated) + (particles + num_prior) * ours
     if needed <= max_bytes:
         return
     most = ", of which x in the predictive groups is most (predictive=False leaves it out)"
+    if ours > rows * (latents + 3 * table + replicated):
+        most = f", of which {', '.join(shared)}, which all rows share, are most"
+    elif replicated <= latents + 3 * table:
+        most = ""
     raise ValueError(
         f"the result would take {needed / 2**20:,.0f} MiB for {rows:,} rows and {particles:,} "
-        f"draws of each{most if replicated > latents + 3 * table else ''}, more than max_bytes = "
+        f"draws of each{most}, more than max_bytes = "
         f"{max_bytes / 2**20:,.0f} MiB: pass fewer rows, lower num_draws (or chains, num_prior), "
         "or raise max_bytes"
     )
 
 
-def _refuse_names(names: set[str]) -> None:
-    reserved = names & {*AXES}
+def _refuse_names(names: list[str]) -> None:
+    twice = {written(n) for n in names if sum(written(n) == written(m) for m in {*names}) > 1}
+    if twice:
+        raise ValueError(
+            f'two sites or entries of x are written as "{min(twice)}", because a slash becomes a '
+            "dot: rename one"
+        )
+    reserved = {*names} & {*AXES}
     if reserved:
         raise ValueError(
             f'"{min(reserved)}" is the name of a dimension of the result and of a site or an entry '

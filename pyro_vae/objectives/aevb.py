@@ -122,7 +122,7 @@ class AEVB(Objective):
             raise ValueError(
                 "kl_weight, kl_warmup, free_bits and poutine.scale weigh the KL term of each "
                 f"latent of a datum, and {(shared or halves)[0]!r} is "
-                f"{'shared by all data' if shared else 'auxiliary'}: leave them out for this program"
+                f"{'shared by all data' if shared else 'auxiliary'}: leave them out"
             )
         terms = d.kl_terms if self.estimator == "B" else d.sampled_kl_terms
         full = torch.stack(list(terms.values()))  # (sites, B)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pyro_vae.densities.tables import Densities
 from pyro_vae.densities.traces import DataScale, pyro_traces
+from pyro_vae.program.arguments import called
 from pyro_vae.program.rows import Rows, num_rows
 from pyro_vae.recording import (
     KIND,
@@ -149,17 +150,7 @@ class Objective(Recorded, ELBO, metaclass=_Made):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Scale times the sum of ``terms`` over the batch: the loss as Pyro counts it."""
-        if len(args) != 1 or kwargs:
-            raise TypeError(
-                f"{type(self).__name__} was called with {len(args)} positional and {len(kwargs)} "
-                "keyword arguments, expected one argument x: pass covariates as a dict"
-            )
-        (x,) = args
-        if hasattr(x, "rows") and hasattr(x, "batch"):
-            raise TypeError(
-                f"x is a {type(x).__name__}, expected a tensor: pass data.rows(), or use pv.fit"
-            )
-        program = program_of(model, guide)
+        program, x = called(program_of(model, guide), args, kwargs)
         state = self._remembered(program, x)
         with DataScale() as scale:
             loss, stats = self.terms(program, x, state)
@@ -214,7 +205,8 @@ class Objective(Recorded, ELBO, metaclass=_Made):
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        guide_trace, model_trace = pyro_traces(program_of(model, guide), *args, **kwargs)
+        program, x = called(program_of(model, guide), args, kwargs)
+        guide_trace, model_trace = pyro_traces(program, x)
         return model_trace, guide_trace
 
 

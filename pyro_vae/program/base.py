@@ -39,8 +39,9 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
+from pyro_vae.program.arguments import Arguments, Signature
+from pyro_vae.program.automatic import run_automatic
 from pyro_vae.program.copies import Memo, Watch, with_copies
-from pyro_vae.program.rows import Rows
 
 
 class _Unconstrained:
@@ -96,17 +97,28 @@ def _store_set_aside() -> Iterator[None]:
         store._params, store._param_to_name, store._constraints = kept
 
 
-def _announcing(function: Callable[..., Any]) -> Callable[..., Any]:
+def _announcing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(function)
-    def announced(self: Program, x: Rows) -> Any:
-        with _OwnParameters(self), _store_set_aside(), self._watched(function.__name__):
-            for name, parameter in self.named_parameters():
+    def announced(self: Program, *args: Any, **kwargs: Any) -> Any:
+        with _OwnParameters(self), _store_set_aside(), self._watched(name):
+            for own, parameter in self.named_parameters():
                 if parameter.requires_grad:
-                    full_name = param_with_module_name("program", name)
+                    full_name = param_with_module_name("program", own)
                     _announce(parameter, name=full_name)
-            return function(self, x)
+            # A call of super().model(...) passes what its author says.
+            if getattr(type(self), name) is announced:
+                if len(args) == 1 and not kwargs and isinstance(args[0], dict):
+                    args, kwargs = self._takes().given(name, args[0])
+                return self._written(name)(*args, **kwargs)
+            return _bound(function, self)(*args, **kwargs)
 
     return announced
+
+
+def _bound(function: Any, program: Program) -> Callable[..., Any]:
+    """A function of a class as a method: a handler around it, or a static one, is one too."""
+    get = getattr(type(function), "__get__", None)
+    return function if get is None else get(function, program, type(program))
 
 
 class Program(nn.Module):
@@ -121,7 +133,8 @@ class Program(nn.Module):
 
     Args:
         model: a function of ``x``, or a module with the methods ``model`` and ``guide``.
-        guide: a function of ``x``.
+        guide: a function of ``x``; or, where all data share all latents, one of Pyro's automatic
+            guides, ``AutoNormal(model)`` or its kin.
         observed: the name of the observed site, where there are several and none is ``"x"``.
         plate: the name of the rows' plate, where it is neither ``"data"`` nor the one around the
             observed site that has as many members as there are rows.
@@ -146,19 +159,29 @@ class Program(nn.Module):
         ['created.mean', 'decoder.bias', 'decoder.weight']
     """
 
+    observed: str | None = None
+    plate: str | None = None
     build_record: dict[str, Any] | None = None  # see `built_by_name`
 
     def __init__(
         self,
-        model: Callable[[Rows], Any] | nn.Module | None = None,
-        guide: Callable[[Rows], Any] | None = None,
+        model: Callable[..., Any] | nn.Module | None = None,
+        guide: Callable[..., Any] | None = None,
         *,
         observed: str | None = None,
         plate: str | None = None,
         **modules: nn.Module,
     ) -> None:
         super().__init__()
-        self.observed, self.plate = observed, plate
+        for what, name in (("observed", observed), ("plate", plate)):
+            if name is not None and not isinstance(name, str):
+                raise TypeError(
+                    f"{what} is {type(name).__name__}, expected the name of a "
+                    f"{'site' if what == 'observed' else 'plate'}; modules of these names need "
+                    "another"
+                )
+            if name is not None:  # a subclass may have an attribute of its own
+                setattr(self, what, name)
         self.created = nn.Module()  # parameters that `pyro.param` statements ask for
         self._constraints: dict[str, Any] = {}
         for name, module in modules.items():
@@ -166,11 +189,8 @@ class Program(nn.Module):
                 raise TypeError(f"{name}={module!r} is no torch.nn.Module: pass modules by name")
             self.add_module(name, module)
         if isinstance(guide, AutoGuide):
-            raise TypeError(
-                f"the guide is {type(guide).__name__}, which holds parameters for every row it was "
-                "made with and so fits no minibatches: write a guide(x) with a network, as in "
-                "pyro_vae.models.bernoulli_vae"
-            )
+            self.autoguide = guide  # a module, whose parameters are the program's
+            guide = functools.partial(run_automatic, guide)
         if model is not None and guide is None:
             if not (hasattr(model, "model") and hasattr(model, "guide")):
                 raise TypeError(
@@ -187,17 +207,41 @@ class Program(nn.Module):
         super().__init_subclass__(**kwargs)
         for name in ("model", "guide"):
             if name in cls.__dict__:
-                setattr(cls, name, _announcing(cls.__dict__[name]))
+                setattr(cls, name, _announcing(cls.__dict__[name], name))
 
-    @_announcing
-    def model(self, x: Any) -> Any:
+    @functools.partial(_announcing, name="model")
+    def model(self, *args: Any, **kwargs: Any) -> Any:
         """The generative model p(x, z): a Pyro function."""
-        return self._function("_model")(x)
+        return self._function("_model")(*args, **kwargs)
 
-    @_announcing
-    def guide(self, x: Any) -> Any:
+    @functools.partial(_announcing, name="guide")
+    def guide(self, *args: Any, **kwargs: Any) -> Any:
         """The recognition model q(z | x): a Pyro function."""
-        return self._function("_guide")(x)
+        return self._function("_guide")(*args, **kwargs)
+
+    # --- arguments --------------------------------------------------------------------------------
+
+    _taken: Arguments | None = None  # found out once
+
+    def _takes(self) -> Arguments:
+        """What model and guide take, and so how a dict is passed."""
+        if self._taken is None:
+            self._taken = Arguments(*(self._signature(name) for name in ("model", "guide")))
+        return self._taken
+
+    def _signature(self, name: str) -> Signature:
+        if getattr(type(self), name) is getattr(Program, name) and (
+            getattr(self, f"_{name}", None) is None
+        ):
+            return Signature()  # it has none
+        return Signature.of(self._written(name))
+
+    def _written(self, name: str) -> Callable[..., Any]:
+        """The model or the guide as its author wrote it."""
+        announced = getattr(type(self), name)
+        if announced is getattr(Program, name):
+            return self._function(f"_{name}")
+        return _bound(announced.__wrapped__, self)
 
     # --- copies -----------------------------------------------------------------------------------
 
@@ -207,7 +251,8 @@ class Program(nn.Module):
     def __deepcopy__(self, memo: Memo) -> Program:
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        functions = {name: self.__dict__.get(name) for name in ("_model", "_guide")}
+        # (A module that is the model, or the guide, is copied with the other modules.)
+        functions = {n: f for n, f in self.__dict__.items() if n in ("_model", "_guide")}
         rest = {n: v for n, v in self.__dict__.items() if n not in (*functions, "_copied_from")}
         twin.__dict__.update(copy.deepcopy(rest, memo))
         twin.__dict__.update({n: with_copies(f, memo) for n, f in functions.items()})
@@ -236,7 +281,7 @@ class Program(nn.Module):
 
     # ---
 
-    def _function(self, name: str) -> Callable[[Rows], Any]:
+    def _function(self, name: str) -> Callable[..., Any]:
         function = getattr(self, name, None)
         if function is None:
             raise TypeError(

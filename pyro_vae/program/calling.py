@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -141,6 +142,10 @@ def materialize(program: Any, x: Rows) -> None:
                 pyro.poutine.block(),
             ):
                 getattr(program, name)(x)
+        except ValueError as error:
+            if (said := plate_of_other_size(error, len(observed_rows(x)))) is None:
+                raise
+            raise ValueError(said) from error
         except RuntimeError as error:  # torch on shapes and dtypes
             rows = observed_rows(x)
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -151,6 +156,21 @@ def materialize(program: Any, x: Rows) -> None:
                 f"{name}(x) fails on a batch of shape {tuple(rows.shape)}, {rows.dtype}: {line}; "
                 f"{advice}"
             ) from error
+
+
+def plate_of_other_size(error: BaseException, rows: int) -> str | None:
+    """What Pyro means by rows that a plate does not have; None where it means something else."""
+    said = r"inside plate\('(.+)'\) at site (\S+) dim -?\d+, (-?\d+) vs (\d+)"
+    found = re.search(said, str(error))
+    if found is None or int(found[3]) == rows or int(found[4]) != rows:
+        return None
+    name, site, size, _ = found.groups()
+    return (
+        f'site "{site}" is in pyro.plate("{name}", ...), which has {size} members, expected the '
+        f"{rows} rows of x, because x is already the minibatch: write "
+        f'pyro.plate("{name}", len(x)), or pyro.plate("{name}", N, subsample_size=len(x)) for a '
+        "model that counts all N data"
+    )
 
 
 Parameters = dict[str, Tensor]

@@ -1,27 +1,44 @@
-"""What users pass as data: a ``Data``, a tensor, an array or a dict, on the program's terms."""
+"""What users pass as data, on the program's terms.
+
+=============================================  =====================================================
+passed                                         what the program is called with
+=============================================  =====================================================
+a ``Data``                                     its rows
+a tensor, an array, a frame of numbers         a tensor (N, ...); a series is (N,)
+a dict of them                                 a dict of tensors
+a tuple or list of them                        a dict, named by the parameters of ``model`` in order
+a ``TensorDataset``, a map-style ``Dataset``   what its items, stacked, are
+=============================================  =====================================================
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
+from pyro_vae.program.arguments import Arguments, arguments_of
 from pyro_vae.program.calling import require_program
 from pyro_vae.program.rows import Rows, num_rows
 
 
 def as_tensor(value: Any, name: str = "data") -> Tensor:
-    """A tensor as it is, a numpy array of numbers as a tensor: each array of a user comes by here.
+    """A tensor as it is, an array or a frame as a tensor: each array of a user comes by here.
 
     Args:
-        value: dense real numbers, none of them masked.  A read-only array is copied.
+        value: dense real numbers, none of them masked.  A read-only array is copied.  Of a frame
+            the values (N, D), of a series (N,).
         name: what the caller knows it by, for the message.
 
     Raises:
         TypeError: anything else.
     """
+    if hasattr(value, "to_numpy"):  # a pandas frame or series, without importing pandas
+        value = _from_pandas(value, name)
     require_unmasked(value, name)
     if isinstance(value, Tensor):
         if value.is_complex() or value.layout != torch.strided or value.is_nested:
@@ -42,9 +59,38 @@ def as_tensor(value: Any, name: str = "data") -> Tensor:
         native = np.ascontiguousarray(value.astype(dtype.newbyteorder("="), copy=False))
         return torch.from_numpy(native if native.flags.writeable else native.copy())
     raise TypeError(
-        f"{name} is {type(value).__name__}, expected a Data, a tensor, a numpy array of numbers "
-        "(N, ...) or a dict of them: pv.datasets.from_array converts data frames, np.asarray lists"
+        f"{name} is {type(value).__name__}, expected a Data, a tensor, an array or a frame of "
+        "numbers (N, ...), or a dict of them: np.asarray(...) makes one of nested lists, "
+        ".toarray() of a sparse one"
     )
+
+
+def _from_pandas(values: Any, name: str) -> Any:
+    """The array of a frame, a series or the like; missing values are NaN, which is refused."""
+    is_frame = hasattr(values, "columns") and hasattr(values, "items")
+    columns = list(values.items()) if is_frame else [(None, values)]
+    kinds = [getattr(getattr(each, "dtype", None), "kind", None) for _, each in columns]
+    for (column, series), kind in zip(columns, kinds, strict=True):
+        if kind is not None and kind not in "biuf":
+            where = f"column {column!r}" if is_frame else "values"
+            others = (each for each in enumerate(series) if not _is_number(each[1]))
+            row, value = next(others, (0, None))
+            raise TypeError(
+                f"{name}: got {where} of dtype {series.dtype} ({value!r} in row {row}), expected "
+                "numbers; drop the column or encode it"
+            )
+    array = values.to_numpy()
+    if array.dtype == object and None not in kinds:  # nullable columns, or of mixed types
+        return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    return array
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def require_unmasked(value: Any, name: str) -> None:
@@ -79,6 +125,7 @@ def like_parameters(rows: Rows, program: nn.Module) -> Rows:
     """On the program's device; real numbers in its precision, whole numbers as they are.
 
     Pixels (bytes and booleans) of the observed x are real numbers; of covariates they are labels.
+    The main entry of a dict comes first.
     """
     parameter = any_parameter(program)
 
@@ -87,29 +134,118 @@ def like_parameters(rows: Rows, program: nn.Module) -> Rows:
         real = t.is_floating_point() or pixels
         return t.to(parameter.device, parameter.dtype if real else t.dtype)
 
-    if isinstance(rows, dict):
-        return {name: place(t, name == "x") for name, t in rows.items()}
-    return place(rows, True)
+    if not isinstance(rows, dict):
+        return place(rows, True)
+    observed = _observed_entry(rows, program)
+    names = list(rows) if observed is None else [observed, *(n for n in rows if n != observed)]
+    return {name: place(rows[name], name == observed) for name in names}
 
 
-def as_rows(x: Any, program: nn.Module, *, finite: bool = True) -> Rows:
-    """All rows as they are evaluated: of a ``Data`` with dynamic binarization those of epoch 0.
+def _observed_entry(rows: dict[str, Tensor], program: nn.Module) -> str | None:
+    """``"x"``, or what is named as the observed site is, or the model's first parameter."""
+    takes = arguments_of(program)
+    first = takes.names[:1] if takes.by_name(rows) else ()
+    candidates = ("x", getattr(program, "observed", "x"), *first)
+    return next((name for name in candidates if name in rows), None)
 
-    Values that are not finite are refused, unless ``finite`` is False.
+
+def gathered(x: Any, program: nn.Module) -> Any:
+    """What a user passed, as a ``Data``, a tensor or a dict of tensors; neither moved nor cast.
+
+    What must be read item by item is read here, so that a caller who needs it more than once asks
+    once.
+
+    Raises:
+        TypeError: what is none of the things above, and what to pass instead.
     """
     require_program(program)
+    if hasattr(x, "to_numpy"):  # a frame, whose columns are attributes of any name
+        return as_tensor(x)
     if hasattr(x, "train") and hasattr(x, "test"):
         raise TypeError(
             f"data is a whole {type(x).__name__}, expected one part of it: pass data.train or "
             "data.test"
         )
     if hasattr(x, "rows") and hasattr(x, "batch"):
-        rows: Rows = x.rows()
-    elif isinstance(x, dict):
-        rows = {name: as_tensor(value, f'data "{name}"') for name, value in x.items()}
-    else:
-        rows = as_tensor(x)
-    rows = like_parameters(rows, program)
+        return x
+    if isinstance(x, IterableDataset | DataLoader):
+        advice = "its .dataset" if isinstance(x, DataLoader) else "torch.stack(list(x))"
+        raise TypeError(
+            f"data is a {type(x).__name__}, whose rows have no numbers, expected all rows at once "
+            f"(minibatches are pv.fit's own, batch_size=...): pass {advice}"
+        )
+    if isinstance(x, TensorDataset):
+        x = x.tensors
+    elif isinstance(x, Dataset) or hasattr(x, "__getitems__"):
+        x = _stacked(x)
+    if isinstance(x, Mapping):
+        return {name: _entry(name, value) for name, value in x.items()}
+    if isinstance(x, tuple | list) and any(map(_is_array, x)):
+        return _named(x, arguments_of(program))
+    return as_tensor(x)
+
+
+def _stacked(data: Any) -> Any:
+    """All items of a map-style data set, stacked as torch's loader does."""
+    if len(data) == 0:
+        raise ValueError("data has no rows, expected at least one")
+    items = [data[place] for place in range(len(data))]
+    try:
+        return default_collate(items)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"the items of the {type(data).__name__} cannot be stacked ({error}), expected tensors "
+            "or numbers of one shape, or tuples or dicts of them: convert them where the data set "
+            "is made, transform=ToTensor(), or pass a dict of tensors"
+        ) from error
+
+
+def _entry(name: Any, value: Any) -> Tensor:
+    if not isinstance(name, str):
+        raise TypeError(f"an entry of the data is called {name!r}, expected a text: rename it")
+    if value is None or isinstance(value, str | int | float | complex) or not np.ndim(value):
+        got = "None" if value is None else f"{value!r}, one {type(value).__name__}"
+        raise TypeError(
+            f'data "{name}" is {got}, expected a tensor with a row for each datum: leave it out '
+            f"where {name} has a default; give what is the same for all data to the program, "
+            f"functools.partial(model, {name}=...)"
+        )
+    return as_tensor(value, f'data "{name}"')
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy")
+
+
+def _named(values: Any, takes: Arguments) -> Rows:
+    """The entries of a tuple, named by the parameters of the model in order."""
+    if len(values) == 1:
+        return as_tensor(values[0])
+    names = takes.names
+    fields = getattr(values, "_fields", ())  # of a namedtuple
+    if fields and {*fields} <= {*names}:
+        names = fields
+    if len(values) > len(names):
+        shown = f"model{takes.model} and guide{takes.guide}"
+        raise TypeError(
+            f"data is a {type(values).__name__} of {len(values)}, and {shown} have "
+            f"{len(names)} {'parameter' if len(names) == 1 else 'parameters'}: pass what they "
+            'take alone, the first of them, say; or a dict, {"x": x, "label": label}, which '
+            "functions of one parameter are given whole"
+        )
+    return {name: _entry(name, value) for name, value in zip(names, values, strict=False)}
+
+
+def as_rows(x: Any, program: nn.Module, *, finite: bool = True, whole: bool = True) -> Rows:
+    """All rows as they are evaluated: of a ``Data`` with dynamic binarization those of epoch 0.
+
+    Values that are not finite are refused, unless ``finite`` is False; entries that model or guide
+    need and that are missing are refused, unless ``whole`` is False.
+    """
+    x = gathered(x, program)
+    rows = like_parameters(x.rows() if hasattr(x, "rows") else x, program)
+    if whole:
+        _require_entries(rows, program)
     if num_rows(rows) == 0:
         raise ValueError("data has no rows, expected at least one")
     for name, value in (rows if isinstance(rows, dict) else {"x": rows}).items():
@@ -121,3 +257,21 @@ def as_rows(x: Any, program: nn.Module, *, finite: bool = True) -> Rows:
                 'and observe the likelihood under .mask(x["seen"])'
             )
     return rows
+
+
+def _require_entries(rows: Rows, program: nn.Module) -> None:
+    takes = arguments_of(program)
+    takes.require(rows)
+    if isinstance(rows, dict) and takes.by_name(rows) and not hasattr(program, "_takes"):
+        raise TypeError(
+            f"{type(program).__name__} takes the entries {takes.model} by name, expected a "
+            "pv.Program, which passes them so: wrap it, pv.Program(module)"
+        )
+    if not isinstance(rows, dict) or _observed_entry(rows, program):
+        return
+    if not rows or takes.model.names == ("x",) or not takes.model.known:
+        raise TypeError(
+            f"data has the entries {', '.join(map(repr, rows)) or 'of an empty dict'}, expected an "
+            'entry "x", which is what model(x) observes: call it so, or name the observed site as '
+            "the entry, pv.Program(..., observed=...)"
+        )

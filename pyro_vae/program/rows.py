@@ -11,12 +11,20 @@ from torch.utils import _pytree as pytree
 Rows = Tensor | dict[str, Tensor]  # what a program is called with: (B, ...) in each entry
 
 
+def main_entry(x: dict[str, Tensor]) -> str:
+    """The entry of a dict that tells its device and form: ``"x"``, or else the first one.
+
+    (:func:`~pyro_vae.program.inputs.as_rows` puts the first parameter of ``model`` in front.)
+    """
+    return "x" if "x" in x else next(iter(x), "x")
+
+
 def observed_rows(x: Rows) -> Tensor:
-    """The observed tensor of ``x``: itself, or the entry ``"x"`` of a dict."""
+    """The observed tensor of ``x``: itself, or the main entry of a dict."""
     if isinstance(x, Tensor):
         return x
-    if isinstance(x, dict) and isinstance(x.get("x"), Tensor):
-        return x["x"]
+    if isinstance(x, dict) and isinstance(main := x.get(main_entry(x)), Tensor):
+        return main
     raise TypeError(
         f"x is {type(x).__name__}, expected a tensor (B, ...) or a dict of tensors with an "
         'entry "x": wrap arrays with torch.as_tensor or pv.datasets.from_array'
@@ -39,10 +47,11 @@ def num_rows(x: Rows) -> int:
     """The number of data in ``x``; entries of a dict must agree on it."""
     rows = len(observed_rows(x))
     if isinstance(x, dict):
+        main = main_entry(x)
         for name, value in x.items():
             if len(value) != rows:
                 raise ValueError(
-                    f'entry "{name}" of x has {len(value)} rows and entry "x" has {rows}: '
+                    f'entry "{name}" of x has {len(value)} rows and entry "{main}" has {rows}: '
                     "the entries need a common first dimension"
                 )
     return rows

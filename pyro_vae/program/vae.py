@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pyro_vae.program.base import Program
-from pyro_vae.program.rows import num_rows, observed_rows
+from pyro_vae.program.rows import num_rows
 from pyro_vae.recording import form_of
 
 
@@ -42,7 +42,8 @@ class VAE(Program):
         """p(z) p(x | z)."""
         with pyro.plate("data", num_rows(x)):
             z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(z), obs=observed_rows(x))
+            given = x.get("x") if isinstance(x, dict) else x  # covariates alone leave x to draw
+            pyro.sample("x", self.likelihood(z), obs=given)
 
     def guide(self, x: Any) -> None:
         """q(z | x)."""

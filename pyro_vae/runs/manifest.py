@@ -40,7 +40,7 @@ def manifest_of(program: nn.Module, x: Any, **settings: Any) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in program.parameters()),
         "data_digest": data_digest(x),
         "binarize": getattr(x, "binarize", None),
-        "num_data": len(x["x"] if isinstance(x, dict) else x),
+        "num_data": len(next(iter(x.values())) if isinstance(x, dict) else x),
         **settings,
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": str(parameter.device),
@@ -83,7 +83,14 @@ def parts_record(program: nn.Module) -> dict[str, Form]:
     return {name or "program": _part(module) for name, module in program.named_modules()}
 
 
-NOT_ITS_OWN = {*vars(nn.Module()), "_record", "build_record", "_unproven", "_copied_from"}
+NOT_ITS_OWN = {
+    *vars(nn.Module()),
+    "_record",
+    "build_record",
+    "_unproven",
+    "_copied_from",
+    "_taken",
+}
 
 
 def _part(module: nn.Module) -> Form:

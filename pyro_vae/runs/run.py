@@ -29,7 +29,8 @@ class Run:
     """What ``fit`` returns.
 
     Attributes:
-        program: the program that was passed, trained.
+        program: the program that was passed, trained; its weights are those of step
+            ``manifest["kept_step"]``.
         history: a data frame, one row a record: step, samples, seconds, the objective's columns
             averaged since the record before (nats per datum), gradient norm, held-out bound.
         manifest: data digest, binarization, seed, engine, versions and settings.
@@ -42,14 +43,18 @@ class Run:
     state: State = EMPTY
 
     def __repr__(self) -> str:
-        last = self.history.iloc[-1] if len(self.history) else {}
+        best = self.manifest.get("keep") == "best"
+        step = self.manifest.get("kept_step")
+        records = self.history[self.history.step == step] if best else self.history
+        last = records.iloc[-1] if len(records) else {}
         shown = [
             f"{name} {last[name]:.2f}" for name in ("bound", "validation_bound") if name in last
         ]
+        where = f"; best weights, of step {step} of {self.manifest['steps']}" if best else ""
         return (
             f"Run({self.manifest['objective']} on {self.manifest['program']}: "
             f"{self.manifest['samples']} samples in {self.manifest['seconds']:.1f} s; "
-            f"{', '.join(shown) or 'no bound'})"
+            f"{', '.join(shown) or 'no bound'}{where})"
         )
 
     def save(self, path: str | Path) -> None:
@@ -111,7 +116,9 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
             parts of ours, such as ``prior=pv.priors.StandardNormal(2, 0.5)``.
 
     Returns:
-        :class:`~pyro_vae.Run`, its parameters in their saved precision.
+        :class:`~pyro_vae.Run`, its parameters in their saved precision: those of the best
+        evaluation where ``keep="best"`` was asked for (``manifest["kept_step"]`` says), of an
+        unfinished run those of the best so far.
 
     Raises:
         ValueError: no checkpoint; a damaged one, by file and tensor; or a program whose
@@ -127,14 +134,15 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
 
     folder = Path(path)
     saved = read(folder)
+    saved |= saved.get("best", {})  # what the run was to end with, where that is not the last
     manifest = saved["manifest"]
     by_name = False
     if program is None:
         program, by_name = _built(folder, saved["build"], manifest["program"]), True
     missing = saved["parameters"].keys() - dict(program.named_parameters()).keys()
-    if missing and all(name.startswith("created.") for name in missing):
+    if missing and all(name.startswith(("created.", "autoguide.")) for name in missing):
         program.to(dtype=getattr(torch, manifest["dtype"]))
-        materialize(program, _zeros(manifest["row"]))  # pyro.param makes them at the first run
+        materialize(program, _zeros(manifest["row"]))  # the first run makes them
     if wrong := misfits(program, saved):
         raise ValueError(
             f"{folder} holds another program: {'; '.join(wrong)}: build it with the same options"

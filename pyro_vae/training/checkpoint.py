@@ -10,6 +10,9 @@ and names them.  Each file is written beside its place, brought to the disk (fsy
 renamed, so a crash at any moment leaves the checkpoint before it.  There is no pickle: reading
 runs nothing, and a program is built by a file of ``pyro_vae.models`` or passed by the user.
 
+Where the best weights are what a run is to end with, they are a part of their own: what goes on
+goes on from the last ones.
+
 The noise and the minibatches of a step follow from (seed, step), so no generator's state is kept;
 a resumed run ends with the bits of an uninterrupted one at the same number of threads.
 """
@@ -22,6 +25,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from torch.utils import _pytree as pytree
 
 from pyro_vae.objectives.base import State
 from pyro_vae.optimizers import restore_optimizer
@@ -86,6 +91,7 @@ def _resumable(loop: Loop) -> dict[str, Any]:
         "optimizer": loop.learner.optimizer.state_dict(),
         "scheduler": None if loop.scheduler is None else loop.scheduler.state_dict(),
         "progress": dict(vars(loop.progress)),
+        **({} if loop.kept is None else {"best": loop.kept}),
     }
 
 
@@ -125,6 +131,9 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
         wrong += differences(schedules[0], schedules[1], "schedule", between=between)
     wrong += differences(manifest["parts"], theirs["parts"], between=between, values=False)
     wrong += misfits(loop.learner.program, saved)
+    evaluated = saved["progress"].get("best_step") or saved["progress"]["best"] is not None
+    if loop.keep_best and evaluated and "best" not in saved:
+        wrong.append('keep is "best", the checkpoint kept the last weights alone')
     if (done := saved["progress"]["steps"]) > num_steps:
         wrong.append(f"the budget is {num_steps} steps, the checkpoint has taken {done}")
     if wrong:
@@ -147,6 +156,8 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     )  # fmt: skip
     if loop.scheduler is not None:
         loop.scheduler.load_state_dict(saved["scheduler"])
+    if loop.keep_best and "best" in saved:
+        loop.kept = pytree.tree_map(lambda t: t.to(device), saved["best"])
     loop.history.remember(saved["history"])
     loop.progress = Progress(**saved["progress"])
     if loop.progress.best is not None:

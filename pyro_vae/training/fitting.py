@@ -30,9 +30,9 @@ from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
 from pyro_vae.program.calling import materialize, require_program, trainable
+from pyro_vae.program.inputs import gathered
 from pyro_vae.program.rows import Rows
 from pyro_vae.progress import Record, reporter
-from pyro_vae.recording import form_of as form_of_value
 from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
 from pyro_vae.runs.run import Run, folder_for
 from pyro_vae.training.advice import (
@@ -45,6 +45,7 @@ from pyro_vae.training.batches import Batches
 from pyro_vae.training.checkpoint import engine_of, go_on, keeping
 from pyro_vae.training.lockstep import in_lockstep
 from pyro_vae.training.loop import Loop, rows_of
+from pyro_vae.training.schedules import is_told, schedule_record, scheduler_of
 from pyro_vae.training.settings import Settings
 
 logger = logging.getLogger("pyro_vae")
@@ -60,7 +61,7 @@ def fit(
     steps: int | None = None,
     batch_size: int = defaults.BATCH_SIZE,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adagrad,
-    lr: float | Sequence[float] = defaults.LR,
+    lr: float | Sequence[float] | None = None,
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
     clip: float | None = None,
     weight_prior: float = defaults.WEIGHT_PRIOR,
@@ -71,6 +72,7 @@ def fit(
     validation: Any = None,
     evaluate_every: int | None = None,
     early_stopping: int | None = None,
+    keep: str | None = None,
     callbacks: Iterable[Callable[[Record], Any]] = (),
     out: str | Path | None = None,
     resume: bool = False,
@@ -86,14 +88,24 @@ def fit(
 
     Args:
         program: model and guide; trained in place.
-        x: training data: a ``Data``, a tensor, an array, or a dict of them, (N, ...).
+        x: training data (N, ...): a ``Data``, a tensor, an array, a data frame, or a dict of them,
+            whose entries model and guide are given by name where they have parameters of these
+            names (see :mod:`pyro_vae.program.arguments`), else whole.  A tuple and the items of a
+            ``TensorDataset`` or a map-style ``Dataset`` are named by the model's parameters in
+            order; a ``Dataset`` is read once, whole.
         objective: what to learn by (default ``AEVB()``); Pyro's ELBOs are accepted.
         samples, epochs, steps: the budget, exactly one of them; samples = rows x updates.
         batch_size: rows a minibatch.
         optimizer: a class of ``torch.optim``, or a callable from parameters to an optimizer;
             ``pv.optimizers.Adagrad`` is the paper's author's, with accumulate-only first steps.
-        lr: the step size; passed on where the optimizer takes an ``lr``.
-        schedule: from the optimizer to a learning-rate scheduler, stepped at every update.
+        lr: the step size (default: 0.02, the paper's, for Adagrad; else the optimizer's own, such
+            as 0.001 for Adam and SGD).  One that a function makes, or ``functools.partial`` with
+            an ``lr``, has its own.
+        schedule: from the optimizer to a learning-rate scheduler, stepped at every update; one
+            whose ``step`` asks for a metric, ``ReduceLROnPlateau``, is instead told the held-out
+            loss, minus the bound, at each evaluation (under ``mode="max"`` the bound itself, whose
+            relative threshold torch turns round where it is negative: set
+            ``threshold_mode="abs"`` there).
         clip: the largest norm of the whole gradient.
         weight_prior: precision of a N(0, 1 / precision) prior on weight matrices (parameters of
             two or more dimensions), adding precision (rows / N) w to the gradient; the paper's
@@ -108,6 +120,10 @@ def fit(
         evaluate_every: updates between held-out evaluations (default: 20 in the whole run).
         early_stopping: stop once the held-out bound has not risen by more than the standard error
             of its paired difference for this many evaluations.
+        keep: which weights the program, ``out`` and ``pv.load`` have in the end: "best" those of
+            the highest held-out bound, "last" those of the last step.  Default: "best" under
+            early stopping, else "last"; the manifest says ``kept_step``.  A run that goes on does
+            so from its last weights, whatever was kept.
         callbacks: each called with a :class:`Record`; one that returns True ends the run.
         out: a folder where the run is saved at regular times, at its end, and on Ctrl-C or
             SIGTERM; ``pv.load(out)`` reads it.
@@ -116,8 +132,9 @@ def fit(
             goes on under a larger budget.
         checkpoint_every: a whole number counts updates between saves, a float such as 60.0
             seconds (default: a minute, and at most 2% of the time).
-        progress: None shows a line where stderr is a terminal; True and False insist; a callable
-            is given each :class:`Record`.
+        progress: None shows a live line where stderr is a terminal, and else a line a minute;
+            True and False insist on the live line and on none; a callable is given each
+            :class:`Record`.
         replicas: R runs side by side as one batched program.  ``program``, ``seed`` and ``lr``
             may then be sequences of R; a single program is copied, and a single seed counts on
             (seed, seed + 1, ...).  Replica r is what a run of its own with the r-th of each
@@ -142,6 +159,10 @@ def fit(
     if many:
         programs, each = _side_by_side(program, options, replicas)
     settings = [Settings(**o) for o in each]
+    x = gathered(x, programs[0])
+    if validation is not None:
+        held_out = gathered(validation, programs[0])
+        settings = [dataclasses.replace(s, validation=held_out) for s in settings]
     folder = None if out is None else folder_for(out, resume=resume)
     names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
     loops = [
@@ -183,6 +204,7 @@ def fit(
         stopped = in_lockstep(loops, step, num_steps)
     runs = []
     for loop, manifest in zip(loops, manifests, strict=True):
+        loop.finish()
         warn_at_floor(loop.learner.program, example)
         warn_about_divergence(history := loop.history.frame(), loop.learner.name)
         manifest |= {**loop.totals(), "stopped": stopped}
@@ -257,11 +279,15 @@ def _set_up(
                 "flatten rows: x.reshape(len(x), -1)"
             )
         require_possible_data(look, held_out)
-    if settings.early_stopping and not getattr(chosen, "has_bound", True):
-        raise ValueError(
-            f"early_stopping watches the held-out bound, and {type(chosen).__name__} has none: "
-            "leave it out"
-        )
+    for option, asked in (
+        ("early_stopping", settings.early_stopping),
+        ('keep="best"', settings.keep == "best"),
+    ):
+        if asked and not getattr(chosen, "has_bound", True):
+            raise ValueError(
+                f"{option} watches the held-out bound, and {type(chosen).__name__} has none: "
+                "leave it out"
+            )
     state = EMPTY
     if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
         key = Stream.INIT.key(settings.seed)
@@ -284,38 +310,12 @@ def _set_up(
         evaluate_every=settings.evaluate_every or max(1, num_steps // 20),
         record_every=max(1, num_steps // 200),
         patience=settings.early_stopping,
+        keep_best=settings.keep == "best",
     )
 
 
 def _shape(x: Rows) -> Any:
     return {n: _shape(v) for n, v in x.items()} if isinstance(x, dict) else tuple(x.shape[1:])
-
-
-def _scheduler(schedule: Callable[..., Any], optimizer: torch.optim.Optimizer) -> Any:
-    """What a schedule makes of the run's own optimizer."""
-    made = schedule(optimizer)
-    if not all(callable(getattr(made, name, None)) for name in ("step", "state_dict")):
-        got = "None" if made is None else type(made).__name__
-        raise TypeError(
-            f"schedule returned {got}, expected a learning-rate scheduler: return it, lambda "
-            "optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.999)"
-        )
-    if getattr(made, "optimizer", optimizer) is not optimizer:
-        raise ValueError(
-            f"schedule returned a {type(made).__name__} of another optimizer, expected one of the "
-            "optimizer that it is given: make it inside the callable"
-        )
-    return made
-
-
-def _schedule_record(schedule: Any, scheduler: Any) -> Any:
-    """What a schedule was made with; where it holds functions, which its state leaves out, they."""
-    if schedule is None:
-        return None
-    state = schedule_form = form_of_value(scheduler.state_dict())
-    if "lr_lambdas" in repr(state):
-        schedule_form = {"state": state, "functions": form_of_value(schedule)}
-    return schedule_form
 
 
 def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, Any]:
@@ -326,7 +326,10 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         settings.schedule,
     )
     options = options_of(optimizer)  # before a schedule changes them
-    loop.scheduler = None if schedule is None else _scheduler(schedule, optimizer)
+    if schedule is not None:
+        loop.scheduler = scheduler_of(schedule, optimizer)
+        watched = loop.validation is not None and getattr(objective, "has_bound", True)
+        loop.scheduler_is_told = is_told(loop.scheduler, watched)
     validation = settings.validation
     return manifest_of(
         loop.learner.program,
@@ -338,8 +341,8 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         optimizer=type(optimizer).__name__,
         optimizer_options=options,
         schedule=None if schedule is None else type(loop.scheduler).__name__,
-        schedule_record=_schedule_record(schedule, loop.scheduler),
-        lr=settings.lr,
+        schedule_record=schedule_record(schedule, loop.scheduler),
+        lr=options.get("lr", settings.lr),
         batch_size=loop.batches.batch_size,
         weight_prior=settings.weight_prior,
         clip=settings.clip,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.rows import Rows
 from pyro_vae.progress import Record
 from pyro_vae.runs.history import History
+from pyro_vae.runs.run import restore
 from pyro_vae.training.batches import Batches
 
 
@@ -32,24 +33,34 @@ class Progress:
     samples: int = 0  # rows x updates
     batches: int = 0  # drawn; Monte Carlo EM stays on each for some updates
     seconds: float = 0.0
-    best: Tensor | None = None  # held-out bounds per datum of the best evaluation
+    best: Tensor | None = None  # held-out bounds per datum that early stopping wants surpassed
     waited: int = 0  # evaluations since then
     called_off: int = 0  # the budget that a callback ended
+    best_bound: float | None = None  # the highest mean of all evaluations, by however little
+    best_step: int | None = None  # and when that was
 
 
 @dataclass
 class Loop:
-    """What ``fit`` sets up, and what changes from step to step: state, history and progress."""
+    """What ``fit`` sets up, and what changes from step to step: state, history and progress.
+
+    Attributes:
+        kept: parameters, buffers and state at the best evaluation, where these are what the run
+            is to end with (``keep_best``).  Training itself never reads them.
+    """
 
     learner: Learner
     batches: Batches
     state: State
     seed: int = 0
     scheduler: Any = None
+    scheduler_is_told: bool = False  # the held-out bound, at each evaluation; else called each step
     validation: Rows | None = None
     evaluate_every: int = 1
     record_every: int = 1
     patience: int | None = None
+    keep_best: bool = False
+    kept: dict[str, Any] | None = None
     listeners: Sequence[Callable[[Record], Any]] = ()
     after_step: Callable[[Loop], Any] = lambda loop: None  # saves, where a folder was named
     pause_every: int = 0  # updates after which `after_step` must see the loop, whatever else
@@ -66,6 +77,10 @@ class Loop:
             "samples": done.samples,
             "leapfrogs": objective.leapfrogs(rows) if isinstance(objective, Objective) else 0,
             "seconds": done.seconds,
+            "keep": "last" if self.kept is None else "best",
+            "kept_step": done.steps if self.kept is None else done.best_step,
+            "best_step": done.best_step,
+            "best_validation_bound": done.best_bound,
         }
 
     def ended(self, num_steps: int) -> str:
@@ -104,7 +119,7 @@ class Loop:
             answers, most = yield asks
             for answer, count in zip(answers, counts, strict=True):
                 self._book(answer, count)
-                if self.scheduler is not None:
+                if self.scheduler is not None and not self.scheduler_is_told:
                     self.scheduler.step()
                 done.steps, done.samples = done.steps + 1, done.samples + count
                 done.batches += fresh
@@ -127,7 +142,8 @@ class Loop:
     def _ahead(self, num_steps: int, most: int) -> int:
         """How many updates may be asked for before anyone looks at the program or its state."""
         refreshes = getattr(self.learner.objective, "refresh_every", 0) > 0
-        if refreshes or self.state.rows or self.state.shared or self.scheduler is not None:
+        at_each = self.scheduler is not None and not self.scheduler_is_told
+        if refreshes or self.state.rows or self.state.shared or at_each:
             return 1
         pauses = [self.record_every, self.pause_every]
         if self.validation is not None:
@@ -155,18 +171,45 @@ class Loop:
         done, held_out = self.progress, dict[str, float]()
         if evaluate and getattr(self.learner.objective, "has_bound", True):
             values, error = elbo_and_error(self.learner.program, self.validation, seed=self.seed)
-            held_out = {
-                "validation_bound": float(values.mean()),
-                "validation_bound_standard_error": error,
-            }
+            bound = float(values.mean())
+            held_out = {"validation_bound": bound, "validation_bound_standard_error": error}
             if done.best is None or _risen(values, done.best):
                 done.best, done.waited = values, 0
             else:
                 done.waited += 1
+            if done.best_bound is None or bound > done.best_bound:
+                done.best_bound, done.best_step = bound, done.steps
+                self.kept = self._snapshot() if self.keep_best else None
+            # Not at the end of a budget in between: a larger one would go on with another rate.
+            if self.scheduler_is_told and done.steps % self.evaluate_every == 0:
+                # Schedulers take a loss, unless told that more is better.
+                rising = getattr(self.scheduler, "mode", "min") == "max"
+                self.scheduler.step(bound if rising else -bound)
         record = self.history.record(
             step=done.steps, samples=done.samples, seconds=done.seconds, **held_out
         )
-        return record._replace(program=self.learner.program)
+        return record._replace(program=self.learner.program, best_step=done.best_step)
+
+    def _snapshot(self) -> dict[str, Any]:
+        """Copies of all that a run is loaded from, as they are now."""
+        program = self.learner.program
+
+        def copies(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: tensor.detach().clone() for name, tensor in tensors}
+
+        return {
+            "parameters": copies(program.named_parameters()),
+            "buffers": copies(program.named_buffers()),
+            "state": {
+                part: copies(values.items()) for part, values in self.state._asdict().items()
+            },
+        }
+
+    def finish(self) -> None:
+        """Put the weights that are kept into the program, and the state that goes with them."""
+        if self.kept is not None:
+            restore(self.learner.program, self.kept)
+            self.state = State(**self.kept["state"])
 
 
 def rows_of(state: State, index: Tensor) -> State:
@@ -177,6 +220,8 @@ def rows_of(state: State, index: Tensor) -> State:
 
 def _risen(new: Tensor, best: Tensor) -> bool:
     """Whether the paired difference exceeds its own standard error."""
+    if not math.isfinite(float(best.mean())):  # there is no error of a difference to -inf
+        return float(new.mean()) > float(best.mean())
     difference = new - best
     error = float(difference.std() / math.sqrt(len(new))) if len(new) > 1 else 0.0
     return float(difference.mean()) > error

@@ -12,6 +12,7 @@ import torch
 from pyro.optim.optim import PyroOptim
 
 from pyro_vae import errors
+from pyro_vae.optimizers import step_size
 from pyro_vae.progress import Record
 from pyro_vae.training.batches import Batches
 
@@ -31,7 +32,7 @@ class Settings:
     steps: int | None
     batch_size: int
     optimizer: Callable[..., torch.optim.Optimizer]
-    lr: float
+    lr: float | None
     schedule: Callable[[torch.optim.Optimizer], Any] | None
     clip: float | None
     weight_prior: float
@@ -42,6 +43,7 @@ class Settings:
     validation: Any
     evaluate_every: int | None
     early_stopping: int | None
+    keep: str | None
     callbacks: Iterable[Callable[[Record], Any]]
     out: str | Path | None
     resume: bool
@@ -52,6 +54,8 @@ class Settings:
         _check_kinds(vars(self))
         for name, value in _numbers(vars(self)).items():
             object.__setattr__(self, name, value)  # frozen for everyone else
+        if self.keep is None:
+            object.__setattr__(self, "keep", "best" if self.early_stopping else "last")
         _check_together(vars(self))
 
     def budget(self, batches: Batches) -> tuple[int, int]:
@@ -98,7 +102,7 @@ def _numbers(options: dict[str, Any]) -> dict[str, Any]:
     """Those options that are numbers, checked; None where an option is not used."""
     made: dict[str, Any] = {
         "batch_size": errors.whole("batch_size", options["batch_size"]),
-        "lr": errors.positive("lr", options["lr"]),
+        "lr": step_size(options["optimizer"], options["lr"]),
         "weight_prior": errors.within(
             "weight_prior", options["weight_prior"], "[0, inf)", "a precision, 0 for none"
         ),
@@ -126,6 +130,10 @@ def _check_together(options: dict[str, Any]) -> None:
         )
     if options["early_stopping"] is not None and options["validation"] is None:
         raise ValueError("early_stopping needs held-out data: pass validation=data.validation")
+    if options["keep"] not in ("best", "last"):
+        raise ValueError(f'keep is {options["keep"]!r}, expected "best" or "last"')
+    if options["keep"] == "best" and options["validation"] is None:
+        raise ValueError('keep="best" needs held-out data: pass validation=data.validation')
     for name in ("resume", "checkpoint_every"):
         if options[name] and options["out"] is None:
             raise ValueError(f"{name} needs a folder: pass out=")

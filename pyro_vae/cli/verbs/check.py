@@ -16,6 +16,7 @@ def run_check(
     binarize: Binarization = "default",
     data_dir: Path | None = None,
     scale: float | None = None,
+    key: str | None = None,
     labels_key: str | None = None,
     header: Header = "auto",
     seed: int = 0,
@@ -27,12 +28,13 @@ def run_check(
         binarize: how pixels become 0 and 1; default is what suits the data.
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
         scale: what the values of a file are divided by, such as 255.
+        key: which array of a .npz is x; not needed for one named x, or for the only one.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
         header: whether the first line of a .csv names the columns; auto finds out.
         seed: of the initial parameters.
     """
     import pyro_vae as pv
 
-    loaded = open_data(data, binarize, data_dir, scale, labels_key, header)
+    loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
     print(pv.check(model.make(loaded.dim, seed), loaded.train))
     return 0

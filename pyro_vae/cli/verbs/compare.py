@@ -11,7 +11,6 @@ from pyro_vae.cli.sources import (
     Binarization,
     Header,
     find_objective,
-    lines_each_minute,
     open_data,
     put,
     results,
@@ -32,6 +31,7 @@ def run_compare(
     binarize: Binarization = "default",
     data_dir: Path | None = None,
     scale: float | None = None,
+    key: str | None = None,
     labels_key: str | None = None,
     header: Header = "auto",
 ) -> int:
@@ -54,6 +54,7 @@ def run_compare(
         binarize: how pixels become 0 and 1; default is what suits the data.
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
         scale: what the values of a file are divided by, such as 255.
+        key: which array of a .npz is x; not needed for one named x, or for the only one.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
         header: whether the first line of a .csv names the columns; auto finds out.
     """
@@ -62,7 +63,7 @@ def run_compare(
         from pyro_vae.comparison import compare
         from pyro_vae.models import bernoulli_vae, gaussian_vae
 
-        loaded = open_data(data, binarize, data_dir, scale, labels_key, header)
+        loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
         binary = loaded.train.binarize != "none"
         module: Any = bernoulli_vae if binary else gaussian_vae
         # torch's own initialization: with the paper's sigma = 0.01 small images hardly start
@@ -82,7 +83,6 @@ def run_compare(
             samples=samples,
             lr=lr,
             proposal=proposal,
-            progress=lines_each_minute("compare"),
         )
         table = result.table()
         written = [

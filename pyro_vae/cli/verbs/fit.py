@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pyro_vae import defaults
 from pyro_vae.cli.building import Model
@@ -12,7 +12,6 @@ from pyro_vae.cli.sources import (
     Header,
     find_objective,
     find_optimizer,
-    lines_each_minute,
     open_data,
     put,
     require_device,
@@ -31,7 +30,7 @@ def run_fit(
     epochs: float | None = None,
     steps: int | None = None,
     batch_size: int = defaults.BATCH_SIZE,
-    lr: float = defaults.LR,
+    lr: float | None = None,
     optimizer: str = "adagrad",
     clip: float | None = None,
     weight_prior: float = defaults.WEIGHT_PRIOR,
@@ -40,12 +39,14 @@ def run_fit(
     device: str | None = None,
     early_stopping: int | None = None,
     evaluate_every: int | None = None,
+    keep: Literal["best", "last"] | None = None,
     out: Path | None = None,
     resume: bool = False,
     checkpoint_every: float | None = None,
     binarize: Binarization = "default",
     data_dir: Path | None = None,
     scale: float | None = None,
+    key: str | None = None,
     labels_key: str | None = None,
     header: Header = "auto",
 ) -> int:
@@ -58,7 +59,7 @@ def run_fit(
         epochs: the budget, in passes over the data.
         steps: the budget, in updates.
         batch_size: rows a minibatch.
-        lr: the step size.
+        lr: the step size; default is 0.02 for adagrad, as in the paper, else 0.001.
         optimizer: adagrad, adam, sgd, or accumulating_adagrad, the paper's author's.
         clip: the largest norm of the whole gradient.
         weight_prior: precision of a normal prior on weight matrices; the paper's is 1.
@@ -67,12 +68,15 @@ def run_fit(
         device: cpu or cuda.
         early_stopping: stop after so many evaluations without a better held-out bound.
         evaluate_every: updates between held-out evaluations.
+        keep: the weights to end with, best by the held-out bound or last; default is best under
+            --early_stopping, else last.
         out: folder for the run, its history.csv and learning_curve.png.
         resume: go on from what the folder of --out holds.
         checkpoint_every: seconds between saves.
         binarize: how pixels become 0 and 1; default is what suits the data.
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
         scale: what the values of a file are divided by, such as 255.
+        key: which array of a .npz is x; not needed for one named x, or for the only one.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
         header: whether the first line of a .csv names the columns; auto finds out.
     """
@@ -82,7 +86,7 @@ def run_fit(
     import pyro_vae as pv
     from pyro_vae.evidence.bound import elbo_and_error
 
-    loaded = open_data(data, binarize, data_dir, scale, labels_key, header)
+    loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
     program = model.make(loaded.dim, seed)
     with results(out, "matplotlib", "pandas"):
         run = pv.fit(
@@ -90,7 +94,7 @@ def run_fit(
             batch_size=batch_size, optimizer=maker, lr=lr, clip=clip, weight_prior=weight_prior,
             seed=seed, device=device, engine=engine, early_stopping=early_stopping,
             validation=loaded.validation, evaluate_every=evaluate_every, out=out, resume=resume,
-            checkpoint_every=checkpoint_every, progress=lines_each_minute("fit"),
+            keep=keep, checkpoint_every=checkpoint_every,
         )  # fmt: skip
         if out is not None:
             from pyro_vae.plotting.training import training_curve
@@ -103,6 +107,11 @@ def run_fit(
             f"{manifest['samples']:,} samples in {manifest['seconds']:.1f} s, "
             f"{manifest['stopped']}"
         )
+        if manifest["keep"] == "best":
+            print(
+                f"weights of step {manifest['kept_step']:,}, the best of {manifest['steps']:,} by "
+                f"the held-out bound, {manifest['best_validation_bound']:.2f}"
+            )
         if chosen.has_bound:
             bound, error = elbo_and_error(program, loaded.test)
             print(f"test bound {float(bound.mean()):.2f} ± {error:.2f} nats, {len(bound):,} rows")

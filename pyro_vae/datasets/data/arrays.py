@@ -4,9 +4,11 @@ What a model sees must be what the user meant, so nothing is guessed: no column 
 dropped, no mask forgotten, no missing value filled, and a refusal names the place.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_vae import errors
@@ -27,8 +29,10 @@ def from_array(
     """Turn a numpy array, a torch tensor or a pandas frame into `Data`, copying it to float32.
 
     Args:
-        x: (N, D) or (N, ...) real numbers. The columns of a frame give theirs their names.
-        labels: integers (N,), optional.
+        x: (N, D) or (N, ...) real numbers. The columns of a frame give theirs their names. Of a
+            dict the entry "x", else the first one, is `Data.x`; the others are `Data.covariates`,
+            real numbers as float32, whole numbers as they are.
+        labels: integers (N,), optional; no model sees them.
         binarize: "none" keeps real values; the others need values in [0, scale].
         scale: divides `x`, such as 255.0 for bytes.
         seed: of the draws of "static" and "dynamic".
@@ -37,21 +41,52 @@ def from_array(
         TypeError: text, objects, complex numbers, sparse arrays, masked values, float labels.
         ValueError: 1-D or empty arrays, NaN (with its place), values out of range.
     """
+    name, covariates = "x", dict[str, Tensor]()
+    if isinstance(x, Mapping):
+        name, x, covariates = _main_and_covariates(x)
     names = getattr(x, "columns", None)
     if names is not None and list(names) == list(range(len(names))):
         names = None  # pandas counts columns that were given none
     return Data.from_pixels(
-        _tensor(x, "x"),
+        _tensor(x, name),
         None if labels is None else _tensor(labels, "labels").clone(),
         binarize=binarize,
         scale=scale,
         seed=seed,
         columns=None if names is None else tuple(map(str, names)),
+        covariates=covariates,
+        name=name,
     )
 
 
+def _main_and_covariates(entries: Mapping[str, Any]) -> tuple[str, Any, dict[str, Tensor]]:
+    """The name and the values of what is observed, and what is given beside it."""
+    if not entries:
+        raise ValueError('x: got a dict without entries, expected one "x" at least')
+    for name, value in entries.items():
+        if not isinstance(name, str) or value is None or not np.ndim(value):
+            got = "None" if value is None else f"one {type(value).__name__}"
+            raise TypeError(
+                f"x: got {got} as entry {name!r}, expected an array with a row for each datum: "
+                "leave it out, or give what is the same for all data to the program"
+            )
+    main = "x" if "x" in entries else next(iter(entries))
+    rest = {n: _tensor(v, n).detach().clone() for n, v in entries.items() if n != main}
+    if main != "x" and rest and _tensor(entries[main], main).dtype in _WHOLE:
+        raise TypeError(
+            f'x: got no entry "x", and the first one, {main!r}, holds whole numbers, expected real '
+            'numbers (N, ...) of what is observed: put that first, or call it "x"; counts that '
+            "are observed are given as .astype(float)"
+        )
+    real = {n: t.float() if t.is_floating_point() else t for n, t in rest.items()}
+    return main, entries[main], real
+
+
+_WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 def split(
-    data: Data,
+    data: Data | Mapping[str, Any],
     *,
     test: float = 0.1,
     validation: float = 0.0,
@@ -64,17 +99,21 @@ def split(
     Each part is in random order, so that its first rows are a fair sample of it.
 
     Args:
-        data: at least two rows.
+        data: a `Data` of at least two rows, or a dict that `from_array` makes one of.
         test, validation: a share below 1, or a number of rows; no validation data where 0.
         seed: of the order; the same rows for every version and device.
         name, image_shape: of the `DataSet`; a 2-D event is taken for an image.
 
     Raises:
-        TypeError: `data` is not a `Data`.
+        TypeError: `data` is neither a `Data` nor a dict.
         ValueError: no row would be left for training or testing.
     """
+    if isinstance(data, Mapping):
+        data = from_array(data)
     if not isinstance(data, Data):
-        raise TypeError(f"data: got {type(data).__name__}, expected Data; see from_array")
+        raise TypeError(
+            f"data: got {type(data).__name__}, expected Data, split(from_array(x)), or a dict"
+        )
     size, seed = len(data), errors.whole("seed", seed, 0, 2**63 - 1)
     num_test, num_validation = _rows(test, size, "test"), _rows(validation, size, "validation")
     if num_test < 1 or num_test + num_validation >= size or (validation and not num_validation):
@@ -103,39 +142,9 @@ def _rows(share: float, size: int, name: str) -> int:
 
 def _tensor(values: Any, name: str) -> Tensor:
     """A dense real tensor; `Data` checks shape and values."""
-    if hasattr(values, "to_numpy"):  # a pandas frame or series, without importing pandas
-        values = _from_pandas(values, name)
-    if not isinstance(values, (Tensor, np.ndarray)):
+    if not (isinstance(values, (Tensor, np.ndarray)) or hasattr(values, "to_numpy")):
         raise TypeError(
             f"{name}: got {type(values).__name__}, expected a numpy array, a torch tensor or a "
             "pandas frame; np.asarray(...) makes one of nested lists, .toarray() of a sparse one"
         )
     return as_tensor(values, name)
-
-
-def _from_pandas(values: Any, name: str) -> Any:
-    """The array of a frame, a series or the like; missing values are NaN, which `Data` refuses."""
-    is_frame = hasattr(values, "columns") and hasattr(values, "items")
-    columns = list(values.items()) if is_frame else [(None, values)]
-    kinds = [getattr(getattr(each, "dtype", None), "kind", None) for _, each in columns]
-    for (column, series), kind in zip(columns, kinds, strict=True):
-        if kind is not None and kind not in "biuf":
-            where = f"column {column!r}" if is_frame else "values"
-            others = (each for each in enumerate(series) if not _is_number(each[1]))
-            row, value = next(others, (0, None))
-            raise TypeError(
-                f"{name}: got {where} of dtype {series.dtype} ({value!r} in row {row}), expected "
-                "numbers; drop the column or encode it"
-            )
-    array = values.to_numpy()
-    if array.dtype == object and None not in kinds:  # nullable columns, or of mixed types
-        return values.to_numpy(dtype=np.float64, na_value=np.nan)
-    return array
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True

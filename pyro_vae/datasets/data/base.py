@@ -19,7 +19,8 @@ Epoch 0 is kept for evaluation; training counts from 1. The static draw is that 
 import dataclasses
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from pyro_vae import errors
 from pyro_vae.datasets.data import noise
 from pyro_vae.datasets.data.checks import (
     Binarize,
+    check_covariates,
     check_options,
     check_values,
     describe,
@@ -59,6 +61,9 @@ class Data:
             a slice are those of its rows. 0..N-1 where it is None.
         columns: names of the columns of x (N, D), where a frame or a file gave any; for reading
             alone.
+        covariates: what a program is given beside x, name -> (N, ...), finite; rows are then
+            dicts, in which x is called `name`.
+        name: of x among the entries.
 
     Raises:
         TypeError: `x` is not a float32 tensor, or labels are not integers.
@@ -74,6 +79,8 @@ class Data:
     seed: int = 0
     index: Tensor = None  # type: ignore[assignment]  # always a Tensor after __post_init__
     columns: tuple[str, ...] | None = None
+    covariates: dict[str, Tensor] = field(default_factory=dict)
+    name: str = "x"
 
     def __post_init__(self) -> None:
         scale, seed = check_options(self.binarize, self.scale, self.seed)
@@ -93,6 +100,9 @@ class Data:
         self._set("x", self.x.detach())
         if self.labels is not None:
             self._set("labels", integers(self.labels, "labels", self.x))
+        check_covariates(self.covariates, self.name, self.x)
+        placed = {n: t.detach().to(self.x.device) for n, t in self.covariates.items()}
+        self._set("covariates", placed)
         rows = torch.arange(len(self.x)) if self.index is None else self.index
         self._set("index", integers(rows, "index", self.x))
         self._set("digest", self.digest or self._compute_digest())
@@ -108,13 +118,15 @@ class Data:
         seed: int = 0,
         index: Tensor | None = None,
         columns: tuple[str, ...] | None = None,
+        covariates: Mapping[str, Tensor] | None = None,
+        name: str = "x",
     ) -> "Data":
         """Divide raw values by `scale`, binarize them, and keep a record of both.
 
         Args:
             pixels: (N, ...) of any real dtype, in [0, scale] ([0, 1] without a scale) unless
                 `binarize="none"`. Never changed: the result has memory of its own.
-            labels, binarize, scale, seed, index, columns: as in `Data`.
+            labels, binarize, scale, seed, index, columns, covariates, name: as in `Data`.
 
         Raises:
             TypeError, ValueError: as `Data`.
@@ -132,15 +144,16 @@ class Data:
         elif binarize == "static":
             rows = torch.arange(len(x)) if index is None else index
             x = noise.bernoulli(x, integers(rows, "index", x), seed=seed, epoch=0)
-        return cls(x, labels, binarize, scale, None, seed, index, columns)  # type: ignore[arg-type]
+        beside = dict(covariates or {})
+        return cls(x, labels, binarize, scale, None, seed, index, columns, beside, name)  # type: ignore[arg-type]
 
     @property
     def dim(self) -> int:
         """Numbers per row: the product of the event shape."""
         return math.prod(self.x.shape[1:])
 
-    def batch(self, index: Tensor, epoch: int) -> Tensor:
-        """The rows at positions `index` (B,) as seen in `epoch`, a tensor (B, ...).
+    def batch(self, index: Tensor, epoch: int) -> Tensor | dict[str, Tensor]:
+        """The rows at positions `index` (B,) as seen in `epoch`: a tensor (B, ...), or a dict.
 
         Args:
             index: int64 positions 0..len-1 in this `Data`, on the device of `x`.
@@ -155,16 +168,20 @@ class Data:
             raise TypeError(f"index: got {index!r}, expected an int64 tensor (B,) of positions")
         epoch = errors.whole("epoch", epoch, 0, why="0 in evaluation, 1, 2, ... in training")
         x = self.x.index_select(0, index)
-        if self.binarize != "dynamic":
-            return x
-        rows = self.index.index_select(0, index)
-        return noise.bernoulli(x, rows, seed=self.seed, epoch=epoch)
+        if self.binarize == "dynamic":
+            rows = self.index.index_select(0, index)
+            x = noise.bernoulli(x, rows, seed=self.seed, epoch=epoch)
+        return self._entries(x, {n: t.index_select(0, index) for n, t in self.covariates.items()})
 
-    def rows(self) -> Tensor:
+    def rows(self) -> Tensor | dict[str, Tensor]:
         """All rows as used for evaluation, (N, ...): those of epoch 0."""
-        if self.binarize != "dynamic":
-            return self.x
-        return noise.bernoulli(self.x, self.index, seed=self.seed, epoch=0)
+        x = self.x
+        if self.binarize == "dynamic":
+            x = noise.bernoulli(self.x, self.index, seed=self.seed, epoch=0)
+        return self._entries(x, self.covariates)
+
+    def _entries(self, x: Tensor, covariates: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        return {self.name: x, **covariates} if covariates or self.name != "x" else x
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data on another device, with the same digest and the same draws."""
@@ -178,7 +195,13 @@ class Data:
         if not isinstance(key, slice):
             key = self._positions(key)
         labels = None if self.labels is None else self.labels[key]
-        part = {"x": self.x[key], "labels": labels, "index": self.index[key], "digest": None}
+        part = {
+            "x": self.x[key],
+            "labels": labels,
+            "index": self.index[key],
+            "digest": None,
+            "covariates": {name: t[key] for name, t in self.covariates.items()},
+        }
         return dataclasses.replace(self, **part)  # type: ignore[arg-type]
 
     def _positions(self, key: Any) -> Tensor:
@@ -202,7 +225,12 @@ class Data:
         if self.binarize == "dynamic":  # x alone does not say what will be seen
             header += f" seed {self.seed}"
         hashed = hashlib.sha256(header.encode() + b"\0")
-        for part in [self.x, self.index] if self.binarize == "dynamic" else [self.x]:
+        parts = [self.x, self.index] if self.binarize == "dynamic" else [self.x]
+        for name, covariate in sorted(self.covariates.items()):
+            about = f"{self.name} {name} {tuple(covariate.shape)} {covariate.dtype}"
+            hashed.update(about.encode() + b"\0")
+            parts.append(covariate)
+        for part in parts:
             hashed.update(part.cpu().contiguous().numpy().reshape(-1).data)
         return hashed.hexdigest()
 
@@ -214,7 +242,8 @@ class Data:
         scale = "" if self.scale is None else f", scale={self.scale:g}"
         labels = ", labels" if self.labels is not None else ""
         names = "" if self.columns is None else f" ({first_names(self.columns)})"
-        how = f"binarize={self.binarize!r}{scale}{labels}"
+        covariates = "" if not self.covariates else f", beside {', '.join(self.covariates)}"
+        how = f"binarize={self.binarize!r}{scale}{labels}{covariates}"
         return f"Data({shape}{names}, {how}, {self.digest[:12]})"
 
 
@@ -271,4 +300,6 @@ class DataSet:
 
 
 def _kind(data: Data) -> tuple[object, ...]:
-    return tuple(data.x.shape[1:]), data.binarize, data.scale
+    beside = {name: tuple(t.shape[1:]) for name, t in sorted(data.covariates.items())}
+    kind = tuple(data.x.shape[1:]), data.binarize, data.scale
+    return (*kind, *beside.items()) if beside else kind

@@ -5,7 +5,7 @@ likelihood *improves* its loss, and under `python -O` or in a captured graph nob
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -55,6 +55,27 @@ def check_values(x: Tensor, binarize: Binarize) -> None:
             f"x: got values between 0 and 1 with binarize={binarize!r}, expected 0/1 values; "
             f"Data.from_pixels(x, binarize={binarize!r}) makes them"
         )
+
+
+def check_covariates(covariates: Mapping[str, Tensor], name: str, x: Tensor) -> None:
+    """Refuse what has not a row for each of `x`, is not finite, or has its name."""
+    for other, t in covariates.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{other}: got {describe(t)}, expected a tensor; from_array converts")
+        require_unmasked(t, other)
+        if other == name:
+            raise ValueError(f'covariates: got "{name}", which is what x is called: rename it')
+        if t.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"{other}: got shape {tuple(t.shape)}, expected ({len(x)}, ...), a row for each of "
+                f"{name}"
+            )
+        if t.is_floating_point() and not t.isfinite().all():
+            row = int((~t.isfinite()).nonzero()[0, 0])
+            raise ValueError(
+                f"{other}: got a value that is not finite in row {row} (counted from 0); drop or "
+                "impute such rows first"
+            )
 
 
 def _out_of_range(low: float, high: float, binarize: str) -> str:
