@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.torch_internals import TorchDispatchMode
+from pyro_vae.torch_internals import TorchDispatchMode, without_onednn
 
 aten = torch.ops.aten
 Key = tuple[int, ...]
@@ -233,8 +233,8 @@ class _PlainLSTM(TorchFunctionMode):
     """LSTMs by torch's own operations: oneDNN's has no backward pass under a dispatch mode."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.lstm and torch.backends.mkldnn.is_available():
-            with torch.backends.mkldnn.flags(enabled=False):
+        if func is torch.lstm:
+            with without_onednn():
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 

@@ -48,6 +48,7 @@ def require_possible_data(look: Look, x: Rows) -> None:
         if role == "model" and not each.observed:  # a guide's draw may leave the prior's support
             possible_values(each, label(role, name), mistakes)
     entries, all_rows = look.entries, entries_of_rows(x)
+    unsure = [name for name, entry in entries.items() if entry is None]
     for name, site in look.observations.items():
         entry = entries[name]
         if not isinstance(site.value, Tensor):
@@ -56,26 +57,36 @@ def require_possible_data(look: Look, x: Rows) -> None:
             # (Masks and such bounds say nothing about other rows.)
             rows = all_rows[entry]
             site = replace(site, value=rows.reshape(len(rows), *site.value.shape[1:]))
-        possible_values(site, "data" if name == look.observed else f'data "{name}"', mistakes)
+        found = Mistakes()
+        possible_values(site, _data(name, look), found)
+        if found and site is not look.observations[name]:
+            unsure.append(name)  # its bounds may be made of the rows, as a largest count
+        else:
+            mistakes += found
         if name == look.observed:
             said = out_of_reach(site, look.mean_range)
-    if any(entry is None for entry in entries.values()):
-        _possible_in_all_rows(look, x, mistakes)
+    if unsure and not mistakes:
+        _possible_in_all_rows(look, x, unsure, mistakes)
     if mistakes:
         raise ValueError(mistakes[0])
     if said:
         warnings.warn(said, PyroVaeWarning, stacklevel=4)
 
 
-def _possible_in_all_rows(look: Look, x: Rows, mistakes: Mistakes) -> None:
-    """The same for sites that observe something computed from x, by running the model on it."""
+def _data(name: str, look: Look) -> str:
+    """What a site observes, as a message names it."""
+    return "data" if name == look.observed else f'data "{name}"'
+
+
+def _possible_in_all_rows(look: Look, x: Rows, names: list[str], mistakes: Mistakes) -> None:
+    """The same for sites whose values or bounds are computed from x, by running the model on it."""
     size = max(1, num_rows(look.x))
     for start in range(0, num_rows(x), size):
         part = map_rows(lambda t, start=start: t[start : start + size], x)  # type: ignore[misc]
         found = Look.at(look.program, part, rows=None)
-        for name, entry in found.entries.items():
-            if entry is None:
-                possible_values(found.model[name], f'data "{name}"', mistakes)
+        for name in names:
+            if name in found.model:
+                possible_values(found.model[name], _data(name, look), mistakes)
         if mistakes:
             return
 
