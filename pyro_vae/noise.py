@@ -253,7 +253,7 @@ class NoiseMode(TorchDispatchMode):
         self.kept: list[str] = []  # random operations that no noise can serve
         self.without_grad = False  # did anything run with gradients switched off?
 
-    def __enter__(self) -> NoiseMode:
+    def __enter__(self) -> Any:
         self._plain = _PlainLSTM()
         self._plain.__enter__()
         return super().__enter__()
