@@ -10,172 +10,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, config_enumerate
-from pyro.nn import PyroModule
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.program.arguments import Signature
 
-
-def rows(count=40, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x, y = (torch.randn(count, 6, generator=generator), torch.rand(count, 3, generator=generator))
-    return {"x": x, "y": y}
-
-
-class Laws(nn.Module):
-    """A conditional VAE's networks and laws, without an opinion on how data are passed."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.enc, self.dec = nn.Linear(9, 4), nn.Linear(5, 6)
-
-    def observe(self, x, y):
-        with pyro.plate("data", len(y)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            law = dist.Normal(self.dec(torch.cat([z, y], -1)), 1.0).to_event(1)
-            pyro.sample("x", law, obs=x)
-
-    def recognise(self, x, y):
-        with pyro.plate("data", len(y)):
-            mean, scale = self.enc(torch.cat([x, y], -1)).chunk(2, -1)
-            pyro.sample("z", dist.Normal(mean, scale.exp()).to_event(1))
-
-
-class ByHand(pv.Program):
-    """The dict whole."""
-
-    def __init__(self):
-        super().__init__()
-        self.laws = Laws()
-
-    def model(self, x):
-        self.laws.observe(x.get("x"), x["y"])
-
-    def guide(self, x):
-        self.laws.recognise(x["x"], x["y"])
-
-
-class ByName(ByHand):
-    def model(self, x, y):
-        self.laws.observe(x, y)
-
-    def guide(self, x, y):
-        self.laws.recognise(x, y)
-
-
-class Optional(ByHand):
-    def model(self, x=None, y=None, scale=1.0):
-        self.laws.observe(x, y)
-
-    def guide(self, *, y, x):
-        self.laws.recognise(x, y)
-
-
-class Handled(ByHand):
-    """Handlers as decorators of methods."""
-
-    @poutine.scale(scale=1.0)
-    def model(self, x, y):
-        self.laws.observe(x, y)
-
-    @config_enumerate
-    def guide(self, x, y):
-        self.laws.recognise(x, y)
-
-
-class Static(ByHand):
-    """Functions of the class that need no self but what they close over."""
-
-    def model(self, x, /, y):
-        self.laws.observe(x, y)
-
-    def guide(self, **entries):
-        self.laws.recognise(**entries)
-
-
-def stranger(base):
-    class Stranger(base):
-        def __init__(self):
-            super().__init__()
-            self.laws = Laws()
-
-        def model(self, x, y):
-            self.laws.observe(x, y)
-
-        def guide(self, x, y):
-            self.laws.recognise(x, y)
-
-    return pv.Program(Stranger())
-
-
-def forwarding(function):
-    def forward(*args, **kwargs):
-        return function(*args, **kwargs)
-
-    return forward
-
-
-def around(wrap):
-    def build():
-        laws = Laws()
-
-        def model(x, y):
-            laws.observe(x, y)
-
-        def guide(x, y):
-            laws.recognise(x, y)
-
-        return pv.Program(wrap(model), wrap(guide), laws=laws)
-
-    return build
-
-
-class Forward(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x, y):
-        return self.function(x, y)
-
-
-def modules():
-    laws = Laws()
-    return pv.Program(Forward(laws.observe), Forward(laws.recognise), laws=laws)
-
-
-def partials():
-    laws = Laws()
-
-    def model(net, x, y, scale):
-        net.observe(x, y)
-
-    return pv.Program(
-        functools.partial(model, laws, scale=2.0), functools.partial(laws.recognise), laws=laws
-    )
-
-
-BUILDS = {
-    "subclass": ByName,
-    "defaults and keywords": Optional,
-    "decorated methods": Handled,
-    "positional and any": Static,
-    "module": lambda: stranger(nn.Module),
-    "PyroModule": lambda: stranger(PyroModule),
-    "functions": around(lambda f: f),
-    "handlers": around(lambda f: poutine.scale(poutine.block(f, hide=["w"]), scale=1.0)),
-    "forwarding": around(lambda f: forwarding(poutine.scale(forwarding(f), scale=1.0))),
-    "wraps": around(lambda f: functools.wraps(f)(forwarding(f))),
-    "modules that are functions": modules,
-    "partials": partials,
-}
-
-
-def parameters(program):
-    return [p.detach().clone() for p in program.parameters()]
+from .conditional import BUILDS, DATA, ByHand, ByName, Laws, forwarding, parameters, rows
 
 
 @pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
@@ -211,7 +53,7 @@ def test_captured_steps_take_names(engine):
 def test_evidence_chains_and_arviz_take_names():
     data = rows(6)
     reference, program = ByHand(), ByName()
-    for options in ({}, {"proposal": "hmc", "num_draws": 20, "warmup": 10}):
+    for options in ({}, {"proposal": "hmc", "num_draws": 40, "warmup": 20}):
         values = [
             pv.log_evidence(each, data, num_particles=20, **options).value
             for each in (program, reference)
@@ -295,89 +137,17 @@ def test_positions_names_and_dicts_are_one_call():
     assert all(torch.equal(value, values[0]) for value in values)
 
 
-def stepped(loss, call, build=ByName, steps=4):
-    program = build()
-    pyro.set_rng_seed(3)
-    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.01}), loss)
-    args, kwargs = call
-    losses = [svi.step(*args, **kwargs) for _ in range(steps)]
-    losses.append(svi.evaluate_loss(*args, **kwargs))
-    return losses, parameters(program)
+def test_a_module_of_several_arguments_is_to_be_wrapped():
+    class Stranger(Laws):
+        def model(self, x, y):
+            self.observe(x, y)
 
+        def guide(self, x, y):
+            self.recognise(x, y)
 
-DATA = rows()
-CALLS = {
-    "positions": ((DATA["x"], DATA["y"]), {}),
-    "names": ((), DATA),
-    "mixed": ((DATA["x"],), {"y": DATA["y"]}),
-    "dict": ((DATA,), {}),
-}
-
-
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize(
-    "objective",
-    [
-        pv.objectives.AEVB("A"),
-        pv.objectives.IWAE(3),
-        pv.objectives.StickingTheLanding(),
-        pv.objectives.WakeSleep(),
-        pv.objectives.MonteCarloEM(),
-    ],
-    ids=repr,
-)
-def test_our_objectives_take_the_arguments_of_a_step_of_svi(objective, call):
-    """As the dict, whole, gives them."""
-    ends = [
-        stepped(copy.deepcopy(objective), call),
-        stepped(copy.deepcopy(objective), ((DATA,), {}), ByHand),
-    ]
-    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-6)
-    for mine, theirs in zip(ends[0][1], ends[1][1], strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_pyro_s_own_objective_takes_them_too():
-    ends = [stepped(Trace_ELBO(), call)[0] for call in CALLS.values()]
-    assert all(end == ends[0] for end in ends)
-    ours = stepped(pv.objectives.AEVB("A"), CALLS["positions"])[0]
-    assert ours == pytest.approx(ends[0], rel=1e-5)
-
-
-def test_what_is_no_row_is_the_same_for_every_particle():
-    """Numbers, None and tensors of other lengths, as the annealing factor of a step."""
-    met = []
-
-    class Annealed(ByName):
-        def model(self, x, y, factor, table, note=None):
-            met.append((float(factor), len(table), note))
-            with poutine.scale(scale=1.0):
-                self.laws.observe(x, y)
-
-        def guide(self, x, y, factor, table, note=None):
-            self.laws.recognise(x, y)
-
-    call = ((DATA["x"], DATA["y"], torch.tensor(0.5), torch.ones(3)), {"note": "a"})
-    losses, _ = stepped(pv.objectives.IWAE(4), call, Annealed)
-    reference, _ = stepped(pv.objectives.IWAE(4), ((DATA,), {}), ByHand)
-    assert losses == pytest.approx(reference, rel=1e-6)
-    assert set(met) == {(0.5, 3, "a")}
-
-
-def test_plain_functions_take_them_inside_svi():
-    laws = Laws()
-
-    def model(x, y):
-        pyro.module("laws", laws)
-        laws.observe(x, y)
-
-    pyro.set_rng_seed(3)
-    optimizer = pyro.optim.Adam({"lr": 0.01})
-    svi = SVI(model, laws.recognise, optimizer, pv.objectives.AEVB("A"))
-    losses = [svi.step(DATA["x"], y=DATA["y"]) for _ in range(4)]
-    pyro.clear_param_store()
-    reference, _ = stepped(pv.objectives.AEVB("A"), ((DATA,), {}), ByHand)
-    assert losses == pytest.approx(reference[:4], rel=1e-6)
+    with pytest.raises(TypeError, match=r"by name, expected a pv.Program.*pv.Program\(module\)"):
+        pv.elbo(Stranger(), DATA)
+    assert pv.elbo(pv.Program(Stranger()), DATA).shape == (40,)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
@@ -444,70 +214,22 @@ def test_what_cannot_be_passed_is_refused_in_words(data, error, said):
             verb(ByName(), data)
 
 
-def test_what_svi_is_not_given_is_said():
-    program = ByName()
-    svi = SVI(program.model, program.guide, pyro.optim.Adam({}), pv.objectives.AEVB())
-    with pytest.raises(TypeError, match="none is a tensor"):
-        svi.step(None, 1.0)
-    with pytest.raises(TypeError, match=r"data\.rows"):
-        svi.step(pv.datasets.from_array(DATA["x"]), DATA["y"])
+def test_an_automatic_guide_is_called_as_its_model_is():
+    """For latents that all data share: regression with y ~ x w, by name, whole and by SVI."""
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    objective = pv.objectives.AEVB("A")
+    data, ends = {"x": x, "y": x @ torch.tensor([1.0, -2.0, 0.5])}, []
 
+    def by_name(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", 50, subsample_size=len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
 
-# --- covariates alone -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("build", [ByHand, Optional])
-@pytest.mark.parametrize("mean", [False, True])
-def test_covariates_alone_give_what_rows_give(build, mean):
-    """p(x | y) asks for no x: the same draws at the same seed."""
-    program, y = build(), {"y": DATA["y"]}
-    assert torch.equal(
-        pv.sample(program, 7, like=y, mean=mean), pv.sample(program, 7, like=DATA, mean=mean)
-    )
-
-
-def test_draws_given_covariates_have_the_conditional_s_moments():
-    """p(x | y) of a linear model is Gaussian: mean W_y y + b, covariance W_z W_z' + 1."""
-    program = Optional()
-    y = torch.tensor([[0.2, 0.9, 0.4]])
-    x = pv.sample(program, 40_000, like={"y": y}).double()
-    w, b = (p.detach().double() for p in (program.laws.dec.weight, program.laws.dec.bias))
-    mean, covariance = w[:, 2:] @ y[0].double() + b, w[:, :2] @ w[:, :2].T + torch.eye(6)
-    error = (x.mean(0) - mean).abs() / (covariance.diag() / len(x)).sqrt()
-    assert error.max() < 4.5
-    torch.testing.assert_close(x.T.cov().float(), covariance.float(), rtol=0, atol=0.06)
-
-
-def test_labels_among_covariates_stay_whole_numbers():
-    class Labelled(ByHand):
-        def model(self, label, x=None):
-            assert label.dtype == torch.uint8
-            self.laws.observe(x, nn.functional.one_hot(label.long(), 3).float())
-
-        def guide(self, label, x):
-            self.laws.recognise(x, nn.functional.one_hot(label.long(), 3).float())
-
-    label = torch.tensor([0, 1, 2], dtype=torch.uint8)
-    assert pv.sample(Labelled(), 6, like={"label": label, "x": torch.zeros(3, 6)}).shape == (6, 6)
-
-
-def test_a_model_that_needs_x_says_so():
-    with pytest.raises(ValueError, match=r'expected that it does without "x".*x=None or x.get'):
-        pv.sample(ByName(), 3, like={"y": DATA["y"]})
-
-
-def test_the_site_that_observes_is_found_by_the_guide():
-    """Its name is not that of the parameter, and the guide has all but it."""
-
-    class Completion(ByHand):
-        def model(self, xs, ys=None):
-            with pyro.plate("data", len(xs)):
-                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-                law = dist.Normal(self.laws.dec(torch.cat([z, xs], -1)), 1.0).to_event(1)
-                pyro.sample("y", law, obs=ys)
-
-        def guide(self, xs, ys=None):
-            with pyro.plate("data", len(xs)):
-                pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-
-    assert pv.sample(Completion(), 5, like={"xs": DATA["y"]}).shape == (5, 6)
+    for model in (by_name, lambda batch: by_name(batch["x"], batch["y"])):
+        program = pv.Program(model, AutoNormal(model))
+        pv.fit(program, data, objective, steps=8, batch_size=25, progress=False)
+        ends.append([*parameters(program), pv.elbo(program, data)])
+    assert all(map(torch.equal, *ends))
+    program = pv.Program(by_name, AutoNormal(by_name))
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({}), objective)
+    assert svi.step(x, data["y"]) > 0

@@ -276,7 +276,7 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone(oracle, x):
 
 def test_chunks_of_rows_and_particles_are_put_where_they_belong(oracle, x):
     """Whatever the chunks, lp is that of the draws beside it, and no two draws are equal."""
-    plain = posterior_groups("x", True)
+    plain = posterior_groups("x", True, lambda t: t)
     with torch.no_grad():
         groups = drawn(oracle, x, plain, 23, (0,), 4, max_elements=5 * 4 * 3)
     z = torch.from_numpy(groups["posterior"]["z"])
@@ -361,24 +361,6 @@ def test_a_guide_that_misses_the_posterior_is_said_to(oracle, x):
         oracle.guide_noise.set(narrow)
     with pytest.warns(pv.PyroVaeWarning, match=r"khat exceeds 0.7 for [89] of 9"):
         to_inference_data(oracle, x, num_draws=500)
-
-
-def test_global_latents_are_refused():
-    class Shared(pv.Program):
-        def __init__(self):
-            super().__init__()
-            self.mean = nn.Parameter(torch.zeros(()))
-
-        def model(self, x):
-            w = pyro.sample("w", dist.Normal(0.0, 1.0))
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(w, torch.ones(2)).to_event(1), obs=x)
-
-        def guide(self, x):
-            pyro.sample("w", dist.Normal(self.mean, 1.0))
-
-    with pytest.raises(ValueError, match='"w" is outside'):
-        to_inference_data(Shared(), torch.zeros(3, 2), num_draws=5)
 
 
 def test_mistakes_are_named(oracle, x):

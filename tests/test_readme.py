@@ -52,6 +52,25 @@ class TutorialVAE(nn.Module):
             pyro.sample("latent", dist.Normal(mean, log_scale.exp()).to_event(1))
 
 
+class ConditionalVAE(nn.Module):
+    """Draws the pixels where there are none."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.decoder, self.encoder = nn.Linear(5, dim), nn.Linear(dim + 2, 6)
+
+    def model(self, x=None, y=None):
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            law = dist.Bernoulli(logits=self.decoder(torch.cat([z, y], -1)))
+            pyro.sample("x", law.to_event(1), obs=x)
+
+    def guide(self, x, y):
+        with pyro.plate("data", len(y)):
+            mean, log_scale = self.encoder(torch.cat([x, y], -1)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+
 def test_every_block_runs_in_order(tmp_path, monkeypatch, capsys):
     """On smaller budgets, as a reader would type them one after the other."""
     monkeypatch.chdir(tmp_path)
@@ -59,6 +78,7 @@ def test_every_block_runs_in_order(tmp_path, monkeypatch, capsys):
     tutorial = TutorialVAE(x.shape[1])
     before = {name: value.clone() for name, value in tutorial.state_dict().items()}
     names = {"tutorial_vae": tutorial, "x": x}
+    names |= {"conditional_vae": ConditionalVAE(x.shape[1]), "y": x[:, :2]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pv.PyroVaeWarning)  # so little trained, khat is large
         for number, block in enumerate(BLOCKS):

@@ -10,7 +10,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
 import pyro_vae as pv
 from pyro_vae.datasets import Data, DataSet, from_array, split
@@ -55,6 +62,12 @@ class Items(Dataset):
         return self.make(number)
 
 
+class Named(Items):
+    """As torchvision's, which say whether they are for training."""
+
+    train, test = True, False
+
+
 class Rows:
     """As data sets of other libraries are: no class of torch, but torch's protocol."""
 
@@ -83,6 +96,8 @@ FORMS = {
     "lists of arrays": Items(lambda i: [X[i].numpy(), Y[i].numpy()]),
     "dicts": Items(lambda i: {"y": Y[i], "x": X[i]}),
     "namedtuples": Items(lambda i: Pair(x=X[i], y=Y[i])),
+    "with a part's name": Named(lambda i: (X[i], Y[i])),
+    "several": ConcatDataset([TensorDataset(X[:9], Y[:9]), TensorDataset(X[9:], Y[9:])]),
     "Subset": Subset(Items(lambda i: (X[i % 30], Y[i % 30]), 60), range(30)),
     "of another library": Rows(),
     "Data": from_array({"x": X, "y": Y}),
@@ -181,6 +196,11 @@ def test_random_items_leave_the_generator_to_themselves():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Whole:
+    def __init__(self, x):
+        self.train = self.test = x
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(X)
@@ -198,6 +218,9 @@ class Stream(IterableDataset):
         ({"x": X, "y": [[1.0]] * 30}, r'data "y" is list.*np\.asarray'),
         (FRAME.assign(e="text"), r"column 'e' of dtype \w+ \('text' in row 0\)"),
         ({"x": FRAME, "y": pd.Series(["a"] * 30)}, r'data "y": got values of dtype'),
+        ({"x": X, "y": [[1.0], [1.0, 2.0]] * 15}, r'data "y" is list'),
+        ({"image": X, "y": Y}, r'needs "x" too'),
+        (Whole(X), "Whole, expected one part of it"),
         (iter([X]), "expected a Data, a tensor"),
         (None, "NoneType"),
     ],
@@ -224,6 +247,20 @@ def test_missing_values_of_a_frame_are_named():
     holes.iloc[3, 1] = np.nan
     with pytest.raises(ValueError, match="not finite in row 3"):
         pv.elbo(Conditional(), (holes, Y))
+
+
+def test_a_model_of_x_needs_an_entry_x():
+    """Where it has further parameters too, that are no entries."""
+
+    class Scaled(Conditional):
+        def model(self, x, scale=1.0):
+            raise AssertionError
+
+        def guide(self, x):
+            raise AssertionError
+
+    with pytest.raises(TypeError, match="entries 'image', 'label', expected an entry \"x\""):
+        pv.elbo(Scaled(), {"image": X, "label": LABEL})
 
 
 def test_pixels_of_the_main_entry_are_real_numbers_and_labels_are_not():
@@ -365,7 +402,7 @@ def test_compare_makes_data_of_dicts():
         batch_size=8, proposal="guide", num_particles=20, progress=False,
     )  # fmt: skip
     assert found.dataset.sizes["datum"] == 30
-    with pytest.raises(TypeError, match=r"datasets\.split\(\{"):
+    with pytest.raises(TypeError, match=r"datasets\.split\(pv"):
         pv.compare({"x": X}, builds={"a": Conditional}, objectives=[pv.objectives.AEVB()])
 
 

@@ -50,22 +50,18 @@ def require_possible_data(look: Look, x: Rows) -> None:
     entries, all_rows = look.entries, entries_of_rows(x)
     unsure = [name for name, entry in entries.items() if entry is None]
     for name, site in look.observations.items():
-        entry = entries[name]
+        entry, found = entries[name], Mistakes()
         if not isinstance(site.value, Tensor):
             continue
         if entry is not None and not (site.is_masked or _has_bounds_by_row(site)):
             # (Masks and such bounds say nothing about other rows.)
             rows = all_rows[entry]
             site = replace(site, value=rows.reshape(len(rows), *site.value.shape[1:]))
-        found = Mistakes()
-        possible_values(site, _data(name, look), found)
-        if found and site is not look.observations[name]:
-            unsure.append(name)  # its bounds may be made of the rows, as a largest count
-        else:
-            mistakes += found
+        possible_values(site, _named(look, name), found)
+        unsure += [name] if found else []
         if name == look.observed:
             said = out_of_reach(site, look.mean_range)
-    if unsure and not mistakes:
+    if unsure:  # a bound may be that of these rows, as the longest document of a batch
         _possible_in_all_rows(look, x, unsure, mistakes)
     if mistakes:
         raise ValueError(mistakes[0])
@@ -73,20 +69,19 @@ def require_possible_data(look: Look, x: Rows) -> None:
         warnings.warn(said, PyroVaeWarning, stacklevel=4)
 
 
-def _data(name: str, look: Look) -> str:
-    """What a site observes, as a message names it."""
+def _named(look: Look, name: str) -> str:
     return "data" if name == look.observed else f'data "{name}"'
 
 
 def _possible_in_all_rows(look: Look, x: Rows, names: list[str], mistakes: Mistakes) -> None:
-    """The same for sites whose values or bounds are computed from x, by running the model on it."""
+    """The same for some sites, by running the model on all rows."""
     size = max(1, num_rows(look.x))
     for start in range(0, num_rows(x), size):
         part = map_rows(lambda t, start=start: t[start : start + size], x)  # type: ignore[misc]
         found = Look.at(look.program, part, rows=None)
         for name in names:
             if name in found.model:
-                possible_values(found.model[name], _data(name, look), mistakes)
+                possible_values(found.model[name], _named(look, name), mistakes)
         if mistakes:
             return
 

@@ -21,7 +21,7 @@ from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.sampling import LEAST_WARMUP
 from pyro_vae.comparison.table import Comparison, dataset_of
 from pyro_vae.datasets.data.arrays import from_array
-from pyro_vae.datasets.data.base import DataSet
+from pyro_vae.datasets.data.base import Data, DataSet
 from pyro_vae.densities.look import Look
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.bound import elbo
@@ -83,7 +83,7 @@ def compare(
     if not (hasattr(data, "train") and hasattr(data, "test")):
         raise TypeError(
             f"data is {type(data).__name__}, expected a DataSet with train and test: "
-            'pv.datasets.load("digits"), or pv.datasets.split({"x": x}), of arrays or a dict'
+            'pv.datasets.load("digits"), or pv.datasets.split(pv.datasets.from_array(x))'
         )
     data = _with_data(data)
     if not builds or not objectives:
@@ -132,14 +132,15 @@ def compare(
 
 def _with_data(data: Any) -> Any:
     """Parts that are no ``Data`` made into such, unbinarized."""
-    parts = {name: getattr(data, name, None) for name in ("train", "validation", "test")}
-    if all(part is None or hasattr(part, "binarize") for part in parts.values()):
+    train, validation, test = (getattr(data, n, None) for n in ("train", "validation", "test"))
+    if all(part is None or hasattr(part, "binarize") for part in (train, validation, test)):
         return data
-    made: dict[str, Any] = {
-        name: part if part is None or hasattr(part, "binarize") else from_array(part)
-        for name, part in parts.items()
-    }
-    return DataSet(getattr(data, "name", "data"), **made)
+
+    def made(part: Any) -> Data:
+        return part if hasattr(part, "binarize") else from_array(part)
+
+    held_out = None if validation is None else made(validation)
+    return DataSet(getattr(data, "name", "data"), made(train), held_out, made(test))
 
 
 def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -11,12 +11,18 @@ from torch import Tensor
 from pyro_vae import errors
 from pyro_vae.densities.enumeration import marked_draws
 from pyro_vae.densities.missing import usable_rows
+from pyro_vae.densities.observations import observations_of
 from pyro_vae.densities.sites import Sites, latents_of
 from pyro_vae.densities.traces import At, NoMean, dreamt_sites, sites_of
 from pyro_vae.noise import Stream, seeded
-from pyro_vae.predictive.drawing import form_of_x
+from pyro_vae.predictive.drawing import (
+    form_of_x,
+    not_given,
+    saying_what_is_missing,
+    would_observe,
+)
 from pyro_vae.predictive.latents import drawn_latents, mean_latents, whole_or_none
-from pyro_vae.predictive.means import DRAWS, alone, means_of_x, say_draws, stacked
+from pyro_vae.predictive.means import DRAWS, alone, mean_of, means_of_x, say_draws, stacked
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import any_parameter, as_tensor
 from pyro_vae.program.rows import Rows, map_rows, num_rows
@@ -42,7 +48,8 @@ def decode(
             share, such as uncertain weights, may be given too, (..., J); else they are at the
             guide's mean, or, where it has none, one draw of it.
         like: rows of data, one or N, that say what x looks like and hold the covariates: for
-            programs that are no ``VAE``, or take more than x.
+            programs that are no ``VAE``, or take more than x.  Covariates alone will do, as in
+            :func:`~pyro_vae.predictive.drawing.sample`.
         num_draws: of x, where the likelihood has no mean.
         seed: of the draws.
 
@@ -61,9 +68,13 @@ def decode(
     """
     num_draws, seed = errors.whole("num_draws", num_draws), errors.seed_number(seed)
     with torch.no_grad(), seeded(*Stream.PREDICTIVE.key(seed)), evaluating(program):
-        rows = form_of_x(program, like, "pv.decode(program, z, like=x)")
-        one = dreamt_sites(program, map_rows(lambda t: t[:1], rows), {})
-        form = {n: s for n, s in latents_of(one).items() if not s.was_observed}
+        rows = form_of_x(program, like, "pv.decode(program, z, like=x)", whole=False)
+        first, unseen = map_rows(lambda t: t[:1], rows), set[str]()
+        with saying_what_is_missing(program, first, not_given(program, first)):
+            one = dreamt_sites(program, first, {})
+            if not observations_of(one):
+                unseen = set(would_observe(program, first, one))
+        form = {n: s for n, s in latents_of(one).items() if not s.was_observed and n not in unseen}
         given, drawn, count = _placed(program, z, form, num_rows(rows))
         if num_rows(rows) == 1:
             rows = map_rows(lambda t: t.expand(count, *t.shape[1:]), rows)
@@ -79,7 +90,11 @@ def decode(
                 else value
                 for name, value in given.items()
             }
-            runs.append(means_of_x(program, dreamt_sites(program, rows, at), rows, num_draws))
+            sites = dreamt_sites(program, rows, at)
+            runs.append(
+                {name: mean_of(sites[name], None, num_draws) for name in unseen}
+                or means_of_x(program, sites, rows, num_draws)
+            )
     means = stacked(runs)
     return alone({name: mean.reshape(*drawn, *mean.shape[1:]) for name, mean in means.items()})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,9 +35,9 @@ def sample(
     Args:
         program: the program.
         num_samples: n.
-        like: rows of data that say what x looks like, for programs that are no ``VAE``; or, as a
-            dict, covariates alone, where the model draws x if it is not given one: draws of
-            p(x | covariates).
+        like: rows of data that say what x looks like, for programs that are no ``VAE``; or
+            covariates alone, as a dict or the first argument of a ``model(xs, ys=None)``, where the
+            model draws x if it is not given one: draws of p(x | covariates).
         mean: return the likelihood's mean in place of a draw, as pictures of images do.
         seed: of the draws.
 
@@ -47,7 +49,7 @@ def sample(
         x = form_of_x(program, like, "pv.sample(program, n, like=x)", whole=False)
         index = torch.arange(num_samples) % len(observed_rows(x))
         x = {k: v[index] for k, v in x.items()} if isinstance(x, dict) else x[index]
-        if isinstance(x, dict) and (missing := _not_given(program, x)):
+        if missing := not_given(program, x):
             drawn = _given_covariates(program, x, missing, seed)
             if drawn is not None:
                 made = {
@@ -73,34 +75,41 @@ def form_of_x(program: Any, like: Any, call: str, *, whole: bool = True) -> Rows
     )
 
 
-def _not_given(program: Any, x: dict[str, Tensor]) -> list[str]:
+def not_given(program: Any, x: Rows) -> list[str]:
     """What the model may take beside the entries of x, of which one may be what it observes."""
     takes = arguments_of(program)
+    if not isinstance(x, dict):
+        return list(takes.model.names[1:])
     usual = program.observed if isinstance(getattr(program, "observed", None), str) else "x"
     names = takes.model.names if takes.by_name(x) else (usual,)
     return [name for name in names if name not in x]
 
 
-def _given_covariates(
-    program: Any, x: dict[str, Tensor], missing: list[str], seed: int
-) -> Sites | None:
+def _given_covariates(program: Any, x: Rows, missing: list[str], seed: int) -> Sites | None:
     """The sites that would observe, drawn given the covariates; None where one observes."""
 
     def drawn(at: dict[str, Tensor]) -> Sites:
         with seeded(*Stream.PREDICTIVE.key(seed)):
             return dreamt_sites(program, x, at)
 
-    try:
+    with saying_what_is_missing(program, x, missing):
         sites = drawn({})
         if observations_of(sites):
             return None
         if any(site.is_global for site in latents_of(sites).values()):
             with seeded(*Stream.SHARED.key(seed)):
                 sites = drawn(drawn_latents(program, x, shared=True))
-        if (name := getattr(program, "observed", None) or "x") in sites:
-            return {name: sites[name]}
-        latents = sites_of(program, "guide", x)
+        return would_observe(program, x, sites)
+
+
+@contextlib.contextmanager
+def saying_what_is_missing(program: Any, x: Rows, missing: list[str]) -> Iterator[None]:
+    """Says of whatever fails within that ``x`` holds covariates alone, if it does."""
+    try:
+        yield
     except Exception as error:  # whatever the functions of a user make of what they are not given
+        if not (isinstance(x, dict) and missing):
+            raise
         have = ", ".join(f'"{name}"' for name in x)
         raise ValueError(
             f"{type(program).__name__} draws nothing from the entries {have} alone "
@@ -108,6 +117,17 @@ def _given_covariates(
             f'"{missing[0]}": pass rows that have it, or let the model observe nothing where there '
             f'is none, {missing[0]}=None or x.get("{missing[0]}")'
         ) from error
+
+
+def would_observe(program: Any, x: Rows, sites: Sites) -> Sites:
+    """The sites of a model, none of which observes, that would if x were given.
+
+    Raises:
+        ValueError: the guide has all of them.
+    """
+    if (name := getattr(program, "observed", None) or "x") in sites:
+        return {name: sites[name]}
+    latents = sites_of(program, "guide", x)
     left = {name: site for name, site in latents_of(sites).items() if name not in latents}
     if not left:
         raise ValueError(

@@ -1,12 +1,13 @@
 """Programs: a generative model and its guide as ordinary Pyro functions, in one module.
 
-======== =========================================================================
-base     :class:`Program`: parameters that announce themselves to Pyro
-vae      :class:`VAE`: a program from a prior, a likelihood and a posterior
-rows     what a program is called with
-inputs   what users pass as data, brought into that form
-calling  a program at other parameters, or in evaluation mode
-======== =========================================================================
+========= ========================================================================
+base      :class:`Program`: parameters that announce themselves to Pyro
+vae       :class:`VAE`: a program from a prior, a likelihood and a posterior
+rows      what a program is called with
+arguments how its functions take them: whole, or the entries of a dict by name
+inputs    what users pass as data, brought into that form
+calling   a program at other parameters, or in evaluation mode
+========= ========================================================================
 """
 
 from pyro_vae.program.base import Program

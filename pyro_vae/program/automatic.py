@@ -12,12 +12,12 @@ from typing import Any
 import pyro
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from pyro_vae.program.rows import Rows, num_rows
 
-
-def run_automatic(guide: AutoGuide, x: Rows) -> Any:
-    """Call an automatic guide; at the first call its parameters appear in it.
+def run_automatic(guide: AutoGuide, *args: Any, **kwargs: Any) -> Any:
+    """Call an automatic guide as its model is called; at the first call its parameters appear.
 
     Raises:
         TypeError: the model has a latent in the plate of the data.
@@ -25,20 +25,22 @@ def run_automatic(guide: AutoGuide, x: Rows) -> Any:
     if guide.prototype_trace is None:
         # Beside all handlers: what it makes are its own parameters, under their own names.
         with pyro.poutine.block():
-            _require_shared_latents(guide, x)
-            guide._setup_prototype(x)
-    return guide(x)
+            _require_shared_latents(guide, args, kwargs)
+            guide._setup_prototype(*args, **kwargs)
+    return guide(*args, **kwargs)
 
 
-def _require_shared_latents(guide: AutoGuide, x: Rows) -> None:
-    sites = pyro.poutine.trace(guide.model).get_trace(x).nodes.values()
+def _require_shared_latents(guide: AutoGuide, args: Any, kwargs: Any) -> None:
+    tensors = (t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim())
+    rows = next((len(t) for t in tensors), None)
+    sites = pyro.poutine.trace(guide.model).get_trace(*args, **kwargs).nodes.values()
     sites = [s for s in sites if s["type"] == "sample" and not site_is_subsample(s)]
     of_rows = {
         frame.name
         for site in sites
         if site["is_observed"]
         for frame in site["cond_indep_stack"]
-        if frame.name == "data" or frame.size == num_rows(x)
+        if frame.name == "data" or frame.size == rows
     }
     for site in sites:
         for frame in site["cond_indep_stack"]:

@@ -2,8 +2,11 @@ r"""Programs: a generative model and its guide as ordinary Pyro functions, in on
 
 A *program* has ``model(x)`` and ``guide(x)``.  ``x`` is a tensor ``(B, ...)``, or a dict of
 tensors with a common first dimension whose entry ``"x"`` is observed and whose others are
-covariates.  Sites of a datum live in ``pyro.plate("data", len(x))``, and the observed site takes
-the value of ``x`` itself::
+covariates.  Functions with several parameters, ``model(x, y)`` beside ``guide(x)`` or
+``guide(x, y)``, are given the entries of a dict by name, each those that it has (see
+:mod:`pyro_vae.program.arguments`); the model's first parameter then stands for ``"x"``.  They may
+also be called as Pyro's ``SVI`` does, ``svi.step(x, y)``.  Sites of a datum live in
+``pyro.plate("data", len(x))``, and the observed site takes the value of ``x`` itself::
 
     class Mine(pv.Program):
         def model(self, x):                                       # p(z) p(x | z)
@@ -34,6 +37,7 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.params import param_with_module_name
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
@@ -42,6 +46,7 @@ from torch.distributions import transform_to
 from pyro_vae.program.arguments import Arguments, Signature
 from pyro_vae.program.automatic import run_automatic
 from pyro_vae.program.copies import Memo, Watch, with_copies
+from pyro_vae.program.laws import as_pyro, is_foreign
 
 
 class _Unconstrained:
@@ -64,11 +69,19 @@ def _announce(parameter: Tensor) -> Tensor:
 
 
 class _OwnParameters(Messenger):
-    """Answers ``pyro.param`` and ``pyro.module`` from the program: the store stays empty."""
+    """Answers ``pyro.param`` and ``pyro.module`` from the program: the store stays empty.
+
+    It also brings distributions of torch, which Pyro cannot sample, into Pyro's form.
+    """
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
+
+    def _pyro_sample(self, msg) -> None:
+        if is_foreign(msg["fn"]):
+            msg["fn"] = as_pyro(msg["fn"], msg["name"])
+            BroadcastMessenger._pyro_sample(msg)  # the plates inside have passed it by
 
     def _pyro_param(self, msg) -> None:
         store = pyro.get_param_store()
@@ -126,15 +139,16 @@ class Program(nn.Module):
 
     Three ways to make one:
 
-    * subclass it and write ``model(self, x)`` and ``guide(self, x)``;
+    * subclass it and write ``model(self, x)`` and ``guide(self, x)``, or ``model(self, x, y)``;
     * ``Program(model, guide, decoder=decoder)`` from plain functions, with the modules that they
       use passed by name; ``pyro.param`` and ``pyro.module`` are answered from the program;
     * ``Program(module)`` around a stranger's module that has ``model`` and ``guide``.
 
     Args:
-        model: a function of ``x``, or a module with the methods ``model`` and ``guide``.
-        guide: a function of ``x``; or, where all data share all latents, one of Pyro's automatic
-            guides, ``AutoNormal(model)`` or its kin.
+        model: a function of ``x``, or of several entries of a dict, or a module with the methods
+            ``model`` and ``guide``.
+        guide: a function of ``x`` likewise; or, where all data share all latents, one of Pyro's
+            automatic guides, ``AutoNormal(model)`` or its kin.
         observed: the name of the observed site, where there are several and none is ``"x"``.
         plate: the name of the rows' plate, where it is neither ``"data"`` nor the one around the
             observed site that has as many members as there are rows.

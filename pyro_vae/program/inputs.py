@@ -161,13 +161,6 @@ def gathered(x: Any, program: nn.Module) -> Any:
     require_program(program)
     if hasattr(x, "to_numpy"):  # a frame, whose columns are attributes of any name
         return as_tensor(x)
-    if hasattr(x, "train") and hasattr(x, "test"):
-        raise TypeError(
-            f"data is a whole {type(x).__name__}, expected one part of it: pass data.train or "
-            "data.test"
-        )
-    if hasattr(x, "rows") and hasattr(x, "batch"):
-        return x
     if isinstance(x, IterableDataset | DataLoader):
         advice = "its .dataset" if isinstance(x, DataLoader) else "torch.stack(list(x))"
         raise TypeError(
@@ -178,6 +171,13 @@ def gathered(x: Any, program: nn.Module) -> Any:
         x = x.tensors
     elif isinstance(x, Dataset) or hasattr(x, "__getitems__"):
         x = _stacked(x)
+    elif hasattr(x, "train") and hasattr(x, "test"):
+        raise TypeError(
+            f"data is a whole {type(x).__name__}, expected one part of it: pass data.train or "
+            "data.test"
+        )
+    elif hasattr(x, "rows") and hasattr(x, "batch"):
+        return x
     if isinstance(x, Mapping):
         return {name: _entry(name, value) for name, value in x.items()}
     if isinstance(x, tuple | list) and any(map(_is_array, x)):
@@ -203,7 +203,8 @@ def _stacked(data: Any) -> Any:
 def _entry(name: Any, value: Any) -> Tensor:
     if not isinstance(name, str):
         raise TypeError(f"an entry of the data is called {name!r}, expected a text: rename it")
-    if value is None or isinstance(value, str | int | float | complex) or not np.ndim(value):
+    plain = value is None or isinstance(value, str | int | float | complex)
+    if plain or getattr(value, "shape", (0,)) == ():
         got = "None" if value is None else f"{value!r}, one {type(value).__name__}"
         raise TypeError(
             f'data "{name}" is {got}, expected a tensor with a row for each datum: leave it out '
@@ -231,7 +232,7 @@ def _named(values: Any, takes: Arguments) -> Rows:
             f"data is a {type(values).__name__} of {len(values)}, and {shown} have "
             f"{len(names)} {'parameter' if len(names) == 1 else 'parameters'}: pass what they "
             'take alone, the first of them, say; or a dict, {"x": x, "label": label}, which '
-            "functions of one parameter are given whole"
+            "functions of one parameter are given whole; or torch.stack(rows), if they are rows"
         )
     return {name: _entry(name, value) for name, value in zip(names, values, strict=False)}
 
@@ -269,7 +270,7 @@ def _require_entries(rows: Rows, program: nn.Module) -> None:
         )
     if not isinstance(rows, dict) or _observed_entry(rows, program):
         return
-    if not rows or takes.model.names == ("x",) or not takes.model.known:
+    if not rows or takes.model.names[:1] == ("x",) or not takes.model.known:
         raise TypeError(
             f"data has the entries {', '.join(map(repr, rows)) or 'of an empty dict'}, expected an "
             'entry "x", which is what model(x) observes: call it so, or name the observed site as '

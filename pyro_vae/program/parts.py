@@ -1,9 +1,10 @@
 r"""What the three parts of a VAE promise: the recipe for one of your own.
 
-A part is a ``torch.nn.Module`` that owns its network and returns a Pyro distribution.  Any module
-that does so may be passed; a subclass of the class here is also remembered with the arguments of
-its constructor, so that it has a telling repr, is told apart from others by ``fit(resume=True)``,
-and, standing in a folder of ours, is loaded by name and has flags at the command line.
+A part is a ``torch.nn.Module`` that owns its network and returns a distribution of Pyro or torch.
+Any module that does so may be passed; a subclass of the class here is also remembered with the
+arguments of its constructor, so that it has a telling repr, is told apart from others by
+``fit(resume=True)``, and, standing in a folder of ours, is loaded by name and has flags at the
+command line.
 
 J latents, D columns of x, H hidden units; ``...`` are any leading dimensions, such as (K, B).
 """
@@ -12,12 +13,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyro
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.recording import Recorded, record_of, shown
 
 if TYPE_CHECKING:
     import pyro.distributions as dist
+
+
+def unchecked(law: Any) -> Any:
+    """A distribution that does not look at values, nor those that it is made of."""
+    law._validate_args = False
+    if hasattr(law, "base_dist"):
+        unchecked(law.base_dist)
+    return law
 
 
 class Part(Recorded, nn.Module):
@@ -46,6 +57,13 @@ class Part(Recorded, nn.Module):
         Write your own where the constructor needs more than these, or takes other names for them.
         """
         return cls(**sizes)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Its distribution; unchecked under ``torch.export``, which cannot branch on values."""
+        if not torch.compiler.is_exporting():
+            return super().__call__(*args, **options)
+        with pyro.validation_enabled(False):
+            return unchecked(super().__call__(*args, **options))
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, ahead of the networks."""

@@ -64,7 +64,8 @@ def _main_and_covariates(entries: Mapping[str, Any]) -> tuple[str, Any, dict[str
     if not entries:
         raise ValueError('x: got a dict without entries, expected one "x" at least')
     for name, value in entries.items():
-        if not isinstance(name, str) or value is None or not np.ndim(value):
+        plain = value is None or isinstance(value, str | int | float | complex)
+        if not isinstance(name, str) or plain or getattr(value, "shape", (0,)) == ():
             got = "None" if value is None else f"one {type(value).__name__}"
             raise TypeError(
                 f"x: got {got} as entry {name!r}, expected an array with a row for each datum: "
@@ -145,6 +146,7 @@ def _tensor(values: Any, name: str) -> Tensor:
     if not (isinstance(values, (Tensor, np.ndarray)) or hasattr(values, "to_numpy")):
         raise TypeError(
             f"{name}: got {type(values).__name__}, expected a numpy array, a torch tensor or a "
-            "pandas frame; np.asarray(...) makes one of nested lists, .toarray() of a sparse one"
+            "pandas frame, or a dict of them for several; np.asarray(...) makes one of nested "
+            "lists, .toarray() of a sparse one"
         )
     return as_tensor(values, name)
