@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from pyro_vae.torch_internals import TorchDispatchMode
+from pyro_vae.torch_internals import TorchDispatchMode, without_onednn
 
 aten = torch.ops.aten
 Key = tuple[int, ...]
@@ -228,6 +229,16 @@ LIFTED: dict[Any, Callable[..., Tensor]] = {
 }
 
 
+class _PlainLSTM(TorchFunctionMode):
+    """LSTMs by torch's own operations: oneDNN's has no backward pass under a dispatch mode."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.lstm:
+            with without_onednn():
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 class NoiseMode(TorchDispatchMode):
     """Answer every random draw from ``source(index, noise)``, and record what was asked for.
 
@@ -241,6 +252,17 @@ class NoiseMode(TorchDispatchMode):
         self.asked: list[Noise] = []
         self.kept: list[str] = []  # random operations that no noise can serve
         self.without_grad = False  # did anything run with gradients switched off?
+
+    def __enter__(self) -> Any:
+        self._plain = _PlainLSTM()
+        self._plain.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        finally:
+            self._plain.__exit__(*error)
 
     def _ask(self, kind: str, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         noise = Noise(kind, tuple(like.shape if shape is None else shape), like.dtype, like.device)

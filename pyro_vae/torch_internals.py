@@ -13,6 +13,8 @@ A graph is captured, compared and compiled by parts of torch that it does not pr
   or not, and that import makes the cache's folder or fails.  Where it would fail, a temporary
   folder takes its place, and that is said.
 * ``TorchDispatchMode`` sees every operation; ``no_modes`` hides those that are active.
+* ``without_onednn`` switches oneDNN off for a while, without the warning about GPUs of
+  ``torch.backends.mkldnn.flags``.
 * ``StorageWeakRef`` names the memory of a tensor without keeping it.
 
 To try another version of torch: ``make matrix``.
@@ -25,9 +27,10 @@ import getpass
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._guards import TracingContext, tracing
@@ -44,7 +47,19 @@ __all__ = [
     "machine_code_of",
     "no_modes",
     "traced",
+    "without_onednn",
 ]
+
+
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    """Let torch's own operations do what oneDNN does else."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def traced(

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    Trace_MMD,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
+)
+from pyro.infer import ReweightedWakeSleep as PyroReweightedWakeSleep
 from pyro.infer.elbo import ELBO
 from torch import nn
 
@@ -31,12 +44,27 @@ from pyro_vae.program.rows import Rows
 ENGINES = ("auto", "compiled", "eager", "pyro")
 
 
+# Pyro's own that cannot say what a datum loses, and what to pass in their place.
+REFUSED: dict[type, str] = {
+    PyroReweightedWakeSleep: "which normalizes weights over the whole batch and has two losses: "
+    "pass pv.objectives.ReweightedWakeSleep(), whose weights are each datum's",
+    JitTraceGraph_ELBO: "which torch.jit compiles with parameters of Pyro's store, where a program "
+    "has none: pass TraceGraph_ELBO()",
+    TraceTailAdaptive_ELBO: "which reports no loss: pass pv.objectives.AEVB()",
+    Trace_MMD: "whose loss compares a batch with draws and is no sum over data: pass an ELBO",
+}
+
+
 def translate(objective: Any) -> Objective | ELBO:
     """Our objective for Pyro's ELBOs that have one; others stay Pyro's.
 
     ``Trace_ELBO`` is ``AEVB("A")``, for a guide with latents that are not reparameterized
     ``MixedELBO`` (:func:`suited`), ``TraceMeanField_ELBO`` ``AEVB("B")`` and ``TraceEnum_ELBO``
-    ``EnumeratedELBO``.
+    ``EnumeratedELBO``; so are those that torch.jit compiles, whose name starts with Jit.
+
+    Raises:
+        TypeError: for what is no objective.
+        ValueError: for one of Pyro's whose loss is none of a datum.
     """
     if isinstance(objective, type) and issubclass(objective, ELBO):
         raise TypeError(
@@ -45,12 +73,15 @@ def translate(objective: Any) -> Objective | ELBO:
         )
     if isinstance(objective, Objective):
         return objective
-    if type(objective) is Trace_ELBO:
+    if type(objective) in (Trace_ELBO, JitTrace_ELBO):
         return AEVB("A", objective.num_particles)
-    if type(objective) is TraceMeanField_ELBO:
+    if type(objective) in (TraceMeanField_ELBO, JitTraceMeanField_ELBO):
         return AEVB("B", objective.num_particles)
-    if type(objective) is TraceEnum_ELBO:
+    if type(objective) in (TraceEnum_ELBO, JitTraceEnum_ELBO):
         return EnumeratedELBO(objective.num_particles)
+    for kind, why in REFUSED.items():
+        if isinstance(objective, kind):
+            raise ValueError(f"objective is Pyro's {type(objective).__name__}, {why}")
     if isinstance(objective, ELBO):
         return objective
     raise TypeError(
@@ -60,9 +91,23 @@ def translate(objective: Any) -> Objective | ELBO:
 
 
 def suited(given: Any, chosen: Objective | ELBO, guide: Sites) -> Objective | ELBO:
-    """What ``given`` comes to for this guide: of Pyro's ``Trace_ELBO``, which takes all kinds."""
-    mixed = any(not site.has_rsample for site in latents_of(guide).values())
-    return MixedELBO(given.num_particles) if type(given) is Trace_ELBO and mixed else chosen
+    """What an objective comes to for this guide.
+
+    Pyro's ``Trace_ELBO`` takes latents of all kinds.
+
+    Raises:
+        ValueError: for one of Pyro's that would leave a part of this guide as it is.
+    """
+    drawn = [name for name, site in latents_of(guide).items() if not site.has_rsample]
+    if drawn and type(given) in (Trace_ELBO, JitTrace_ELBO):
+        return MixedELBO(given.num_particles)
+    if drawn and isinstance(chosen, (RenyiELBO, TraceTMC_ELBO)):
+        raise ValueError(
+            f'latent site "{drawn[0]}" has the guide {guide[drawn[0]].family}, which is not '
+            f"reparameterized, so its gradient under Pyro's {type(chosen).__name__} would silently "
+            "be zero: pass pv.objectives.MixedELBO(), EnumeratedELBO() or ReweightedWakeSleep()"
+        )
+    return chosen
 
 
 def gradient_source(

@@ -70,6 +70,15 @@ class _Call(nn.Module):
         return function(self.program, *args)
 
 
+def _learnt(stand_in: Tensor, parameter: Tensor) -> Tensor:
+    """The stand-in, which says of itself that it is learnt where the parameter does.
+
+    Else ``pyro.module`` warns of a parameter that nobody froze.
+    """
+    held = parameter.requires_grad and not stand_in.requires_grad
+    return stand_in.detach().requires_grad_() if held else stand_in
+
+
 def call_with(
     program: nn.Module, parameters: dict[str, Tensor], function: Callable[..., Any], *args: Any
 ) -> Any:
@@ -80,7 +89,7 @@ def call_with(
     swaps a module with two names twice, and what it then puts back is the stand-in.)
     """
     stand_ins = {
-        id(parameter): parameters[name]
+        id(parameter): _learnt(parameters[name], parameter)
         for name, parameter in program.named_parameters()
         if name in parameters
     }
