@@ -171,7 +171,7 @@ class AmortizedLDA(nn.Module):
             topic_words = pyro.sample(
                 "topic_words", dist.Dirichlet(torch.ones_like(self.topic_words[0]))
             )
-        with pyro.plate("documents", 40, subsample_size=len(data), dim=-1):
+        with pyro.plate("documents", 40, subsample=data, dim=-1):
             doc_topics = pyro.sample(
                 "doc_topics", dist.Dirichlet(self.topic_words.new_full((topics,), 0.7))
             )
@@ -188,7 +188,7 @@ class AmortizedLDA(nn.Module):
         with pyro.plate("topics", topics):
             pyro.sample("topic_words", dist.Dirichlet(F.softplus(self.topic_words) + 0.5))
         counts = F.one_hot(data, vocabulary).to(self.topic_words).sum(1)
-        with pyro.plate("documents", 40, subsample_size=len(data), dim=-1):
+        with pyro.plate("documents", 40, subsample=data, dim=-1):
             pyro.sample("doc_topics", dist.Dirichlet(F.softplus(self.net(counts)) + 0.5))
 
 
