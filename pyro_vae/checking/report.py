@@ -22,9 +22,10 @@ from torch import nn
 from pyro_vae.checking import independence, learning, sites, values
 from pyro_vae.checking.reach import out_of_reach
 from pyro_vae.checking.sites import Met, Mistakes
+from pyro_vae.densities.kl import closed_kl
 from pyro_vae.densities.missing import not_taken
 from pyro_vae.densities.observations import observed_site
-from pyro_vae.densities.sites import closed_kl, latents_of
+from pyro_vae.densities.sites import latents_of
 from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.calling import left_as_it_was
 from pyro_vae.program.inputs import as_rows, gathered

@@ -24,11 +24,11 @@ from pyro_vae.program.rows import Rows, observed_rows
 def draws_of(
     program: Any, x: Rows, at: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draw latents and what the model observes: two dicts by site, without gradients.
+    """Draw what the model observes, and latents: two dicts by site, without gradients.
 
     A site that takes an entry of ``x`` as it is has its draw in the form of that entry.  Where
     several sites observe, each is drawn given the draws of those before it, also where the model
-    reads them from ``x``.  What a mask leaves out is drawn like the rest.
+    reads them from ``x``.  What a mask leaves out is drawn like the rest.  Rows are in front.
 
     Args:
         program: the program.
@@ -38,21 +38,22 @@ def draws_of(
     Raises:
         ValueError: where the model observes nothing.
     """
-    found, entries, drawn = _ancestral(program, x, at or {})
+    sites, entries, drawn = _ancestral(program, x, at or {})
     forms = entries_of_rows(x)
     observed = {
-        name: found[name].rows_first(drawn[name])
+        name: sites[name].rows_first(drawn[name])
         if entry is None
         else drawn[name].reshape(forms[entry].shape)
         for name, entry in entries.items()
     }
-    return observed, {name: value for name, value in drawn.items() if name not in found}
+    others = {name: value for name, value in drawn.items() if name not in entries}
+    return observed, {name: sites[name].rows_first(value) for name, value in others.items()}
 
 
 def _ancestral(
     program: Any, x: Rows, at: Mapping[str, Tensor]
 ) -> tuple[Sites, dict[str, str | None], dict[str, Tensor]]:
-    """The observed sites, the entry that each takes, and all draws by site."""
+    """The sites, the entry that each observed one takes, and all draws by site."""
     with torch.no_grad():
         at = {**at, **marked_draws(program, x, at)} if at else at
         sites = dreamt_sites(program, x, at)
@@ -75,7 +76,7 @@ def _ancestral(
             given = {n: value for n, value in drawn.items() if n in before or n not in found}
             seen = {entries[n]: drawn[n] for n in before if entries[n] is not None}
             drawn = values_of(dreamt_sites(program, _with_entries(x, seen), given))
-    return found, entries, drawn
+    return sites, entries, drawn
 
 
 def _with_entries(x: Rows, values: Mapping[Any, Tensor]) -> Rows:
@@ -97,8 +98,8 @@ def dream(
         ValueError: where the model scores something else than entries of x themselves (a function
             of x, a masked part), because then its draws are no draws of x.
     """
-    found, entries, drawn = _ancestral(program, x, at or {})
-    for name, site in found.items():
+    sites, entries, drawn = _ancestral(program, x, at or {})
+    for name, site in observations_of(sites).items():
         if entries[name] is None:
             raise ValueError(
                 f'the observed site "{name}" takes a function of x, so a dream of it is no dream '
@@ -110,8 +111,8 @@ def dream(
                 f'the observed site "{name}" is masked, so a dream of it says nothing about the '
                 "missing values: use AEVB for masked data"
             )
-    latents = {name: value for name, value in drawn.items() if name not in found}
-    return _with_entries(x, {entries[name]: drawn[name] for name in found}), latents
+    latents = {name: value for name, value in drawn.items() if name not in entries}
+    return _with_entries(x, {entries[name]: drawn[name] for name in entries}), latents
 
 
 def guide_log_density(program: Any, x: Rows, latents: dict[str, Tensor]) -> Tensor:

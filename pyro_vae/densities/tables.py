@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.densities.enumeration import model_sites
+from pyro_vae.densities.kl import closed_kl
 from pyro_vae.densities.rules import (
     require_fixed_support,
     require_rows,
@@ -16,7 +17,7 @@ from pyro_vae.densities.rules import (
     require_score,
 )
 from pyro_vae.densities.scales import one_scale, weights_of
-from pyro_vae.densities.sites import Sites, closed_kl, latents_of, values_of
+from pyro_vae.densities.sites import Sites, latents_of, values_of
 from pyro_vae.densities.traces import At, Detached, sites_of
 from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program.calling import call_with
