@@ -70,7 +70,7 @@ def load(name: str, data_dir: str | None) -> pv.datasets.DataSet:
 
 def train(objective: pv.objectives.Objective, data, samples: int, seed: int, lr: float) -> pv.Run:
     torch.manual_seed(seed)
-    optimizer = functools.partial(pv.optimizers.Adagrad, lr=lr, accumulate_steps=100)
+    optimizer = functools.partial(pv.optimizers.Adagrad, accumulate_steps=100)
     return pv.fit(
         build(data), data.train, objective, samples=samples, optimizer=optimizer, lr=lr,
         weight_prior=1.0, seed=seed, progress=False,

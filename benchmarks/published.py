@@ -63,9 +63,7 @@ def train(name: str, seed: int, data_dir: str | None, samples: int | None = None
         program = gaussian_vae.build(
             data.dim, latent_dim=setting.latent_dim, hidden_dim=setting.hidden_dim
         )
-    optimizer = functools.partial(
-        pv.optimizers.Adagrad, lr=setting.lr, accumulate_steps=setting.accumulate_steps
-    )
+    optimizer = functools.partial(pv.optimizers.Adagrad, accumulate_steps=setting.accumulate_steps)
     started = time.perf_counter()
     run = pv.fit(
         program,

@@ -2,23 +2,18 @@
 
 Each is written as its authors write theirs: plates of any name, several arguments, several
 observations, modules announced by ``pyro.module``, discrete latents marked for enumeration.  None
-knows this package; ``PROGRAMS`` says how each is wrapped and what data it takes.
+knows this package; ``foreign_data.PROGRAMS`` says what data each takes.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 from torch.nn import functional as F
-
-B = 40
 
 
 def mlp(*sizes):
@@ -171,12 +166,12 @@ class AmortizedLDA(nn.Module):
         self.topic_words = nn.Parameter(torch.randn(topics, vocabulary))
 
     def model(self, data):
-        vocabulary, topics, words = self.sizes
+        _, topics, words = self.sizes
         with pyro.plate("topics", topics):
             topic_words = pyro.sample(
                 "topic_words", dist.Dirichlet(torch.ones_like(self.topic_words[0]))
             )
-        with pyro.plate("documents", 400, subsample_size=len(data), dim=-1):
+        with pyro.plate("documents", 40, subsample=data, dim=-1):
             doc_topics = pyro.sample(
                 "doc_topics", dist.Dirichlet(self.topic_words.new_full((topics,), 0.7))
             )
@@ -193,7 +188,7 @@ class AmortizedLDA(nn.Module):
         with pyro.plate("topics", topics):
             pyro.sample("topic_words", dist.Dirichlet(F.softplus(self.topic_words) + 0.5))
         counts = F.one_hot(data, vocabulary).to(self.topic_words).sum(1)
-        with pyro.plate("documents", 400, subsample_size=len(data), dim=-1):
+        with pyro.plate("documents", 40, subsample=data, dim=-1):
             pyro.sample("doc_topics", dist.Dirichlet(F.softplus(self.net(counts)) + 0.5))
 
 
@@ -446,98 +441,3 @@ class JointVAE(nn.Module):
             pyro.sample("latent_cont", law)
             law = dist.OneHotCategorical(alpha.softmax(-1))
             pyro.sample("latent_disc", law, infer={"enumerate": "parallel"})
-
-
-# --- what they are wrapped as, and trained on -----------------------------------------------------
-
-
-def bits(n, dim, seed=0):
-    chance = torch.rand(dim, generator=torch.Generator().manual_seed(seed))
-    return torch.bernoulli(chance.expand(n, dim), generator=torch.Generator().manual_seed(seed + 1))
-
-
-def real(n, dim, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 2, generator=generator) @ torch.randn(2, dim, generator=generator)
-
-
-def classes(n):
-    return F.one_hot(torch.arange(n) % 3, 3).float()
-
-
-def counts(n, dim, high):
-    generator = torch.Generator().manual_seed(3)
-    sizes = torch.randint(5, high, (n, 1), generator=generator)
-    return torch.poisson(sizes * torch.rand(n, dim, generator=generator) / dim, generator=generator)
-
-
-def sequences(n):
-    lengths = 1 + torch.arange(n) % 3
-    mask = (torch.arange(3) < lengths.unsqueeze(-1)).float()
-    return {"mini_batch": bits(n, 12).view(n, 3, 4) * mask.unsqueeze(-1), "mini_batch_mask": mask}
-
-
-def causal(n):
-    x, t = real(n, 4), bits(n, 1, 5).squeeze(-1)
-    return {"x": x, "t": t, "y": x[:, 0] + t}
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """One program: how it is built, on what, and by which of Pyro's objectives its authors train.
-
-    Attributes:
-        module: makes the author's own module.
-        data: (number of rows) -> what ``pv.fit`` is given.
-        elbo: Pyro's objective, and its arguments.
-        captured: whether a step of it is a graph.
-        per_datum: whether there is a log p(x) of a datum: no latent is shared.
-        in_parts: whether it takes minibatches: plates of shared latents count those rows alone.
-        mistake: the one thing that ``check`` rightly says of it.
-    """
-
-    module: Any
-    data: Any
-    elbo: tuple[Any, dict[str, Any]] = (Trace_ELBO, {})
-    captured: bool = True
-    per_datum: bool = True
-    in_parts: bool = True
-    mistake: str = ""
-
-
-def summed(nesting=1):
-    return TraceEnum_ELBO, {"max_plate_nesting": nesting}
-
-
-PROGRAMS = {
-    "tutorial VAE": Foreign(TutorialVAE, lambda n: bits(n, 12)),
-    "conditional VAE": Foreign(
-        ConditionalVAE, lambda n: {"xs": bits(n, 6), "ys": bits(n, 6, 2)},
-        mistake='parameter "wrapped.baseline.0.weight": no gradient',
-    ),
-    "semi-supervised, unlabelled": Foreign(SemiSupervised, lambda n: {"xs": bits(n, 12)}, summed()),
-    "semi-supervised, labelled": Foreign(
-        SemiSupervised, lambda n: {"xs": bits(n, 12), "ys": classes(n)},
-        mistake='parameter "wrapped.encoder_y.0.weight": no gradient',
-    ),
-    "deep Markov model": Foreign(DeepMarkov, sequences),
-    "amortized LDA": Foreign(
-        AmortizedLDA, lambda n: torch.arange(5 * n).view(n, 5).pow(2) % 8, summed(2),
-        per_datum=False,
-    ),
-    "ProdLDA": Foreign(ProdLDA, lambda n: counts(n, 8, 30), captured=False),
-    "flow prior": Foreign(FlowPrior, lambda n: real(n, 5)),
-    "GM-VAE": Foreign(MixtureVAE, lambda n: real(n, 5), summed()),
-    "causal effect VAE": Foreign(CausalEffect, causal),
-    "attend, infer, repeat": Foreign(AttendInferRepeat, lambda n: real(n, 6)),
-    "single cell": Foreign(SingleCell, lambda n: counts(n, 6, 60)),
-    "image to spectrum": Foreign(
-        ImageToSpectrum, lambda n: {"images": bits(n, 16).view(n, 1, 4, 4), "spectra": real(n, 7)}
-    ),
-    "spatial transformer": Foreign(RotatedVAE, lambda n: bits(n, 16).view(n, 4, 4)),
-    "random weights": Foreign(
-        RandomWeights, lambda n: {"x": real(n, 2), "y": real(n, 1).squeeze(-1)}, per_datum=False,
-        in_parts=False,
-    ),
-    "joint VAE": Foreign(JointVAE, lambda n: bits(n, 12), summed()),
-}  # fmt: skip

@@ -9,7 +9,8 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 
 import pyro_vae as pv
 
-from .foreign import PROGRAMS, RandomWeights
+from .foreign import RandomWeights
+from .foreign_data import PROGRAMS
 
 ALL = pytest.mark.parametrize("name", PROGRAMS)
 QUIET = pytest.mark.filterwarnings("ignore::pyro_vae.errors.PyroVaeWarning")  # of few draws

@@ -276,7 +276,7 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone(oracle, x):
 
 def test_chunks_of_rows_and_particles_are_put_where_they_belong(oracle, x):
     """Whatever the chunks, lp is that of the draws beside it, and no two draws are equal."""
-    plain = posterior_groups("x", True, lambda t: t)
+    plain = posterior_groups(["x"], True, lambda draws: draws)
     with torch.no_grad():
         groups = drawn(oracle, x, plain, 23, (0,), 4, max_elements=5 * 4 * 3)
     z = torch.from_numpy(groups["posterior"]["z"])

@@ -217,7 +217,9 @@ def test_nobody_else_reads_what_pyro_wrote_down():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and node.value in PYRO_S_OWN:
                 readers.add(str(path.relative_to(root)))
-    assert readers == {"densities/traces.py", "densities/plates.py"}
+    assert {each for each in readers if not each.startswith("densities/")} == {
+        "program/automatic.py"  # which is above, and asks Pyro's own guides for their plates
+    }
 
 
 class Looped(Normal):

@@ -242,8 +242,9 @@ def test_clipping_bounds_the_whole_gradient():
 
 def test_a_partial_optimizer_is_given_the_step_size_unless_it_has_one():
     adam = functools.partial(torch.optim.Adam, betas=(0.5, 0.9))
-    for optimizer, rate in ((adam, 0.3), (functools.partial(adam, lr=0.1), 0.1)):
-        run = pv.fit(small_vae(), binary_rows(), optimizer=optimizer, lr=0.3, steps=1)
+    own = functools.partial(adam, lr=0.1)
+    for optimizer, options, rate in ((adam, {"lr": 0.3}, 0.3), (own, {}, 0.1)):
+        run = pv.fit(small_vae(), binary_rows(), optimizer=optimizer, steps=1, **options)
         assert run.manifest["optimizer_options"]["lr"] == rate
         assert run.manifest["optimizer_options"]["betas"] == (0.5, 0.9)
 

@@ -115,11 +115,12 @@ def require_all_data(look: Look, num_data: int) -> None:
         ValueError: N as the plate has it, and as the data do.
     """
     shared = [name for name, site in look.latents.items() if site.is_global]
+    plate = look.rows_plate
     if shared and look.num_data != num_data:
         raise ValueError(
-            f'latent site "{shared[0]}" is shared by all data, of which pyro.plate("data", ...) '
+            f'latent site "{shared[0]}" is shared by all data, of which pyro.plate("{plate}", ...) '
             f"counts {look.num_data} where there are {num_data}: write "
-            f'pyro.plate("data", {num_data}, subsample_size=len(x)), or build the program with '
+            f'pyro.plate("{plate}", {num_data}, subsample_size=len(x)), or build the program with '
             f"num_data={num_data}"
         )
 

@@ -68,11 +68,6 @@ class Met(Look):
     notes: list[str] = field(default_factory=list)
     has_gaps: bool = False
 
-    @property
-    def rows_plate(self) -> str:
-        """The name of the plate that counts the rows, or of the one that should be there."""
-        return next((site.plate.name for _, _, site in self if site.plate is not None), "data")
-
     def axis(self, site: Site) -> int | None:
         """The batch dimension that counts the rows, from the right; None for a global site."""
         if not site.is_global or site.name not in self.outside:

@@ -41,7 +41,9 @@ def draws_of(
     found, entries, drawn = _ancestral(program, x, at or {})
     forms = entries_of_rows(x)
     observed = {
-        name: drawn[name] if entry is None else drawn[name].reshape(forms[entry].shape)
+        name: found[name].rows_first(drawn[name])
+        if entry is None
+        else drawn[name].reshape(forms[entry].shape)
         for name, entry in entries.items()
     }
     return observed, {name: value for name, value in drawn.items() if name not in found}

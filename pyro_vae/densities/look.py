@@ -111,6 +111,11 @@ class Look:
         return latents_of(self.guide)
 
     @property
+    def rows_plate(self) -> str:
+        """The name of the plate that counts the rows, or of the one that should be there."""
+        return next((site.plate.name for _, _, site in self if site.plate is not None), "data")
+
+    @property
     def num_data(self) -> int:
         """N, as the plate of the data counts them."""
         return round(one_scale(self.guide, self.model) * num_rows(self.x))

@@ -116,6 +116,12 @@ class Site:
     def event_shape(self) -> torch.Size:
         return self.law.event_shape
 
+    def rows_first(self, value: Tensor) -> Tensor:
+        """A value of this site with its rows in front, where they are one dimension of several."""
+        if self.axis is None:
+            return value
+        return value.movedim(value.dim() - len(self.event_shape) + self.axis, 0)
+
     # --- what it is -----------------------------------------------------------------------------
 
     @property

@@ -91,7 +91,7 @@ def observed_values(program: nn.Module, x: Rows, batch_size: int) -> dict[str, T
         forms, entries = entries_of_rows(rows), look.entries
         for name, site in look.observations.items():
             entry = entries[name]
-            value = site.value if entry is None else forms[entry]
+            value = site.rows_first(site.value) if entry is None else forms[entry]
             parts.setdefault(name, []).append(value[:count])
     return {name: torch.cat(values).clone() for name, values in parts.items()}
 

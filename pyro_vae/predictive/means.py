@@ -28,7 +28,8 @@ def means_of_x(program: Any, model: Sites, x: Rows, draws: int) -> dict[str, Ten
     for name, site in found.items():
         entry = entries[name]
         form = site.value.shape if entry is None else forms[entry].shape
-        means[name] = mean_of(site, form, draws)
+        mean = mean_of(site, form, draws)
+        means[name] = site.rows_first(mean) if entry is None and mean.shape == form else mean
     return means
 
 

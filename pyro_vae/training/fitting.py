@@ -88,11 +88,9 @@ def fit(
 
     Args:
         program: model and guide; trained in place.
-        x: training data (N, ...): a ``Data``, a tensor, an array, a data frame, or a dict of them,
-            whose entries model and guide are given by name where they have parameters of these
-            names (see :mod:`pyro_vae.program.arguments`), else whole.  A tuple and the items of a
-            ``TensorDataset`` or a map-style ``Dataset`` are named by the model's parameters in
-            order; a ``Dataset`` is read once, whole.
+        x: training data (N, ...): a ``Data``, a tensor, an array, a frame, or a dict of them, given
+            to model and guide by name where they have such parameters (see
+            :mod:`pyro_vae.program.arguments`); a tuple or a ``Dataset`` (see ``program.inputs``).
         objective: what to learn by (default ``AEVB()``); Pyro's ELBOs are accepted.
         samples, epochs, steps: the budget, exactly one of them; samples = rows x updates.
         batch_size: rows a minibatch.
