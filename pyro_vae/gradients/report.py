@@ -25,7 +25,8 @@ from pyro_vae import errors
 from pyro_vae.checking.guards import require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.missing import usable_rows
-from pyro_vae.engine.choosing import translate
+from pyro_vae.densities.sites import Sites
+from pyro_vae.engine.choosing import suited, translate
 from pyro_vae.gradients.groups import parts_of
 from pyro_vae.gradients.lab import BLOCKS, Draws, Lab, costs
 from pyro_vae.gradients.moments import moments
@@ -172,8 +173,9 @@ def gradient_report(
     require_program(program)
     x = usable_rows(x, program, learning=True)
     materialize(program, x)
-    require_possible_data(Look.at(program, x), x)
-    chosen, name_of_reference, against = _named(objectives, reference)
+    look = Look.at(program, x)
+    require_possible_data(look, x)
+    chosen, name_of_reference, against = _named(objectives, reference, look.guide)
     parts = parts_of(program, x, groups)
     order = {name_of_reference: against, **chosen}  # the reference once, and first
     rows: dict[str, dict[str, dict[str, float]]] = {}
@@ -211,7 +213,7 @@ def gradient_report(
 
 
 def _named(
-    objectives: Sequence[Any], reference: Any
+    objectives: Sequence[Any], reference: Any, guide: Sites
 ) -> tuple[dict[str, Objective | ELBO], str, Objective | ELBO]:
     """The objectives by name, and the reference with its own, which may be one of them."""
     if not isinstance(objectives, Sequence) or not objectives:
@@ -219,9 +221,9 @@ def _named(
             f"objectives is {objectives!r}, expected a list of at least one, such as "
             "[pv.objectives.AEVB(), pv.objectives.IWAE(10)]"
         )
-    # Trace_ELBO is AEVB("A") from here on, TraceMeanField_ELBO AEVB("B").
-    every = [translate(objective) for objective in objectives]
-    against = every[0] if reference is None else translate(reference)
+    # Pyro's Trace_ELBO and its kin are ours from here on.
+    every = [suited(objective, translate(objective), guide) for objective in objectives]
+    against = every[0] if reference is None else suited(reference, translate(reference), guide)
     place = next((i for i, each in enumerate(every) if same_objective(each, against)), len(every))
     if place == len(every):
         every.append(against)

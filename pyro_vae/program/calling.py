@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyro
@@ -70,13 +70,21 @@ class _Call(nn.Module):
         return function(self.program, *args)
 
 
-def _learnt(stand_in: Tensor, parameter: Tensor) -> Tensor:
-    """The stand-in, which says of itself that it is learnt where the parameter does.
+@contextlib.contextmanager
+def _said_to_be_learnt(stand_ins: Iterable[Tensor]) -> Iterator[None]:
+    """Stand-ins that say of themselves that they are learnt, for as long as a program runs.
 
-    Else ``pyro.module`` warns of a parameter that nobody froze.
+    Else ``pyro.module`` warns of a parameter that nobody froze.  (A detached copy would do, but
+    leave its mark in a graph that is being captured.)
     """
-    held = parameter.requires_grad and not stand_in.requires_grad
-    return stand_in.detach().requires_grad_() if held else stand_in
+    held = [t for t in stand_ins if t.is_floating_point() and not t.requires_grad]
+    for tensor in held:
+        tensor.requires_grad_()
+    try:
+        yield
+    finally:
+        for tensor in held:
+            tensor.requires_grad_(False)
 
 
 def call_with(
@@ -89,7 +97,7 @@ def call_with(
     swaps a module with two names twice, and what it then puts back is the stand-in.)
     """
     stand_ins = {
-        id(parameter): _learnt(parameters[name], parameter)
+        id(parameter): parameters[name]
         for name, parameter in program.named_parameters()
         if name in parameters
     }
@@ -99,7 +107,10 @@ def call_with(
         for name, parameter in module._parameters.items()
         if id(parameter) in stand_ins
     }
-    return functional_call(_Call(program), swapped, (function, *args), tie_weights=False)
+    own = program.named_parameters()
+    learnt = [parameters[n] for n, p in own if n in parameters and p.requires_grad]
+    with _said_to_be_learnt(learnt):
+        return functional_call(_Call(program), swapped, (function, *args), tie_weights=False)
 
 
 def require_program(program: Any) -> None:

@@ -248,12 +248,7 @@ def _side_by_side(
 
 
 def _set_up(
-    program: nn.Module,
-    x: Any,
-    given: Any,
-    chosen: Objective | ELBO,
-    settings: Settings,
-    name: str,
+    program: nn.Module, x: Any, given: Any, chosen: Any, settings: Settings, name: str
 ) -> Loop:
     """The loop of one program, ready to run."""
     require_program(program)
