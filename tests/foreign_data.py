@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDiagonalNormal
 from torch.nn import functional as F
 
 from .foreign import (
@@ -69,6 +70,7 @@ class Foreign:
         per_datum: whether there is a log p(x) of a datum: no latent is shared.
         in_parts: whether it takes minibatches: plates of shared latents count those rows alone.
         mistake: the one thing that ``check`` rightly says of it.
+        guide: one of Pyro's automatic guides, made of the module, where it has none of its own.
     """
 
     module: Any
@@ -78,6 +80,7 @@ class Foreign:
     per_datum: bool = True
     in_parts: bool = True
     mistake: str = ""
+    guide: Any = None
 
 
 def summed(nesting=1):
@@ -113,6 +116,7 @@ PROGRAMS = {
     "random weights": Foreign(
         RandomWeights, lambda n: {"x": real(n, 2), "y": real(n, 1).squeeze(-1)}, per_datum=False,
         in_parts=False, captured=False,
+        guide=AutoDiagonalNormal,
     ),
     "joint VAE": Foreign(JointVAE, lambda n: bits(n, 12), summed()),
 }  # fmt: skip

@@ -5,11 +5,9 @@ import copy
 import pyro
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDiagonalNormal
 
 import pyro_vae as pv
 
-from .foreign import RandomWeights
 from .foreign_data import PROGRAMS
 
 ALL = pytest.mark.parametrize("name", PROGRAMS)
@@ -21,9 +19,8 @@ def wrapped(name):
     """The one line that a user writes; the same parameters each time."""
     pyro.set_rng_seed(0)
     module = PROGRAMS[name].module()
-    if isinstance(module, RandomWeights):
-        return pv.Program(module, AutoDiagonalNormal(module))
-    return pv.Program(module)
+    guide = PROGRAMS[name].guide
+    return pv.Program(module) if guide is None else pv.Program(module, guide(module))
 
 
 def data_of(name, rows=2 * B):
