@@ -224,7 +224,7 @@ class Stream(IterableDataset):
         (iter([X]), "expected a Data, a tensor"),
         (None, "NoneType"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_table_is_refused_in_words(data, said):
     for verb in (pv.elbo, pv.check, pv.encode):
