@@ -144,6 +144,8 @@ def test_the_plate_may_be_named():
     """Where the program says which, no run asks."""
     program, x = Words("a", "b", plate="a"), torch.randn(6, 6)
     assert densities(program, x).log_likelihood.shape == (1, 6)
+    with pytest.raises(ValueError, match=r'says plate="c", .* documents, topics, words'):
+        pv.check(Words(plate="c"), x)
     with pytest.raises(TypeError, match="expected the name of a plate"):
         Words(plate=nn.Linear(1, 1))
 

@@ -69,12 +69,12 @@ def entries_of(program: Any, observations: Sites, x: Rows) -> dict[str, str | No
         entries = entries_of_rows(x)
         entry = next((e for e, t in entries.items() if is_x_itself(value, t)), None)
         if entry is None:
-            same = next((e for e, t in entries.items() if _equal(value, t)), None)
-            if same is not None:
-                known[name] = same
-            if same is None and _is_traced(value) and known.get(name) in entries:
-                same = known[name]
-            entry = same
+            equal = {e: _equal(value, t) for e, t in entries.items()}
+            entry = next((e for e, same in equal.items() if same), None)
+            if entry is not None:
+                known[name] = entry
+            elif None in equal.values() and known.get(name) in entries:
+                entry = known[name]
         found[name] = entry
     return found
 
@@ -94,19 +94,18 @@ def is_x_itself(value: Any, x: Tensor) -> bool:
     )
 
 
-def _equal(value: Any, x: Tensor) -> bool:
-    """Whether an observed value has the numbers of x, such as ``x[rows]`` for all rows in order."""
+def _equal(value: Any, x: Tensor) -> bool | None:
+    """Whether an observed value has the numbers of x, such as ``x[rows]`` for all rows in order.
+
+    None where there are no numbers: in a graph, or under a ``vmap``.
+    """
     if not isinstance(value, Tensor) or value.numel() != x.numel() or len(value) != len(x):
         return False
-    if _is_traced(value) or _is_traced(x):
-        return False
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in (value, x)):
+        return None
     try:
         with no_modes(), torch.no_grad():
             same = (value.reshape(x.shape) == x) | (value.reshape(x.shape).isnan() & x.isnan())
             return bool(same.all())
-    except RuntimeError:  # a tensor that has no numbers: of a vmap, or a graph
-        return False
-
-
-def _is_traced(value: Any) -> bool:
-    return type(value) not in (Tensor, torch.nn.Parameter)
+    except RuntimeError:
+        return None

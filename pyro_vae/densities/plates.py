@@ -41,6 +41,9 @@ def rows_plate(program: Any, role: Role, messages: Sequence[Any], x: Rows) -> st
         role: which of them left the messages.
         messages: Pyro's, of its sample sites.
         x: the rows.
+
+    Raises:
+        ValueError: where the program names a plate that its model does not have.
     """
     said = plate_named_by(program)
     names = {frame.name for message in messages for frame in message["cond_indep_stack"]}
@@ -49,6 +52,11 @@ def rows_plate(program: Any, role: Role, messages: Sequence[Any], x: Rows) -> st
             return name
     if not names:
         return None
+    if said is not None and role == "model":
+        raise ValueError(
+            f'the program says plate="{said}", expected one of the model\'s plates, '
+            f"{', '.join(sorted(names))}: name the one that counts the rows, or leave it out"
+        )
     found = _found.setdefault(key_of(program), {})
     if found.get(role) in names:
         return found[role]
