@@ -11,6 +11,17 @@ import pyro_vae as pv
 from .foreign_data import PROGRAMS
 
 ALL = pytest.mark.parametrize("name", PROGRAMS)
+# One of each kind; `make slow` takes the others through the day as well.
+SOME = (
+    "conditional VAE",
+    "semi-supervised, unlabelled",
+    "deep Markov model",
+    "amortized LDA",
+    "causal effect VAE",
+)
+SOME_QUICKLY = pytest.mark.parametrize(
+    "name", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS]
+)
 QUIET = pytest.mark.filterwarnings("ignore::pyro_vae.errors.PyroVaeWarning")  # of few draws
 B = 20
 
@@ -82,7 +93,7 @@ def test_it_trains_as_in_pyro_at_the_same_noise(name):
 
 
 @QUIET
-@ALL
+@SOME_QUICKLY
 def test_it_is_scored_drawn_from_and_converted(name):
     facts, data = PROGRAMS[name], data_of(name)
     program = trained(name, steps=30, optimizer=torch.optim.Adam, lr=0.01).program
@@ -102,7 +113,7 @@ def test_it_is_scored_drawn_from_and_converted(name):
 
 
 @QUIET
-@ALL
+@SOME_QUICKLY
 def test_it_is_saved_loaded_and_resumed_to_the_last_bit(name, tmp_path):
     options = {"optimizer": torch.optim.Adam, "lr": 0.01, "engine": "eager"}
     whole = trained(name, **options)
