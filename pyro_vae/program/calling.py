@@ -102,6 +102,15 @@ def call_with(
     return functional_call(_Call(program), swapped, (function, *args), tie_weights=False)
 
 
+def batch_norm_of(program: nn.Module) -> str | None:
+    """A module that normalizes over the rows of a batch, by name."""
+    for name, module in program.named_modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm and (module.training or module.running_mean is None):
+            return f"{name} ({type(module).__name__})"
+    return None
+
+
 def require_program(program: Any) -> None:
     """Refuse what has no model and guide, with the next step.
 

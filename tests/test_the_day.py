@@ -1,0 +1,104 @@
+"""What a day of use met: batch normalization in every engine, and what is said of mistakes."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae import objectives
+
+X = (torch.rand(130, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+QUIET = {"progress": False}
+
+
+class Normalized(pv.Program):
+    def __init__(self, norm=None, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            norm = nn.BatchNorm1d(8) if norm is None else norm
+            self.encoder = nn.Sequential(nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 4))
+            self.decoder = nn.Linear(2, 6)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def gap(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return max(float((p - q).abs().max()) for p, q in pairs)
+
+
+# --- batch normalization -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("make", [objectives.AEVB, objectives.WakeSleep])
+def test_rows_that_fill_up_a_batch_are_not_normalized_over(make, tracked):
+    """130 rows in batches of 100: the second holds 30, whose mean the other 70 would move."""
+    norms = [nn.BatchNorm1d(8, track_running_stats=tracked) for _ in range(2)]
+    programs = [Normalized(norm) for norm in norms]
+    for program, engine in zip(programs, ("pyro", "eager"), strict=True):
+        pv.fit(program, X, make(), steps=7, engine=engine, **QUIET)
+    assert gap(*programs) < 1e-6
+
+
+def test_running_statistics_are_those_of_plain_torch():
+    """At a step size of nothing they hang on the order of the batches alone: all rows, here."""
+    for engine in ("pyro", "eager", "auto"):
+        program = Normalized()
+        pv.fit(program, X, steps=6, batch_size=130, lr=1e-30, engine=engine, **QUIET)
+        plain = Normalized()
+        for _ in range(6):
+            plain.encoder(X)
+        assert gap(program, plain) < 1e-6, engine
+
+
+def test_compiled_code_would_move_statistics_of_its_own_so_it_is_not_taken():
+    with pytest.raises(ValueError, match=r"encoder.1 \(BatchNorm1d\) ties the rows of a batch"):
+        pv.fit(Normalized(), X, steps=2, engine="compiled", **QUIET)
+    frozen = Normalized()
+    frozen.encoder[1].eval()  # no statistics of a batch, none that move
+    run = pv.fit(frozen, X, steps=2, engine="compiled", **QUIET)
+    assert run.manifest["engine"] == "compiled" and not frozen.encoder[1].num_batches_tracked
+
+
+class Counted(Normalized):
+    """A buffer of one's own that each step moves."""
+
+    def __init__(self, seed=0):
+        super().__init__(nn.Identity(), seed)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def guide(self, x):
+        with torch.no_grad():
+            self.mean.lerp_(x.mean(0), 0.1)
+        super().guide(x)
+
+
+@pytest.mark.parametrize("kind", [Normalized, Counted])
+@pytest.mark.parametrize("engine", ["auto", "pyro"])
+def test_replicas_have_running_statistics_of_their_own(kind, engine):
+    runs = pv.fit([kind(seed=0), kind(seed=1)], X, steps=5, seed=[0, 1], engine=engine, **QUIET)
+    for number, run in enumerate(runs):
+        alone = kind(seed=number)
+        pv.fit(alone, X, steps=5, seed=number, engine="pyro", **QUIET)
+        assert gap(run.program, alone) < 1e-6
+
+
+def test_a_buffer_of_ones_own_moves_in_every_engine():
+    programs = [Counted() for _ in range(3)]
+    for program, engine in zip(programs, ("pyro", "eager", "auto"), strict=True):
+        pv.fit(program, X, steps=5, engine=engine, **QUIET)
+    assert gap(*programs[:2]) < 1e-6 and gap(*programs[1:]) == 0.0
+    with pytest.raises(ValueError, match="each step writes into the buffer mean"):
+        pv.fit(Counted(), X, steps=2, engine="compiled", **QUIET)
