@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import autoguide
 from torch import nn
 
 import pyro_vae as pv
@@ -100,5 +101,54 @@ def test_a_buffer_of_ones_own_moves_in_every_engine():
     for program, engine in zip(programs, ("pyro", "eager", "auto"), strict=True):
         pv.fit(program, X, steps=5, engine=engine, **QUIET)
     assert gap(*programs[:2]) < 1e-6 and gap(*programs[1:]) == 0.0
-    with pytest.raises(ValueError, match="each step writes into the buffer mean"):
+    with pytest.raises(ValueError, match="cannot run this: not captured"):
         pv.fit(Counted(), X, steps=2, engine="compiled", **QUIET)
+
+
+# --- automatic guides ----------------------------------------------------------------------------
+
+
+def regression(x, y=None):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 60, subsample_size=len(x)):
+        pyro.sample("y", dist.Normal(x @ w + b, 0.5), obs=y)
+
+
+KINDS = ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "AutoDelta",
+         "AutoLowRankMultivariateNormal", "AutoIAFNormal", "AutoStructured")  # fmt: skip
+COVARIATES = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+Y = COVARIATES @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
+DATA = {"x": COVARIATES, "y": Y}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_check_leaves_an_automatic_guide_as_it_was(kind):
+    programs = []
+    for checked in (True, False):
+        program = pv.Program(regression, getattr(autoguide, kind)(regression), observed="y")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            if checked:
+                pv.check(program, DATA)
+                assert not list(program.parameters())
+            options = {"batch_size": 20, "engine": "pyro", **QUIET}
+            pv.fit(program, DATA, objectives.AEVB("A"), steps=3, **options)
+        programs.append(program)
+    assert gap(*programs) == 0.0
+    pv.check(programs[0], DATA)
+    assert gap(*programs) == 0.0
+
+
+def test_latents_without_a_dimension_that_all_data_share_come_to_arviz():
+    program = pv.Program(regression, autoguide.AutoNormal(regression), observed="y")
+    options = {"optimizer": torch.optim.Adam, "lr": 0.02, "batch_size": 60, **QUIET}
+    pv.fit(program, DATA, objectives.AEVB("A"), steps=600, engine="eager", **options)
+    draws = pv.to_inference_data(program, DATA, num_draws=500)["posterior"]
+    design = torch.cat([COVARIATES, torch.ones(60, 1)], 1)
+    precision = design.T @ design / 0.25 + torch.eye(4)
+    mean = torch.linalg.solve(precision, design.T @ Y / 0.25)
+    assert draws["b"].dims == ("chain", "draw")
+    assert float(draws["b"].mean()) == pytest.approx(float(mean[3]), abs=0.04)
+    for k in range(3):
+        assert float(draws["w"][..., k].mean()) == pytest.approx(float(mean[k]), abs=0.04)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -37,6 +39,7 @@ def left_as_it_was(program: Any, *, parameters: bool = True) -> Iterator[None]:
         parameters: put parameters back too, and drop those and the buffers that appeared; without,
             what the first call makes stays.
     """
+    fresh = _unmade_guides(program) if parameters else {}
     before: list[tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]] = []
     for module in program.modules() if isinstance(program, nn.Module) else ():
         tables: list[dict[str, Any]] = [module._buffers]
@@ -57,6 +60,18 @@ def left_as_it_was(program: Any, *, parameters: bool = True) -> Iterator[None]:
             for name, value in values.items():
                 if not torch.equal(known[name], value):
                     known[name].data.copy_(value)
+        for guide, attributes in fresh.items():
+            vars(guide).clear()
+            vars(guide).update(attributes)
+
+
+def _unmade_guides(program: Any) -> dict[nn.Module, dict[str, Any]]:
+    """Automatic guides without their parameters yet, which they make once, and what they hold."""
+    return {
+        module: {k: copy.copy(v) if isinstance(v, (dict, list)) else v for k, v in held.items()}
+        for module in (program.modules() if isinstance(program, nn.Module) else ())
+        if isinstance(module, AutoGuide) and (held := vars(module))["prototype_trace"] is None
+    }
 
 
 class _Call(nn.Module):
