@@ -152,3 +152,37 @@ def test_latents_without_a_dimension_that_all_data_share_come_to_arviz():
     assert float(draws["b"].mean()) == pytest.approx(float(mean[3]), abs=0.04)
     for k in range(3):
         assert float(draws["w"][..., k].mean()) == pytest.approx(float(mean[k]), abs=0.04)
+
+
+# --- what is said of mistakes --------------------------------------------------------------------
+
+
+def test_many_latents_that_the_guide_lacks_are_one_line():
+    class Lacking(Normalized):
+        def model(self, x):
+            for i in range(30):
+                pyro.sample(f"w{i}", dist.Normal(0.0, 1.0))
+            super().model(x)
+
+    with pytest.raises(ValueError, match="1 mistake:") as caught:
+        pv.check(Lacking(nn.Identity()), X)
+    assert 'add pyro.sample("w0", ...) to the guide' in str(caught.value)
+    assert 'likewise site "w1" of the model, ' in str(caught.value)
+    assert str(caught.value).endswith("and 20 more)")
+
+
+@pytest.mark.parametrize("verb", ["check", "fit"])
+def test_a_dict_that_a_network_was_given_is_told(verb):
+    options = {} if verb == "check" else {"steps": 1, **QUIET}
+    with pytest.raises((TypeError, ValueError), match=r'a dict is given whole .*pass x\["x"\]'):
+        getattr(pv, verb)(Normalized(nn.Identity()), {"x": X}, **options)
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), IndexError("i"), AttributeError("a")])
+def test_fit_says_which_half_of_a_program_fails_of_its_own_code(error):
+    class Failing(Normalized):
+        def model(self, x):
+            raise error
+
+    with pytest.raises(ValueError, match=r"model\(x\) fails on a batch of shape \(100, 6\)"):
+        pv.fit(Failing(nn.Identity()), X, steps=1, **QUIET)

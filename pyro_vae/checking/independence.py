@@ -22,7 +22,7 @@ from pyro_vae.densities.plates import Role
 from pyro_vae.densities.sites import Site, Sites, by_row
 from pyro_vae.densities.traces import At, sites_of
 from pyro_vae.noise import LOOK, Noise, NoiseMode, seeded
-from pyro_vae.program.calling import batch_norm_of, evaluating
+from pyro_vae.program.calling import batch_norm_of, evaluating, given_whole
 from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
 
 Scores = dict[tuple[Role, str], Tensor]  # role and site -> (rows,)
@@ -67,7 +67,9 @@ def add_failure(failed: Failed, mistakes: Mistakes, advice: str = "") -> None:
     text = first_line(error)  # type: ignore[arg-type]
     if not advice:
         advice = f"call program.{failed.role}(x[:2]) by itself to see where"
-        if "already the minibatch" in text:
+        if (whole := given_whole(error, failed.x)) is not None:  # type: ignore[arg-type]
+            advice = whole
+        elif "already the minibatch" in text:
             advice = "the rows of x are what a plate without subsampling of its own counts"
         elif "Shape mismatch inside plate" in text:
             advice = "declare the dimensions of an event with .to_event(n)"

@@ -170,16 +170,28 @@ def materialize(program: Any, x: Rows) -> None:
             if (said := plate_of_other_size(error, len(observed_rows(x)))) is None:
                 raise
             raise ValueError(said) from error
-        except RuntimeError as error:  # torch on shapes and dtypes
+        except Exception as error:  # of torch on shapes and dtypes, or of the program's own code
             rows = observed_rows(x)
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = (str(error).strip().splitlines() or [""])[0]
+            if not isinstance(error, RuntimeError):
+                line = f"{type(error).__name__}: {line}"
             advice = "pv.check(program, x) says more"
-            if not rows.is_floating_point():
+            if (whole := given_whole(error, x)) is not None:
+                advice = whole
+            elif not rows.is_floating_point():
                 advice = "pass x.float() where the networks take real numbers"
-            raise ValueError(
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(
                 f"{name}(x) fails on a batch of shape {tuple(rows.shape)}, {rows.dtype}: {line}; "
                 f"{advice}"
             ) from error
+
+
+def given_whole(error: BaseException, x: Rows) -> str | None:
+    """What to do where a network was given a dict; None where that is not what failed."""
+    if not isinstance(x, dict) or "dict" not in str(error):
+        return None
+    return f'a dict is given whole to model(x): pass x["{next(iter(x))}"] where it takes a tensor'
 
 
 def plate_of_other_size(error: BaseException, rows: int) -> str | None:
