@@ -186,3 +186,28 @@ def test_fit_says_which_half_of_a_program_fails_of_its_own_code(error):
 
     with pytest.raises(ValueError, match=r"model\(x\) fails on a batch of shape \(100, 6\)"):
         pv.fit(Failing(nn.Identity()), X, steps=1, **QUIET)
+
+
+def test_covariates_alone_are_enough_before_anything_else_has_run():
+    """The rows' plate is called otherwise, and no site observes where x is not given."""
+
+    class Conditional(Normalized):
+        def model(self, x=None, y=None):
+            with pyro.plate("rows", len(y)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                law = dist.Bernoulli(logits=self.decoder(z) + y)
+                pyro.sample("x", law.to_event(1), obs=x)
+
+        def guide(self, x=None, y=None):
+            with pyro.plate("rows", len(y)):
+                loc = self.encoder(x)[:, :2]
+                pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    like, rows = {"y": 3 * X[:50]}, {"x": X, "y": X}
+    fresh, used = Conditional(nn.Identity()), Conditional(nn.Identity())
+    pv.elbo(used, rows)
+    draws = pv.sample(fresh, 50, like=like)
+    assert draws.shape == (50, 6) and torch.equal(draws, pv.sample(used, 50, like=like))
+    z = torch.randn(4, 50, 2)
+    expected = torch.sigmoid(fresh.decoder(z) + like["y"])
+    torch.testing.assert_close(pv.decode(Conditional(nn.Identity()), z, like=like), expected)
