@@ -22,7 +22,7 @@ from pyro_vae.densities.plates import Role
 from pyro_vae.densities.sites import Site, Sites, by_row
 from pyro_vae.densities.traces import At, sites_of
 from pyro_vae.noise import LOOK, Noise, NoiseMode, seeded
-from pyro_vae.program.calling import evaluating
+from pyro_vae.program.calling import batch_norm_of, evaluating, given_whole
 from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
 
 Scores = dict[tuple[Role, str], Tensor]  # role and site -> (rows,)
@@ -67,7 +67,9 @@ def add_failure(failed: Failed, mistakes: Mistakes, advice: str = "") -> None:
     text = first_line(error)  # type: ignore[arg-type]
     if not advice:
         advice = f"call program.{failed.role}(x[:2]) by itself to see where"
-        if "already the minibatch" in text:
+        if (whole := given_whole(error, failed.x)) is not None:  # type: ignore[arg-type]
+            advice = whole
+        elif "already the minibatch" in text:
             advice = "the rows of x are what a plate without subsampling of its own counts"
         elif "Shape mismatch inside plate" in text:
             advice = "declare the dimensions of an event with .to_event(n)"
@@ -91,7 +93,7 @@ def independence(met: Met, mistakes: Mistakes) -> None:
             lacks = f"{transform} of {label('guide', name)} has no inverse"
             met.notes.append(f"{lacks}: AEVB can train it, WakeSleep cannot")
     found = _changes(program, met, drawn, mistakes)
-    norm = _batch_norm(program) if found else None
+    norm = batch_norm_of(program) if found else None
     if norm is not None:
         with evaluating(program):
             if not _changes(program, met, drawn, mistakes):
@@ -211,12 +213,3 @@ def _change(alone: Tensor, together: Tensor, index: Tensor, event: torch.Size) -
     worst = int(gap.flatten().argmax())
     where = f" at row {int(index[worst])}" if gap.dim() else ""
     return f"changes by {gap.flatten()[worst].item():.2g}{where}"
-
-
-def _batch_norm(program: nn.Module) -> str | None:
-    """A module that normalizes over the rows of a batch, by name."""
-    for name, module in program.named_modules():
-        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if is_norm and (module.training or module.running_mean is None):
-            return f"{name} ({type(module).__name__})"
-    return None

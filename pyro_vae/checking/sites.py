@@ -17,6 +17,7 @@ from pyro_vae.densities.rules import or_sum_it_out, unsummable, without_counterp
 from pyro_vae.densities.sites import Site, Sites, latents_of, same_mask
 from pyro_vae.program.rows import num_rows
 
+LIKEWISE = " (likewise "
 MAX_NAMED = 10  # places named for one mistake, before "and 52 more"
 
 
@@ -30,10 +31,11 @@ class Mistakes(list[str]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._places: dict[tuple[str, str, str], tuple[int, list[str]]] = {}
+        self._places: dict[tuple[str, ...], tuple[int, list[str]]] = {}
 
     def add(self, where: str, got: str, expected: str, advice: str) -> None:
-        said = got, expected, advice
+        name = where.partition('"')[2].rpartition('"')[0]  # which advice may repeat
+        said = tuple(text.replace(f'"{name}"', '""') for text in (got, expected, advice))
         if said not in self._places:
             self._places[said] = len(self), [where]
             self.append(f"{where}: {got}, expected {expected}: {advice}")
@@ -45,7 +47,7 @@ class Mistakes(list[str]):
         named = ", ".join(places[1:MAX_NAMED])
         more = len(places) - MAX_NAMED
         named += f" and {more} more" if more > 0 else ""
-        self[number] = f"{places[0]}: {got}, expected {expected}: {advice} (likewise {named})"
+        self[number] = f"{self[number].partition(LIKEWISE)[0]}{LIKEWISE}{named})"
 
     def speaks_of(self, where: str) -> bool:
         """Whether something is wrong at a place."""

@@ -67,7 +67,7 @@ def rows_plate(program: Any, role: Role, messages: Sequence[Any], x: Rows) -> st
             rows_plate(program, "model", run, x)
         of_model = found.get("model")
         name = of_model if of_model in names else _first(_counting(messages, x), but=of_model)
-    if name is not None:
+    if name is not None and (role == "guide" or any(map(_observes, messages))):
         found[role] = name
     return name
 
@@ -96,7 +96,7 @@ def key_of(program: Any) -> Any:
 
 def _around_observations(program: Any, messages: Sequence[Any], x: Rows) -> str | None:
     seen = [message for message in messages if _observes(message)]
-    counting = _counting(seen, x)
+    counting = _counting(seen or messages, x)  # given covariates alone, nothing observes
     if len(counting) > 1:
         more = map_rows(lambda t: torch.cat([t, t[:1]]), _real(x))
         # `as many rows as there are` follows whatever is there

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pyro.infer import (
     JitTrace_ELBO,
     JitTraceEnum_ELBO,
@@ -38,7 +39,7 @@ from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.objectives.enumerated import EnumeratedELBO, MixedELBO
-from pyro_vae.program.calling import trainable
+from pyro_vae.program.calling import batch_norm_of, left_as_it_was, trainable
 from pyro_vae.program.rows import Rows
 
 ENGINES = ("auto", "compiled", "eager", "pyro")
@@ -166,13 +167,21 @@ def make_step(
     if engine == "pyro":
         return OneByOne(SVISource(program, objective, prior))
     source = gradient_source(program, objective, ask.x, ask.state, prior)
+    tied = _tied_rows(learner, ask)
+    if replicas and tied:
+        reason = f"not batched over replicas: {tied}"
+        return _unless_asked(engine, OneByOne(SVISource(program, objective, prior, reason)))
+    # Rows that fill up a batch would count in its statistics.
+    partial = SVISource(program, objective, prior) if tied else None
     if not isinstance(source, GraphSource) or not isinstance(objective, Objective):
-        return _unless_asked(engine, OneByOne(source))
+        return _unless_asked(engine, OneByOne(source, partial))
     graph = source.graph
     runs = num_steps * max(1, replicas)
     machine = engine == "compiled" or (engine == "auto" and _pays(graph, objective, runs))
     if not machine and not replicas:
-        return OneByOne(source)
+        return OneByOne(source, partial)
+    if tied:  # the code would move copies of its own of running statistics
+        return _unless_asked(engine, OneByOne(GraphSource(graph, f"not compiled: {tied}"), partial))
     what = "compiled" if machine else "batched over replicas"
     rule = rule_of(learner.optimizer, list(trainable(program).values()))
     if rule is None:
@@ -207,7 +216,8 @@ def require_alike(programs: Sequence[nn.Module], objective: Objective | ELBO, as
                 continue
             sums = []
             for program in (first, other):
-                with NoiseMode(keyed(*ask.key)), seeded(*ask.key):
+                moved = left_as_it_was(program, parameters=False)
+                with moved, NoiseMode(keyed(*ask.key)), seeded(*ask.key):
                     step = gradient_function(program, objective)
                     sums.append(step(params, ask.x, ask.weight, *ask.state)[1])
             if all(close(sums[0][name], sums[1][name]) for name in sums[0]):
@@ -230,6 +240,27 @@ def _unless_asked(engine: str, step: Step) -> Step:
             f'"{step.engine}"'
         )
     return step
+
+
+def _tied_rows(learner: Learner, ask: Ask) -> str:
+    """Why rows of a batch must be those of the data alone, each program's own; empty if not so.
+
+    A batch normalization takes statistics of all rows of a batch; what moves buffers may.
+    """
+    program, objective = learner.program, learner.objective
+    if not isinstance(objective, Objective):
+        return ""
+    norm = batch_norm_of(program)
+    if norm is not None:
+        return f"{norm} ties the rows of a batch"
+    before = {name: buffer.clone() for name, buffer in program.named_buffers()}
+    if not before:
+        return ""
+    with left_as_it_was(program, parameters=False):
+        source = HandlerSource(program, objective, NO_PRIOR, "")
+        source.grads(learner.parameters, ask.x, ask.weight, ask.state, ask.key)
+        moved = [n for n, b in program.named_buffers() if not torch.equal(b, before.get(n, b))]
+    return f"each step writes into the buffer {moved[0]}" if moved else ""
 
 
 def _pays(graph: Graph, objective: Objective, num_steps: int) -> bool:

@@ -40,10 +40,15 @@ class Step:
 
 
 class OneByOne(Step):
-    """Gradients from a source, then the optimizer's own update: one learner after another."""
+    """Gradients from a source, then the optimizer's own update: one learner after another.
 
-    def __init__(self, source: GradientSource) -> None:
-        self.source = source
+    Args:
+        source: of the gradients.
+        partial: in its place for batches that are filled up, where that must not be seen.
+    """
+
+    def __init__(self, source: GradientSource, partial: GradientSource | None = None) -> None:
+        self.source, self.partial = source, partial
         self.engine, self.reason = source.engine, source.reason
 
     def bind(self, learners: Sequence[Learner]) -> None:
@@ -51,9 +56,13 @@ class OneByOne(Step):
 
     def answer(self, asks: Sequence[Sequence[Ask]]) -> list[list[Answer]]:
         return [
-            [_one(learner, source, ask) for ask in its]
+            [_one(learner, self._source_of(source, ask), ask) for ask in its]
             for (learner, source), its in zip(self._learners, asks, strict=True)
         ]
+
+    def _source_of(self, source: GradientSource, ask: Ask) -> GradientSource:
+        whole = self.partial is None or bool(ask.weight.all())
+        return source if whole else self.partial  # type: ignore[return-value]
 
 
 def _one(learner: Learner, source: GradientSource, ask: Ask) -> Answer:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -37,6 +39,7 @@ def left_as_it_was(program: Any, *, parameters: bool = True) -> Iterator[None]:
         parameters: put parameters back too, and drop those and the buffers that appeared; without,
             what the first call makes stays.
     """
+    fresh = _unmade_guides(program) if parameters else {}
     before: list[tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]] = []
     for module in program.modules() if isinstance(program, nn.Module) else ():
         tables: list[dict[str, Any]] = [module._buffers]
@@ -57,6 +60,18 @@ def left_as_it_was(program: Any, *, parameters: bool = True) -> Iterator[None]:
             for name, value in values.items():
                 if not torch.equal(known[name], value):
                     known[name].data.copy_(value)
+        for guide, attributes in fresh.items():
+            vars(guide).clear()
+            vars(guide).update(attributes)
+
+
+def _unmade_guides(program: Any) -> dict[nn.Module, dict[str, Any]]:
+    """Automatic guides without their parameters yet, which they make once, and what they hold."""
+    return {
+        module: {k: copy.copy(v) if isinstance(v, (dict, list)) else v for k, v in held.items()}
+        for module in (program.modules() if isinstance(program, nn.Module) else ())
+        if isinstance(module, AutoGuide) and (held := vars(module))["prototype_trace"] is None
+    }
 
 
 class _Call(nn.Module):
@@ -113,6 +128,15 @@ def call_with(
         return functional_call(_Call(program), swapped, (function, *args), tie_weights=False)
 
 
+def batch_norm_of(program: nn.Module) -> str | None:
+    """A module that normalizes over the rows of a batch, by name."""
+    for name, module in program.named_modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm and (module.training or module.running_mean is None):
+            return f"{name} ({type(module).__name__})"
+    return None
+
+
 def require_program(program: Any) -> None:
     """Refuse what has no model and guide, with the next step.
 
@@ -157,16 +181,28 @@ def materialize(program: Any, x: Rows) -> None:
             if (said := plate_of_other_size(error, len(observed_rows(x)))) is None:
                 raise
             raise ValueError(said) from error
-        except RuntimeError as error:  # torch on shapes and dtypes
+        except Exception as error:  # of torch on shapes and dtypes, or of the program's own code
             rows = observed_rows(x)
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = (str(error).strip().splitlines() or [""])[0]
+            if not isinstance(error, RuntimeError):
+                line = f"{type(error).__name__}: {line}"
             advice = "pv.check(program, x) says more"
-            if not rows.is_floating_point():
+            if (whole := given_whole(error, x)) is not None:
+                advice = whole
+            elif not rows.is_floating_point():
                 advice = "pass x.float() where the networks take real numbers"
-            raise ValueError(
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(
                 f"{name}(x) fails on a batch of shape {tuple(rows.shape)}, {rows.dtype}: {line}; "
                 f"{advice}"
             ) from error
+
+
+def given_whole(error: BaseException, x: Rows) -> str | None:
+    """What to do where a network was given a dict; None where that is not what failed."""
+    if not isinstance(x, dict) or "dict" not in str(error):
+        return None
+    return f'a dict is given whole to model(x): pass x["{next(iter(x))}"] where it takes a tensor'
 
 
 def plate_of_other_size(error: BaseException, rows: int) -> str | None:
