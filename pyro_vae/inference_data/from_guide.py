@@ -166,7 +166,8 @@ def to_inference_data(
         constants, sites = _constants(x, rows, seen, truths)
         names = [*form.latents, *observed, *constants]
         _refuse_names(names)
-        _refuse_size(form, observed, particles, num_prior, predictive, max_bytes, shared)
+        own = [name for name in form.latents if not look.guide[name].is_global]
+        _refuse_size(form, observed, particles, num_prior, predictive, max_bytes, shared, own)
         cast = partial(_cast, types=whole)
         keys = Stream.POSTERIOR.key(seed), Stream.PRIOR.key(seed)
         if shared:
@@ -197,7 +198,6 @@ def to_inference_data(
         elif num_prior:
             prior = prior_groups(predictive, cast)
             made = drawn(program, rows, prior, num_prior, keys[1], batch_size)
-    own = [name for name in form.latents if not look.guide[name].is_global]
     statistics = groups.pop(JOINT) if shared else groups["sample_stats"]
     datasets = {group: as_dataset(values, AXES, chains) for group, values in groups.items()}
     datasets |= {group: as_dataset(values, AXES, 1) for group, values in made.items()}
@@ -288,10 +288,11 @@ def _refuse_size(
     predictive: bool,
     max_bytes: int,
     shared: list[str],
+    own: list[str],
 ) -> None:
     """Compare what the result will take with what it may, before anything is drawn."""
     rows, table = len(next(iter(observed.values()))), form.log_q.element_size()
-    local = [value for name, value in form.latents.items() if name not in shared]
+    local = [form.latents[name] for name in own]
     latents = sum(v[0].numel() * v.element_size() for v in local)
     ours = sum(form.latents[name].numel() * form.latents[name].element_size() for name in shared)
     replicated = sum(v[0].numel() * v.element_size() for v in observed.values())
