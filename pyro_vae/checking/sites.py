@@ -279,6 +279,13 @@ def observation(met: Met, mistakes: Mistakes) -> None:
     """Something is observed; notes on what that leaves out."""
     found, entries = met.observations, met.entries
     where = label("model", met.observed)
+    weighing = [f'"{name}"' for name, site in met.model.items() if site.is_factor]
+    if weighing and not found and met.observed not in met.model:
+        met.notes.append(
+            f"no site observes x, and the pyro.factor {', '.join(weighing)} stands for its "
+            "density: it is trained and scored, but there is no x to sample, reconstruct or dream"
+        )
+        return
     if met.observed not in found:
         got = "a latent" if met.observed in met.model else "missing"
         advice = f'pass obs=x to pyro.sample("{met.observed}", ...)'

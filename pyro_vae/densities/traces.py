@@ -236,12 +236,8 @@ def _summed_out(messages: Mapping[str, Any], handlers: tuple[Messenger, ...]) ->
     Without a guide of its own it is drawn from its own law, log q = log p, and leaves no term.
     """
     given = {name for each in handlers if isinstance(each, At) for name in each.values}
-    halves = [name.removesuffix("_unobserved") for name in messages if name not in given]
-    return [
-        f"{name}_unobserved"
-        for name in halves
-        if {f"{name}_observed", f"{name}_unobserved"} <= messages.keys()
-    ]
+    drawn = [name for name in messages if name.endswith("_unobserved") and name not in given]
+    return [n for n in drawn if n.removesuffix("_unobserved") + "_observed" in messages]
 
 
 def sites_of_both(program: Any, x: Rows, *, reparameterize: bool = True) -> tuple[Sites, Sites]:
