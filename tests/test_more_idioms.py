@@ -243,10 +243,12 @@ def half_seen():
 def test_obs_mask_leaves_no_term_where_nothing_is_seen(kind):
     data, program = half_seen(), made(kind)
     pv.check(program, data)
-    options = {**OPTIONS, "steps": 100, "lr": 0.02}
-    pv.fit(program, data, pv.objectives.AEVB(), **options)
-
     module = program.wrapped
+    with torch.no_grad():  # q is the prior, and not far from the posterior
+        for parameter in module.enc.parameters():
+            parameter.zero_()
+        module.dec.weight.mul_(0.3)
+        module.head.weight.mul_(0.3)
     w = torch.cat([module.dec.weight, module.head.weight]).detach().double()
     mean = torch.cat([module.dec.bias, module.head.bias]).detach().double()
     noise = torch.tensor([0.25] * 5 + [0.09]).diag().double()
@@ -257,10 +259,8 @@ def test_obs_mask_leaves_no_term_where_nothing_is_seen(kind):
         law = dist.MultivariateNormal(mean[:k], (w @ w.T + noise)[:k, :k])
         expected[row] = law.log_prob(both[row, :k])
     found = pv.log_evidence(program, data, num_particles=5_000)
-    near = found.khat < 0.5  # elsewhere the guide misses, and says so
-    assert near[data["seen"]].any() and near[~data["seen"]].any()
-    apart = (found.value - expected).abs()
-    assert (apart < 0.05 + 5 * found.standard_error)[near].all()
+    assert ((found.value - expected).abs() < 0.01 + 5 * found.standard_error).all()
+    assert found.standard_error.median() < 0.2
 
 
 def test_what_a_guide_imputes_has_the_mask_of_the_model():
