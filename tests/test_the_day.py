@@ -211,3 +211,55 @@ def test_covariates_alone_are_enough_before_anything_else_has_run():
     z = torch.randn(4, 50, 2)
     expected = torch.sigmoid(fresh.decoder(z) + like["y"])
     torch.testing.assert_close(pv.decode(Conditional(nn.Identity()), z, like=like), expected)
+
+
+# --- check and fit agree --------------------------------------------------------------------------
+
+
+class Broadcast(pv.Program):
+    """Shapes that torch broadcasts: one logit for six pixels, or a law beside its plate."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.encoder, self.decoder = how, nn.Linear(6, 2), nn.Linear(2, 1)
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-2 if self.how == "plate" else -1):
+            zero = torch.zeros(len(x), 2) if self.how == "plate" else torch.zeros(2)
+            law = dist.Normal(zero, 1.0).to_event(1)
+            z = pyro.sample("z", law)
+            logits = self.decoder(z) if self.how == "pixels" else self.decoder(z).expand(*x.shape)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("verb", [pv.check, pv.elbo, lambda p, x: pv.fit(p, x, steps=1)])
+def test_one_logit_for_six_pixels_is_refused(verb):
+    with pytest.raises(ValueError, match=r"observed shape \(30, 6\), expected \(30, 1\)"):
+        verb(Broadcast("pixels"), torch.ones(30, 6))
+
+
+@pytest.mark.parametrize("verb", [pv.check, pv.elbo, lambda p, x: pv.fit(p, x, steps=1)])
+def test_a_law_beside_its_plate_is_refused(verb):
+    with pytest.raises(ValueError, match="that no plate declares|in place of"):
+        verb(Broadcast("plate"), torch.ones(30, 6))
+
+
+@pytest.mark.parametrize("verb", [pv.check, lambda p, x: pv.fit(p, x, steps=1)])
+def test_a_gap_beyond_the_first_rows_is_told_by_both(verb):
+    x = torch.ones(200, 6)
+    x[150, 2] = torch.nan
+    vae = bernoulli_vae.build(6, latent_dim=2, hidden_dim=4)
+    with pytest.raises(ValueError, match="not finite in row 150"):
+        verb(vae, x)
+
+
+def test_gaps_in_covariates_and_latents_are_refused():
+    vae = bernoulli_vae.build(6, latent_dim=2, hidden_dim=4)
+    with pytest.raises(ValueError, match="not finite"):
+        pv.sample(vae, 3, like=torch.full((3, 6), torch.nan))
+    with pytest.raises(ValueError, match='z of "z" has a value that is not finite'):
+        pv.decode(vae, torch.full((3, 2), torch.nan))

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 from pyro_vae.checking.learning import strangers
 from pyro_vae.checking.reach import out_of_reach
-from pyro_vae.checking.sites import Mistakes, label, masks
+from pyro_vae.checking.sites import Met, Mistakes, dimensions, label, masks, shapes
 from pyro_vae.checking.values import possible_parameters, possible_values
 from pyro_vae.densities.look import FEW, Look, looking
 from pyro_vae.densities.observations import entries_of_rows
@@ -61,6 +61,10 @@ def require_possible_data(look: Look, x: Rows) -> None:
         unsure += [name] if found else []
         if name == look.observed:
             said = out_of_reach(site, look.mean_range)
+    met = Met(look.guide, look.model, look.x, look.observed, program=look.program)
+    for rule in (dimensions, shapes):  # torch would broadcast, and score something else
+        if not mistakes:
+            rule(met, mistakes)
     if unsure:  # a bound may be that of these rows, as the longest document of a batch
         _possible_in_all_rows(look, x, unsure, mistakes)
     if mistakes:

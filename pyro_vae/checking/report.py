@@ -140,13 +140,14 @@ def check(program: nn.Module, x: Any) -> Report:
                 "guide(x): subclass pv.Program, or wrap two functions, pv.Program(model, guide)"
             )
     rows, mistakes = _first_rows(program, x), Mistakes()
+    gap = _gap(program, x)
     with (
         left_as_it_was(program),
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),
         torch.enable_grad(),
     ):
-        report = _look(program, rows, mistakes)
+        report = _look(program, rows, mistakes, gap)
     if report is None:
         count = len(mistakes)
         found = f"{type(program).__name__} has {count} mistake{'s' if count > 1 else ''}:"
@@ -169,7 +170,15 @@ def _first_rows(program: nn.Module, x: Any) -> Rows:
     return map_rows(lambda t: t[:MAX_ROWS].detach(), rows)
 
 
-def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
+def _gap(program: nn.Module, x: Any) -> str | None:
+    """What is wrong with missing values in any of the rows, of which the others are not looked at."""
+    with left_as_it_was(program), pyro.get_param_store().scope():
+        return not_taken(program, as_rows(x, program, finite=False), learning=True)
+
+
+def _look(
+    program: nn.Module, x: Rows, mistakes: Mistakes, said: str | None = None
+) -> Report | None:
     """One look at a program on a few rows: the report, or None where there are ``mistakes``."""
     met = Met({}, {}, x, "x", program=program)
     try:
@@ -182,11 +191,11 @@ def _look(program: nn.Module, x: Rows, mistakes: Mistakes) -> Report | None:
             sites.shapes(met, mistakes)
         independence.add_failure(failed, mistakes)
         return None
-    said = not_taken(program, x, learning=True)
     mistakes += [] if said is None else [said]
     observed = observed_site(program, met.model, x)
     met = replace(met, observed=observed, has_gaps=said is not None)
     for rule in (
+        sites.dimensions,
         sites.plates,
         sites.scales,
         sites.latents,

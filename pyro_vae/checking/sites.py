@@ -91,6 +91,25 @@ def first_line(error: BaseException) -> str:
 # --- the rules -----------------------------------------------------------------------------------
 
 
+def _undeclared(site: Site) -> list[int]:
+    """Batch dimensions that no plate declares, from the right."""
+    batch, declared = site.batch_shape, {plate.dim for plate in site.plates}
+    return [d for d in range(-len(batch), 0) if batch[d] != 1 and d not in declared]
+
+
+def dimensions(met: Met, mistakes: Mistakes) -> None:
+    """A site of a datum has no batch dimensions beside those of its plates."""
+    for role, name, site in met:
+        if site.axis is None or site.is_deterministic or not (extra := _undeclared(site)):
+            continue
+        mistakes.add(
+            label(role, name),
+            f"batch shape {tuple(site.batch_shape)} has dimensions {extra} that no plate declares",
+            "rows alone",
+            "declare the others as dimensions of an event with .to_event(n)",
+        )
+
+
 def plates(met: Met, mistakes: Mistakes) -> None:
     """The sites of a datum live in the plate of the rows; a latent outside it is global."""
     name_of_plate, rows = met.rows_plate, num_rows(met.x)
@@ -100,16 +119,8 @@ def plates(met: Met, mistakes: Mistakes) -> None:
         if site.is_deterministic:
             continue
         where, batch = label(role, name), tuple(site.batch_shape)
-        declared = {each.dim for each in site.plates}
-        extra = [d for d in range(-len(batch), 0) if batch[d] != 1 and d not in declared]
+        extra = _undeclared(site)
         if site.axis is not None:
-            if extra:
-                mistakes.add(
-                    where,
-                    f"batch shape {batch} has dimensions {extra} that no plate declares",
-                    "rows alone",
-                    "declare the others as dimensions of an event with .to_event(n)",
-                )
             lacks = len(batch) < -site.axis or batch[site.axis] != rows
             if site.plate and site.plate.size == rows and lacks and not site.is_factor:
                 mistakes.add(
@@ -281,6 +292,13 @@ def observation(met: Met, mistakes: Mistakes) -> None:
     """Something is observed; notes on what that leaves out."""
     found, entries = met.observations, met.entries
     where = label("model", met.observed)
+    weighing = [f'"{name}"' for name, site in met.model.items() if site.is_factor]
+    if weighing and not found and met.observed not in met.model:
+        met.notes.append(
+            f"no site observes x, and the pyro.factor {', '.join(weighing)} stands for its "
+            "density: it is trained and scored, but there is no x to sample, reconstruct or dream"
+        )
+        return
     if met.observed not in found:
         got = "a latent" if met.observed in met.model else "missing"
         advice = f'pass obs=x to pyro.sample("{met.observed}", ...)'

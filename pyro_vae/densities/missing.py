@@ -38,8 +38,6 @@ def usable_rows(x: Any, program: Any, *, learning: bool = False, whole: bool = T
         ValueError: the entry and its first row that the program does not take.
     """
     rows = as_rows(x, program, finite=False, whole=whole)
-    if not whole:
-        return rows
     said = not_taken(program, rows, learning=learning)
     if said is not None:
         raise ValueError(said)

@@ -12,14 +12,17 @@ have one density a particle.  No number here is scaled: the plate's scale N / B 
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pyro_vae import errors
+from pyro_vae.densities.plates import key_of
 from pyro_vae.densities.tables import Densities, Ways, one_particle
 from pyro_vae.densities.traces import tell_scale
 from pyro_vae.graphs.lifted import Lifted
@@ -29,6 +32,10 @@ from pyro_vae.noise import Noise, NoiseMode
 from pyro_vae.program.calling import call_with
 from pyro_vae.program.rows import Rows, num_rows, repeated
 from pyro_vae.torch_internals import no_modes
+
+_takes_repeated: weakref.WeakKeyDictionary[Any, dict[tuple[int, int], bool]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def densities(
@@ -84,6 +91,24 @@ def densities(
     return _with_particles(runs[0], runs)
 
 
+def takes_repeated(program: Any, x: Rows) -> bool:
+    """Whether a program that runs on some rows runs on twice as many: not if its plate is made once
+    with a size, or if there is a parameter for each row.
+
+    It is asked once, beside all noise: the answer is remembered by guide and number of rows.
+    """
+    known = _takes_repeated.setdefault(key_of(program), {})
+    held = vars(program) if hasattr(program, "__dict__") else {}
+    if (form := (id(held.get("guide")), num_rows(x))) not in known:
+        try:
+            with torch.no_grad(), NoiseMode(_one_half), pyro.validation_enabled(False):
+                one_particle(program, repeated(x, 2), Ways(False, False, False))
+            known[form] = True
+        except Exception:  # whatever it says of rows that nobody gave it
+            known[form] = False
+    return known[form]
+
+
 def _one_half(_: int, noise: Noise) -> Tensor:
     return torch.full(noise.shape, 0.5, dtype=noise.dtype, device=noise.device)
 
@@ -136,9 +161,12 @@ def _with_particles(form: Densities, runs: list[Densities]) -> Densities:
 def _repeated(program: Any, x: Rows, particles: int, ways: Ways, scale: float) -> Densities | None:
     """Rows are independent, so K particles of B rows are one particle of K x B rows.
 
-    None where a latent has plates to the left of the data's, so that its rows are not in front.
+    None where a latent has plates to the left of the data's, so that its rows are not in front, or
+    where the program takes no other number of rows than it was given.
     """
     rows = num_rows(x)
+    if not takes_repeated(program, x):
+        return None
     wide = one_particle(program, repeated(x, particles), ways)
     if any(len(value) != particles * rows for value in wide.latents.values()):
         return None

@@ -9,7 +9,9 @@ from pyro_vae.densities.sites import Site, Sites, has_finite_support, latents_of
 
 def require_rows(guide: Sites, model: Sites, rows: int) -> None:
     """What makes a number per datum wrong without any error: ``pv.check`` says more."""
-    for site in (*guide.values(), *model.values()):
+    both = [*guide.values(), *model.values()]
+    plate = next((site.plate.name for site in both if site.plate is not None), "data")
+    for site in both:
         if not (site.is_deterministic or site.is_factor):
             require_each_row(site, rows)
     missing = {n: s for n, s in guide.items() if n not in latents_of(model)}
@@ -32,16 +34,16 @@ def require_rows(guide: Sites, model: Sites, rows: int) -> None:
         if latent and guide[name].is_global == inside:
             where = "model" if inside else "guide"
             raise ValueError(
-                f'latent site "{name}" is in pyro.plate("data", ...) in the {where} alone: indent '
-                "it under the plate in both, or in neither if all data share it"
+                f'latent site "{name}" is in pyro.plate("{plate}", ...) in the {where} alone: '
+                "indent it under the plate in both, or in neither if all data share it"
             )
         declared = {plate.dim for plate in site.plates}
         batch = range(-len(site.batch_shape), 0)
         has_rows = not latent or any(dim not in declared for dim in batch)
         if not inside and has_rows and not site.observes_nothing:
             raise ValueError(
-                f'site "{name}" is outside pyro.plate("data", ...), so it has no density per '
-                'datum: write `with pyro.plate("data", len(x)):` around the sites of a datum'
+                f'site "{name}" is outside pyro.plate("{plate}", ...), so it has no density per '
+                f'datum: write `with pyro.plate("{plate}", len(x)):` around the sites of a datum'
             )
     for name in without_counterpart(guide, model):
         raise ValueError(
@@ -179,7 +181,7 @@ def require_rsample(guide: Sites) -> None:
     for name, site in latents_of(guide).items():
         if not site.has_rsample:
             raise ValueError(
-                f'latent site "{name}" has the guide {type(site.law).__name__}, which is not '
+                f'latent site "{name}" has the guide {site.family}, which is not '
                 "reparameterized, so its gradient would silently be zero: use a distribution "
                 "with rsample, or an objective that does not reparameterize: ScoreFunction() for "
                 "the same bound, ReweightedWakeSleep() or WakeSleep()"

@@ -178,7 +178,8 @@ class Site:
                 masks.append(torch.as_tensor(law._mask).bool())
             elif inner is None or isinstance(law, Independent):
                 # A mask of this level's events holds for all numbers of each.
-                depth = law.event_dim - (0 if inner is None else inner.event_dim)
+                # (By shapes: the base of a law of Pyro may be one of torch, without `event_dim`.)
+                depth = len(law.event_shape) - (0 if inner is None else len(inner.event_shape))
                 masks = [mask[(..., *[None] * depth)] for mask in masks]
             law = inner
         whole = masks[0]

@@ -37,9 +37,9 @@ def require_weights(look: Look, *, together: bool = False) -> None:
     shared = [name for name in shared if prior[name].is_global]  # else the plate is missing in one
     if shared and not together:
         raise ValueError(
-            f'latent site "{shared[0]}" is outside pyro.plate("data", ...), so all data share it '
-            "and there is no log p(x) per datum: fix it with pyro.poutine.condition, or use "
-            "pv.elbo"
+            f'latent site "{shared[0]}" is outside pyro.plate("{look.rows_plate}", ...), so all '
+            "data share it and there is no log p(x) per datum: fix it with pyro.poutine.condition, "
+            "or use pv.elbo"
         )
     if any(site.is_auxiliary for site in look.guide.values()):
         return  # the points are functions of draws that have a density of their own

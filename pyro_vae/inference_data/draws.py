@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_vae.densities.dreams import draws_of
 from pyro_vae.densities.look import Look, looking
 from pyro_vae.densities.observations import entries_of_rows
-from pyro_vae.densities.particles import densities
+from pyro_vae.densities.particles import densities, takes_repeated
 from pyro_vae.densities.rules import require_rows
 from pyro_vae.densities.sites import values_of
 from pyro_vae.densities.tables import Densities, tabulated
@@ -129,6 +129,8 @@ def drawn(
     event = event_size(x)
     batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
     size = max(1, min(particles, max_elements // (event * batch_size)))
+    if size > 1 and not takes_repeated(program, next(row_chunks(x, batch_size))[1]):
+        size = 1
     functions: dict[int, RowFunction] = {}
     result: Groups = {}
     start = 0

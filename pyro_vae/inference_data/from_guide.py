@@ -291,8 +291,9 @@ def _refuse_size(
     own: list[str],
 ) -> None:
     """Compare what the result will take with what it may, before anything is drawn."""
-    rows, table = len(next(iter(observed.values()))), form.log_q.element_size()
-    latents = sum(form.latents[n][0].numel() * form.latents[n].element_size() for n in own)
+    rows, table = form.log_q.shape[-1], form.log_q.element_size()
+    local = [form.latents[name] for name in own]
+    latents = sum(v[0].numel() * v.element_size() for v in local)
     ours = sum(form.latents[name].numel() * form.latents[name].element_size() for name in shared)
     replicated = sum(v[0].numel() * v.element_size() for v in observed.values())
     replicated = replicated if predictive else 0

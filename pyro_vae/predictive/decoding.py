@@ -173,6 +173,8 @@ def _placed(
     parameter = any_parameter(program)
     for name, value in z.items():
         value = as_tensor(value, f'z of "{name}"')
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f'z of "{name}" has a value that is not finite, expected numbers')
         real = parameter.dtype if value.is_floating_point() else value.dtype
         given[name] = value = value.to(parameter.device, real)
         site = form[name]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.densities.missing import usable_rows
+from pyro_vae.densities.plates import name_of_rows_plate
 from pyro_vae.densities.sites import latents_of
 from pyro_vae.densities.traces import AtTheMean, sites_of
 from pyro_vae.noise import Stream, seeded
@@ -51,11 +52,13 @@ def encode(
         else:
             runs = [drawn_latents(program, rows, shared=shared) for _ in range(num_draws)]
             latents = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+        others = {} if latents else drawn_latents(program, rows, shared=not shared)
     if not latents:
-        raise ValueError(
-            f'the guide has no latent {"outside" if shared else "inside"} pyro.plate("data", ...)'
-            f": pass shared={not shared} for the others"
-        )
+        side, plate = "outside" if shared else "inside", name_of_rows_plate(program, rows)
+        advice = ", nor elsewhere: the model's are summed out, so there is nothing to encode"
+        if others:
+            advice = f": pass shared={not shared} for the others"
+        raise ValueError(f'the guide has no latent {side} pyro.plate("{plate}", ...){advice}')
     return alone(latents)
 
 

@@ -23,6 +23,11 @@ def means_of_x(program: Any, model: Sites, x: Rows, draws: int) -> dict[str, Ten
     Probabilities of categories; an average over ``draws`` where there is no closed form.
     """
     found = observations_of(model)
+    if not found:
+        raise ValueError(
+            f"the model observes nothing (sites: {', '.join(model)}), so there is no mean of x: "
+            "write the density of x as a pyro.sample statement with obs=x"
+        )
     forms, entries = entries_of_rows(x), entries_of(program, found, x)
     means = {}
     for name, site in found.items():

@@ -142,7 +142,8 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
     missing = saved["parameters"].keys() - dict(program.named_parameters()).keys()
     if missing and all(name.startswith(("created.", "autoguide.")) for name in missing):
         program.to(dtype=getattr(torch, manifest["dtype"]))
-        materialize(program, _zeros(manifest["row"]))  # the first run makes them
+        rows = min(manifest["batch_size"], manifest["num_data"])  # there may be one for each
+        materialize(program, _zeros(manifest["row"], rows))  # the first run makes them
     if wrong := misfits(program, saved):
         raise ValueError(
             f"{folder} holds another program: {'; '.join(wrong)}: build it with the same options"
@@ -185,10 +186,10 @@ def _pass_it(why: str) -> ValueError:
     return ValueError(f"{why}: build it as it was and pass it, pv.load(path, program=mine)")
 
 
-def _zeros(form: dict[str, Any]) -> Any:
+def _zeros(form: dict[str, Any], rows: int) -> Any:
     if isinstance(form.get("dtype"), str):
-        return torch.zeros((2, *form["shape"]), dtype=getattr(torch, form["dtype"]))
-    return {name: _zeros(entry) for name, entry in form.items()}
+        return torch.zeros((rows, *form["shape"]), dtype=getattr(torch, form["dtype"]))
+    return {name: _zeros(entry, rows) for name, entry in form.items()}
 
 
 def misfits(program: nn.Module, saved: dict[str, Any]) -> list[str]:
