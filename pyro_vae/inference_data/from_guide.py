@@ -167,7 +167,10 @@ def to_inference_data(
         names = [*form.latents, *observed, *constants]
         _refuse_names(names)
         own = [name for name in form.latents if not look.guide[name].is_global]
-        _refuse_size(form, observed, particles, num_prior, predictive, max_bytes, shared, own)
+        count = num_rows(rows)
+        _refuse_size(
+            form, observed, particles, num_prior, predictive, max_bytes, shared, own, count
+        )
         cast = partial(_cast, types=whole)
         keys = Stream.POSTERIOR.key(seed), Stream.PRIOR.key(seed)
         if shared:
@@ -289,9 +292,10 @@ def _refuse_size(
     max_bytes: int,
     shared: list[str],
     own: list[str],
+    rows: int,
 ) -> None:
     """Compare what the result will take with what it may, before anything is drawn."""
-    rows, table = form.log_q.shape[-1], form.log_q.element_size()
+    table = form.log_q.element_size()
     local = [form.latents[name] for name in own]
     latents = sum(v[0].numel() * v.element_size() for v in local)
     ours = sum(form.latents[name].numel() * form.latents[name].element_size() for name in shared)
