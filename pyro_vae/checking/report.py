@@ -171,7 +171,7 @@ def _first_rows(program: nn.Module, x: Any) -> Rows:
 
 
 def _gap(program: nn.Module, x: Any) -> str | None:
-    """What is wrong with missing values in any of the rows, of which the others are not looked at."""
+    """What is wrong with missing values in any row, also beyond those that are looked at."""
     with left_as_it_was(program), pyro.get_param_store().scope():
         return not_taken(program, as_rows(x, program, finite=False), learning=True)
 
