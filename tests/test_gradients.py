@@ -304,7 +304,7 @@ def test_enumeration_is_an_exact_reference_for_discrete_latents():
     kinds = [ScoreFunction(10), ReweightedWakeSleep(10)]
     report = lab(Coin(), kinds, x, draws=200, reference=exact)
 
-    assert report.dataset.attrs["reference"] == "TraceEnum_ELBO()"
+    assert report.dataset.attrs["reference"] == "EnumeratedELBO()"
     for group in ("model", "guide"):
         assert cell(report, group, ScoreFunction(10), "bias p") > 1e-4
     assert cell(report, "guide", ReweightedWakeSleep(10), "bias p") < 1e-6  # it has another target

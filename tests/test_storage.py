@@ -234,5 +234,5 @@ def test_saves_come_when_they_are_asked_for(tmp_path, monkeypatch):
         return now[0]
 
     monkeypatch.setattr(checkpoint.time, "monotonic", ticking)
-    fit(out=tmp_path / "minute", steps=130)
+    fit(out=tmp_path / "minute", steps=130, progress=False)
     assert len(steps[8:]) == 3  # about every 60 looks at a clock that ticks once a look
