@@ -236,3 +236,9 @@ def test_a_mixture_goes_to_arviz_and_its_reconstruction_is_by_draws():
         assert pv.reconstruct(program, x).shape == (6, 4)
     assert pv.reconstruct(program, x, num_draws=3).shape == (3, 6, 4)
     assert pv.sample(program, 5, like=x).shape == (5, 4)
+
+
+def test_check_says_what_is_summed_out():
+    _, program = program_for("both")
+    report = pv.check(program, data_for("both", 6))
+    assert {site.name: (site.kind, site.kl) for site in report.sites}["c"] == ("summed out", None)

@@ -42,7 +42,7 @@ class SiteReport:
     Attributes:
         name: as in ``pyro.sample(name, ...)``.
         kind: "latent" (of a datum), "global", "observed", "auxiliary" (of the guide alone),
-            "factor" or "deterministic".
+            "summed out" (marked, of the model alone), "factor" or "deterministic".
         event_shape: the shape of one event.
         model, guide: names of the distributions, None where there is none.
         kl: "closed" or "sampled": how AEVB("B") computes the site's KL term; None without one.
@@ -241,6 +241,8 @@ def _report(program: nn.Module, met: Met, rsample: bool, notes: list[str]) -> Re
             kind = "observed"
         elif p is None:
             kind = "auxiliary"
+        elif q is None:
+            kind = "summed out"
         else:
             kind = "global" if p.is_global else "latent"
         kl = None
