@@ -264,3 +264,12 @@ def test_gaps_in_covariates_and_latents_are_refused():
         pv.sample(vae, 3, like=torch.full((3, 6), torch.nan))
     with pytest.raises(ValueError, match='z of "z" has a value that is not finite'):
         pv.decode(vae, torch.full((3, 2), torch.nan))
+
+
+@pytest.mark.parametrize("engine", ["eager", "pyro"])
+@pytest.mark.parametrize("objective", ["AEVB", "IWAE", "ScoreFunction"])
+def test_running_statistics_move_once_a_step(engine, objective):
+    program, kind = Normalized(), getattr(objectives, objective)
+    chosen = kind(num_particles=3)
+    pv.fit(program, X[:100], chosen, steps=4, batch_size=50, engine=engine, **QUIET)
+    assert int(program.encoder[1].num_batches_tracked) == 4

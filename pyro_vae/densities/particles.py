@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
@@ -29,7 +30,7 @@ from pyro_vae.graphs.lifted import Lifted
 from pyro_vae.graphs.lifting import capture_cache, lift, particles_by_vmap
 from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.noise import Noise, NoiseMode
-from pyro_vae.program.calling import call_with
+from pyro_vae.program.calling import call_with, left_as_it_was
 from pyro_vae.program.rows import Rows, num_rows, repeated
 from pyro_vae.torch_internals import no_modes
 
@@ -76,7 +77,8 @@ def densities(
         together = _vmapped(program, x, num_particles, ways)
         if together is not None:
             return together
-    with NoiseMode(_one_half) as mode:  # which form it takes, without asking for noise
+    # Which form it takes, without asking for noise, and without a step of running statistics.
+    with _uncounted(program), NoiseMode(_one_half) as mode:
         form = one_particle(program, x, ways)
     local = all(name in form.log_ratio for name in form.latents)
     drawn = [*form.latents.values(), *mode.asked]
@@ -91,6 +93,13 @@ def densities(
     return _with_particles(runs[0], runs)
 
 
+def _uncounted(program: Any) -> AbstractContextManager:
+    """Running statistics that a run would move are put back."""
+    modules = program.modules() if isinstance(program, nn.Module) else ()
+    moving = any(isinstance(m, nn.modules.batchnorm._NormBase) and m.training for m in modules)
+    return left_as_it_was(program, parameters=False) if moving else nullcontext()
+
+
 def takes_repeated(program: Any, x: Rows) -> bool:
     """Whether a program that runs on some rows runs on twice as many: not if its plate is made once
     with a size, or if there is a parameter for each row.
@@ -101,7 +110,8 @@ def takes_repeated(program: Any, x: Rows) -> bool:
     held = vars(program) if hasattr(program, "__dict__") else {}
     if (form := (id(held.get("guide")), num_rows(x))) not in known:
         try:
-            with torch.no_grad(), NoiseMode(_one_half), pyro.validation_enabled(False):
+            quiet = pyro.validation_enabled(False)
+            with torch.no_grad(), _uncounted(program), NoiseMode(_one_half), quiet:
                 one_particle(program, repeated(x, 2), Ways(False, False, False))
             known[form] = True
         except Exception:  # whatever it says of rows that nobody gave it
