@@ -98,16 +98,29 @@ def _undeclared(site: Site) -> list[int]:
 
 
 def dimensions(met: Met, mistakes: Mistakes) -> None:
-    """A site of a datum has no batch dimensions beside those of its plates."""
+    """A site of a datum has its rows, and no batch dimensions beside those of its plates."""
+    rows = num_rows(met.x)
     for role, name, site in met:
-        if site.axis is None or site.is_deterministic or not (extra := _undeclared(site)):
+        if site.axis is None or site.is_deterministic:
             continue
-        mistakes.add(
-            label(role, name),
-            f"batch shape {tuple(site.batch_shape)} has dimensions {extra} that no plate declares",
-            "rows alone",
-            "declare the others as dimensions of an event with .to_event(n)",
-        )
+        where, batch = label(role, name), tuple(site.batch_shape)
+        if extra := _undeclared(site):
+            mistakes.add(
+                where,
+                f"batch shape {batch} has dimensions {extra} that no plate declares",
+                "rows alone",
+                "declare the others as dimensions of an event with .to_event(n)",
+            )
+        lacks = len(batch) < -site.axis or batch[site.axis] != rows
+        if site.plate and site.plate.size == rows and lacks and not site.is_factor:
+            plate = f'pyro.plate("{site.plate.name}", ...)'
+            mistakes.add(
+                where,
+                f"batch shape {batch} in {plate} without a size, which repeats nothing",
+                f"one draw for each of {rows} rows",
+                f'write `with pyro.plate("{site.plate.name}", len(x)):`',
+            )
+            met.outside.add(name)
 
 
 def plates(met: Met, mistakes: Mistakes) -> None:
@@ -121,15 +134,6 @@ def plates(met: Met, mistakes: Mistakes) -> None:
         where, batch = label(role, name), tuple(site.batch_shape)
         extra = _undeclared(site)
         if site.axis is not None:
-            lacks = len(batch) < -site.axis or batch[site.axis] != rows
-            if site.plate and site.plate.size == rows and lacks and not site.is_factor:
-                mistakes.add(
-                    where,
-                    f"batch shape {batch} in {plate} without a size, which repeats nothing",
-                    f"one draw for each of {rows} rows",
-                    f"write `{write}`",
-                )
-                met.outside.add(name)
             continue
         if not site.is_global:
             got, advice = f"{plate} is a for loop", f"write `{write}`"
