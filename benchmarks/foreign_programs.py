@@ -71,11 +71,12 @@ def main() -> None:
     options = parser.parse_args()
     pyro.enable_validation(False)
     torch.distributions.Distribution.set_default_validate_args(False)
-    engines = ["Pyro", "eager", *(["compiled"] if options.compiled else [])]
     print("| program | Pyro's SVI, ms | ours, ms | times as fast |\n|---|---|---|---|")
     for name in options.only or PROGRAMS:
         if PROGRAMS[name].guide is not None:
             continue  # one of Pyro's automatic guides
+        machine = ["compiled"] if options.compiled and PROGRAMS[name].captured else []
+        engines = ["Pyro", "eager", *machine]
         turns = {engine: turn_of(name, engine) for engine in engines}
         spent: dict[str, list[float]] = {engine: [] for engine in engines}
         for number in range(FIRST + options.rounds):
