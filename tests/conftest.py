@@ -28,6 +28,13 @@ def clean_slate():
     assert not left, f"parameters were left in Pyro's global store: {left}"
 
 
+@pytest.fixture
+def double():
+    """Double precision by default, for comparisons to many digits."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder of the downloaded data sets; tests that need it are skipped without it."""

@@ -84,12 +84,7 @@ class Latent(nn.Module):
             pyro.sample("z", self.law(self.encoder(x)))
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def captured(law, code, objective) -> Graph | Refusal:

@@ -21,12 +21,7 @@ from .mixtures import PARALLEL
 KEY = (3,)
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def cat(*tensors: Tensor) -> Tensor:

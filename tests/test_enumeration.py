@@ -30,13 +30,7 @@ from pyro_vae.objectives import (
 
 from .mixtures import PARALLEL, PROGRAMS, Mixture, by_brute_force, data_for, program_for
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize("kind", PROGRAMS)

@@ -259,6 +259,21 @@ def test_scores_are_those_of_the_program_without_factors():
     assert '"z" by 4, "x" by 2' in note and "not the ELBO" in note
 
 
+@pytest.mark.parametrize("options", [{}, {"kl_weight": 2.0}])
+def test_a_weight_on_what_all_data_share_is_refused(options):
+    """It would be dropped from the loss without a word, beside weights that are taken."""
+
+    class Penalized(Weighed):
+        def model(self, x):
+            with poutine.scale(scale=0.5):
+                pyro.factor("penalty", -self.decoder.weight.square().sum())
+            super().model(x)
+
+    for program in (Penalized(), Penalized(4.0)):
+        with pytest.raises(ValueError, match=r'"penalty" is shared by all data and weighed'):
+            AEVB(**options).terms(program, torch.randn(60, 3), pv.objectives.State({}, {}))
+
+
 @pytest.mark.parametrize("engine", ["eager", "pyro"])
 def test_a_factor_is_refused_where_no_term_could_take_it(engine):
     x = torch.randn(60, 3)

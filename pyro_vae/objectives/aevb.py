@@ -97,6 +97,11 @@ class AEVB(Objective):
         stats["bound"] = bound.detach()
         if self.kl_warmup or self.kl_weight != 1.0:
             stats["kl_weight"] = torch.as_tensor(self._kl_weight(state)).to(bound).expand_as(bound)
+        if lost := d.weights.keys() - d.observations.keys() - d.log_ratio.keys():
+            raise ValueError(
+                f'site "{min(lost)}" is shared by all data and weighed by poutine.scale, expected '
+                "a factor of 1 there: leave it out"
+            )
         for name, log_p in d.observations.items():
             if name in d.weights:
                 bound = bound + (d.weights[name] - 1.0) * log_p.mean(0)
@@ -107,11 +112,6 @@ class AEVB(Objective):
             or d.weights.keys() & d.latents
         ):
             return -(bound + self._forgiven(d, state)), stats
-        if lost := d.weights.keys() - d.observations.keys():
-            raise ValueError(
-                f'site "{min(lost)}" is shared by all data and weighed by poutine.scale, expected '
-                "a factor of 1 there: leave it out"
-            )
         return -bound, stats
 
     def _forgiven(self, d: Densities, state: State) -> Tensor:
