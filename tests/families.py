@@ -20,13 +20,13 @@ class Family(NamedTuple):
     at: dict[str, float]
     inverse: bool = False  # is it drawn, or can it be, by its inverse CDF?
     moments: bool = True  # are E z and E z^2 finite, with finite variances of their gradients?
-    fixed: dict[str, float] = {}  # parameters without a gradient
+    fixed: tuple[tuple[str, float], ...] = ()  # parameters without a gradient
 
     def __call__(self, **parameters):
-        return self.law(**{**self.at, **self.fixed, **parameters})
+        return self.law(**{**self.at, **dict(self.fixed), **parameters})
 
     def beside(self, **parameters):
-        return self.scipy(**{**self.at, **self.fixed, **parameters})
+        return self.scipy(**{**self.at, **dict(self.fixed), **parameters})
 
 
 INVERSE = {
@@ -74,7 +74,7 @@ OTHERS = {
         ours.Erlang,
         lambda concentration, rate: ss.gamma(concentration, scale=1 / rate),
         {"rate": 1.7},
-        fixed={"concentration": 3},
+        fixed=(("concentration", 3),),
     ),
     "StudentT": Family(dist.StudentT, ss.t, {"df": 12.0, "loc": 0.4, "scale": 0.7}),
     "Gamma": Family(

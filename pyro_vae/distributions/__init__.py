@@ -6,6 +6,7 @@ location and scale (Laplace, elliptical, Student's t, Logistic, Uniform, Triangu
 compositions (Log-Normal, Gamma, Dirichlet, Beta, Chi-Squared, F).
 """
 
+import pyro_vae.distributions.divergences  # noqa: F401  (registers closed forms with torch)
 from pyro_vae.distributions.inverse_cdf import InverseCDF
 from pyro_vae.distributions.lifetimes import Erlang, Gompertz, Rayleigh, Reciprocal
 from pyro_vae.distributions.location_scale import Logistic, Triangular

@@ -44,9 +44,7 @@ class InverseCDF(dist.TorchDistribution):
 
     has_rsample = True
 
-    def __init__(
-        self, *parameters: Any, validate_args: bool | None = None, **by_name: Any
-    ) -> None:
+    def __init__(self, *parameters: Any, validate_args: bool | None = None, **by_name: Any) -> None:
         names = list(self.arg_constraints)
         given = dict(zip(names, parameters, strict=False)) | by_name
         if len(parameters) + len(by_name) != len(names) or set(given) != set(names):
@@ -63,11 +61,11 @@ class InverseCDF(dist.TorchDistribution):
         batch_shape = Size(batch_shape)
         for name in self.arg_constraints:
             new.__dict__[name] = getattr(self, name).expand(batch_shape)
-        super(InverseCDF, new).__init__(batch_shape, validate_args=False)
+        dist.TorchDistribution.__init__(new, batch_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         like = getattr(self, next(iter(self.arg_constraints)))
         return self.icdf(uniform_inside(self._extended_shape(sample_shape), like))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -25,7 +25,7 @@ class Rayleigh(InverseCDF):
         tensor(2.3548)
     """
 
-    arg_constraints = {"scale": constraints.positive}
+    arg_constraints: ClassVar = {"scale": constraints.positive}
     support = constraints.positive
     scale: Tensor
 
@@ -61,7 +61,10 @@ class Gompertz(InverseCDF):
         rate: r.
     """
 
-    arg_constraints = {"concentration": constraints.positive, "rate": constraints.positive}
+    arg_constraints: ClassVar = {
+        "concentration": constraints.positive,
+        "rate": constraints.positive,
+    }
     support = constraints.nonnegative
     concentration: Tensor
     rate: Tensor
@@ -89,7 +92,7 @@ class Reciprocal(InverseCDF):
         low, high: a and b.
     """
 
-    arg_constraints = {"low": constraints.positive, "high": constraints.positive}
+    arg_constraints: ClassVar = {"low": constraints.positive, "high": constraints.positive}
     low: Tensor
     high: Tensor
 
@@ -159,7 +162,7 @@ class Erlang(dist.Gamma):
         new.terms = self.terms
         return super().expand(batch_shape, new)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         shape = (self.terms, *self._extended_shape(sample_shape))
         return self.rate.new_empty(shape).exponential_().sum(0) / self.rate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -23,7 +23,7 @@ class Logistic(dist.Logistic):
         loc, scale: m and s.
     """
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         return self.icdf(uniform_inside(self._extended_shape(sample_shape), self.loc))
 
     def entropy(self) -> Tensor:
@@ -41,7 +41,7 @@ class Triangular(InverseCDF):
         tensor(1.)
     """
 
-    arg_constraints = {name: constraints.real for name in ("low", "peak", "high")}
+    arg_constraints: ClassVar = dict.fromkeys(("low", "peak", "high"), constraints.real)
     low: Tensor
     peak: Tensor
     high: Tensor
