@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.program.parts import Prior
+from pyro_vae.recording.recipes import LATER
 
 
 class StandardNormal(Prior):
@@ -20,7 +21,7 @@ class StandardNormal(Prior):
 
     zero: Tensor
 
-    def __init__(self, latent_dim: int, precision: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, precision: float = 1.0) -> None:
         super().__init__()
         latent_dim = errors.whole("latent_dim", latent_dim)
         self.precision = errors.positive("precision", precision)
