@@ -15,9 +15,11 @@ from pyro_vae.distributions.lifetimes import Erlang, Gompertz, Rayleigh, Recipro
 from pyro_vae.distributions.location_scale import Logistic, Triangular
 from pyro_vae.distributions.pixels import DiscretizedLogistic, bits_per_dimension
 from pyro_vae.distributions.soft_bernoulli import SoftBernoulli
+from pyro_vae.distributions.unit_interval import ContinuousBernoulli, OpenBeta
 
 __all__ = [
     "CategoricalColumns",
+    "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Erlang",
     "Gompertz",
@@ -25,6 +27,7 @@ __all__ = [
     "Logistic",
     "NegativeBinomial2",
     "OneHotColumns",
+    "OpenBeta",
     "Rayleigh",
     "Reciprocal",
     "SoftBernoulli",
