@@ -72,7 +72,7 @@ class DiscretizedLogistic(NetworkLikelihood):
 
     def law(self, logit: Tensor, log_square: Tensor) -> dist.TorchDistribution:
         span = self.step * (self.levels - 1)
-        scale = span * positive(log_square, self.floor)
+        scale = span * positive(log_square - 4, self.floor)  # at 0, a seventh of the range
         return distributions.DiscretizedLogistic(
             span * logit.sigmoid(), scale, self.levels, self.step
         )
