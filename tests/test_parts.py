@@ -271,7 +271,6 @@ TAMPERED = {
     "no class": (form(**{"class": 3}), "cannot be made"),
     "no arguments": (form(arguments="nothing"), "prior has no arguments"),
     "extra argument": (form(arguments={"latent_dim": 2, "evil": 1}), "no argument 'evil'"),
-    "missing argument": (form(arguments={}), "needs an argument 'latent_dim'"),
     "wrong type": (form(arguments={"latent_dim": "2"}), r"prior\.latent_dim is '2', expected int"),
     "true for a number": (form(arguments={"latent_dim": True}), "latent_dim is True, expected int"),
     "impossible value": (form(arguments={"latent_dim": -2}), "StandardNormal: latent_dim is -2"),

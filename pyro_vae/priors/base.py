@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.program.parts import Prior
+from pyro_vae.recording.recipes import LATER
 
 
 class Factorized(Prior):
@@ -21,7 +22,7 @@ class Factorized(Prior):
 
     zero: Tensor
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int = LATER) -> None:
         super().__init__()
         latent_dim = errors.whole("latent_dim", latent_dim)
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)

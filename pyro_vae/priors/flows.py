@@ -11,6 +11,7 @@ import torch
 from pyro_vae import errors
 from pyro_vae.distributions.flows import NormalizingFlow, masked_flow
 from pyro_vae.priors.base import Factorized
+from pyro_vae.recording.recipes import LATER
 
 
 class Flow(Factorized):
@@ -34,7 +35,7 @@ class Flow(Factorized):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: int = LATER,
         *,
         kind: Literal["spline", "affine"] = "spline",
         transforms: int = 3,
@@ -77,7 +78,7 @@ class Autoregressive(Factorized):
     """
 
     def __init__(
-        self, latent_dim: int, *, lag: int | None = None, hidden: Sequence[int] = (64, 64)
+        self, latent_dim: int = LATER, *, lag: int | None = None, hidden: Sequence[int] = (64, 64)
     ) -> None:
         super().__init__(latent_dim)
         if lag is not None:

@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from pyro_vae import errors
 from pyro_vae.priors.base import Factorized
+from pyro_vae.recording.recipes import LATER
 
 
 class Beta(Factorized):
@@ -25,7 +26,7 @@ class Beta(Factorized):
     support = constraints.unit_interval
 
     def __init__(
-        self, latent_dim: int, *, concentration1: float = 2.0, concentration0: float = 2.0
+        self, latent_dim: int = LATER, *, concentration1: float = 2.0, concentration0: float = 2.0
     ) -> None:
         super().__init__(latent_dim)
         self.concentration1 = errors.positive("concentration1", concentration1)
@@ -45,14 +46,15 @@ class Uniform(Factorized):
     Source: Johnson, Kotz & Balakrishnan (1995), Continuous Univariate Distributions 2, (26.1).
     """
 
-    def __init__(self, latent_dim: int, *, low: float = 0.0, high: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, *, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__(latent_dim)
         self.low = errors.within("low", low, "(-inf, inf)")
         self.high = errors.within("high", high, f"({self.low}, inf)", "the upper bound")
 
     @property
     def support(self) -> Any:
-        return constraints.interval(self.low, self.high)
+        known = {"low": 0.0, "high": 1.0, **(self._recipe or vars(self))}  # also without its sizes
+        return constraints.interval(known["low"], known["high"])
 
     def law(self, zero: Tensor) -> dist.TorchDistribution:
         return dist.Uniform(zero + self.low, zero + self.high)

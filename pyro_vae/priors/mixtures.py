@@ -15,6 +15,7 @@ from pyro_vae.distributions import Mixture
 from pyro_vae.networks.mlp import positive
 from pyro_vae.program.parts import Prior
 from pyro_vae.recording import record_of
+from pyro_vae.recording.recipes import LATER
 
 
 class MixtureOfNormals(Prior):
@@ -35,7 +36,7 @@ class MixtureOfNormals(Prior):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: int = LATER,
         num_components: int = 10,
         *,
         spread: float = 0.8,
@@ -86,9 +87,9 @@ class VampPrior(Prior):
         self,
         num_components: int = 500,
         *,
-        latent_dim: int,
-        data_dim: int | tuple[int, ...],
-        posterior: nn.Module,
+        latent_dim: int = LATER,
+        data_dim: int | tuple[int, ...] = LATER,
+        posterior: nn.Module = LATER,
         bounds: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
@@ -120,7 +121,8 @@ class VampPrior(Prior):
 
     @property
     def support(self) -> Any:
-        return getattr(self.posterior, "support", constraints.real_vector)
+        posterior = None if self.unsized else self.posterior
+        return getattr(posterior, "support", constraints.real_vector)
 
     @property
     def pseudo_inputs(self) -> Tensor:
@@ -167,9 +169,9 @@ class VampPrior(Prior):
         return Mixture(self.equal, self.component)
 
     @classmethod
-    def example(cls, *, posterior: nn.Module, **sizes: Any) -> VampPrior:
-        """A small one, on the posterior of the program that it is to stand in."""
-        return cls(3, posterior=posterior, **sizes)
+    def example(cls, **sizes: Any) -> VampPrior:
+        """A small one; its sizes are completed by those of the program that it is to stand in."""
+        return cls(3, **sizes)
 
 
 def _bounds(bounds: Any) -> tuple[float, float]:

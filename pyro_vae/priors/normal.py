@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.priors.base import Factorized
+from pyro_vae.recording.recipes import LATER
 
 
 class Normal(Factorized):
@@ -19,7 +20,7 @@ class Normal(Factorized):
     Source: Kingma & Welling (2014), section 3.
     """
 
-    def __init__(self, latent_dim: int, precision: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, precision: float = 1.0) -> None:
         super().__init__(latent_dim)
         self.precision = errors.positive("precision", precision)
 

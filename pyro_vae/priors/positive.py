@@ -8,6 +8,7 @@ from torch.distributions import constraints
 
 from pyro_vae import errors
 from pyro_vae.priors.base import Factorized
+from pyro_vae.recording.recipes import LATER
 
 
 class Exponential(Factorized):
@@ -22,7 +23,7 @@ class Exponential(Factorized):
 
     support = constraints.positive
 
-    def __init__(self, latent_dim: int, *, rate: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, *, rate: float = 1.0) -> None:
         super().__init__(latent_dim)
         self.rate = errors.positive("rate", rate)
 
@@ -43,7 +44,9 @@ class Gamma(Factorized):
 
     support = constraints.positive
 
-    def __init__(self, latent_dim: int, *, concentration: float = 2.0, rate: float = 1.0) -> None:
+    def __init__(
+        self, latent_dim: int = LATER, *, concentration: float = 2.0, rate: float = 1.0
+    ) -> None:
         super().__init__(latent_dim)
         self.concentration = errors.positive("concentration", concentration)
         self.rate = errors.positive("rate", rate)
@@ -65,7 +68,7 @@ class LogNormal(Factorized):
 
     support = constraints.positive
 
-    def __init__(self, latent_dim: int, *, loc: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, *, loc: float = 0.0, scale: float = 1.0) -> None:
         super().__init__(latent_dim)
         self.loc = errors.within("loc", loc, "(-inf, inf)")
         self.scale = errors.positive("scale", scale)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_vae import errors
 from pyro_vae.priors.base import Factorized
+from pyro_vae.recording.recipes import LATER
 
 
 class Laplace(Factorized):
@@ -19,7 +20,7 @@ class Laplace(Factorized):
     Source: Kotz, Kozubowski & Podgórski (2001), The Laplace Distribution, equation (2.1.1).
     """
 
-    def __init__(self, latent_dim: int, *, scale: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, *, scale: float = 1.0) -> None:
         super().__init__(latent_dim)
         self.scale = errors.positive("scale", scale)
 
@@ -38,7 +39,7 @@ class StudentT(Factorized):
     Source: Johnson, Kotz & Balakrishnan (1995), Continuous Univariate Distributions 2, (28.2).
     """
 
-    def __init__(self, latent_dim: int, *, df: float = 5.0, scale: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, *, df: float = 5.0, scale: float = 1.0) -> None:
         super().__init__(latent_dim)
         self.df, self.scale = errors.positive("df", df), errors.positive("scale", scale)
 
@@ -56,7 +57,7 @@ class Logistic(Factorized):
     Source: Johnson, Kotz & Balakrishnan (1995), Continuous Univariate Distributions 2, (23.7).
     """
 
-    def __init__(self, latent_dim: int, *, scale: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, *, scale: float = 1.0) -> None:
         super().__init__(latent_dim)
         self.scale = errors.positive("scale", scale)
 
@@ -75,7 +76,7 @@ class Gumbel(Factorized):
     Source: Johnson, Kotz & Balakrishnan (1995), Continuous Univariate Distributions 2, (22.1).
     """
 
-    def __init__(self, latent_dim: int, *, loc: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, *, loc: float = 0.0, scale: float = 1.0) -> None:
         super().__init__(latent_dim)
         self.loc = errors.within("loc", loc, "(-inf, inf)")
         self.scale = errors.positive("scale", scale)

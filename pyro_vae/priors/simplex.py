@@ -9,6 +9,7 @@ from torch.distributions import constraints
 
 from pyro_vae import distributions, errors
 from pyro_vae.program.parts import Prior
+from pyro_vae.recording.recipes import LATER
 
 
 class Dirichlet(Prior):
@@ -24,7 +25,7 @@ class Dirichlet(Prior):
     support = constraints.simplex
     zero: Tensor
 
-    def __init__(self, latent_dim: int, *, concentration: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, *, concentration: float = 1.0) -> None:
         super().__init__()
         latent_dim = errors.whole("latent_dim", latent_dim, 2, why="one share is the whole")
         self.concentration = errors.positive("concentration", concentration)
@@ -50,7 +51,7 @@ class LogisticNormal(Prior):
     support = constraints.simplex
     zero: Tensor
 
-    def __init__(self, latent_dim: int, *, scale: float = 1.0) -> None:
+    def __init__(self, latent_dim: int = LATER, *, scale: float = 1.0) -> None:
         super().__init__()
         latent_dim = errors.whole("latent_dim", latent_dim, 2, why="one share is the whole")
         self.scale = errors.positive("scale", scale)
