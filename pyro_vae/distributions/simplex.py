@@ -31,7 +31,7 @@ class LogisticNormal(dist.TransformedDistribution):
     """
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        super().__init__(dist.Normal(loc, scale).to_event(1), [StickBreaking()])
+        super().__init__(dist.Normal(loc, scale).to_event(1), [StickBreaking(cache_size=1)])
 
     def expand(self, batch_shape, _instance=None):
         return super().expand(batch_shape, self._get_checked_instance(LogisticNormal, _instance))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_vae import errors
+from pyro_vae import distributions, errors
 from pyro_vae.priors.base import Factorized
 from pyro_vae.recording.recipes import LATER
 
@@ -62,7 +62,7 @@ class Logistic(Factorized):
         self.scale = errors.positive("scale", scale)
 
     def law(self, zero: Tensor) -> dist.TorchDistribution:
-        return dist.Logistic(zero, self.scale)
+        return distributions.Logistic(zero, self.scale)
 
 
 class Gumbel(Factorized):
