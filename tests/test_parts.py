@@ -5,6 +5,7 @@ A class in a new file is tested here before its author writes a test: see ``prog
 
 import inspect
 import itertools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -22,6 +23,7 @@ from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.noise import NoiseMode, keyed
 from pyro_vae.objectives import AEVB, ScoreFunction
+from pyro_vae.posteriors.suiting import kind_of
 from pyro_vae.program.parts import Posterior, Prior, mean_range_of
 from pyro_vae.recording import form_of, record_of
 from pyro_vae.recording.listing import classes_in, find_class, rebuilt
@@ -66,9 +68,15 @@ def program_of(folder, part):
     parts = {
         "prior": pv.priors.StandardNormal(J),
         "likelihood": pv.likelihoods.Bernoulli(J, D, H),
-        "posterior": getattr(part, "posterior", None) or pv.posteriors.Gaussian(D, J, H),
+        "posterior": getattr(part, "posterior", None),
         FOLDERS[folder]: part,
     }
+    if folder == "posteriors":  # a prior where its draws are
+        kinds = {(0.0, 1.0): "Uniform", (0.0, math.inf): "Exponential", "simplex": "Dirichlet"}
+        name = kinds.get(kind_of(part.support), "StandardNormal")
+        parts["prior"] = getattr(pv.priors, name)(J)
+    elif parts["posterior"] is None:
+        parts["posterior"] = pv.posteriors.suited(parts["prior"].support)(D, J, H)
     program = bernoulli_vae.build(D, latent_dim=J, hidden_dim=H, **parts)
     return program, dream(program, torch.zeros(B, D))[0]
 
