@@ -10,10 +10,13 @@ pixels in levels, counts, the words of documents, and columns of categories.
 import pyro_vae.distributions.divergences  # noqa: F401  (registers closed forms with torch)
 from pyro_vae.distributions.categories import CategoricalColumns, OneHotColumns, ordinal_logits
 from pyro_vae.distributions.counts import NegativeBinomial2, WordCounts, ZeroInflated
+from pyro_vae.distributions.flows import NormalizingFlow
 from pyro_vae.distributions.inverse_cdf import InverseCDF
 from pyro_vae.distributions.lifetimes import Erlang, Gompertz, Rayleigh, Reciprocal
 from pyro_vae.distributions.location_scale import Logistic, Triangular
+from pyro_vae.distributions.mixtures import Mixture, MixtureOfNormals
 from pyro_vae.distributions.pixels import DiscretizedLogistic, bits_per_dimension
+from pyro_vae.distributions.simplex import LogisticNormal
 from pyro_vae.distributions.soft_bernoulli import SoftBernoulli
 from pyro_vae.distributions.unit_interval import ContinuousBernoulli, OpenBeta
 
@@ -25,7 +28,11 @@ __all__ = [
     "Gompertz",
     "InverseCDF",
     "Logistic",
+    "LogisticNormal",
+    "Mixture",
+    "MixtureOfNormals",
     "NegativeBinomial2",
+    "NormalizingFlow",
     "OneHotColumns",
     "OpenBeta",
     "Rayleigh",
