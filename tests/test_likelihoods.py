@@ -57,13 +57,17 @@ def built(x, likelihood, **options):
     return pv.VAE.build(x, latent_dim=2, hidden_dim=8, likelihood=likelihood, **options)
 
 
-def test_every_likelihood_has_data_here():
-    assert set(DATA) | {"Columns"} == set(classes_in("likelihoods"))
+def data_for(name):
+    """Data that suit it; of a class that has none above, its own draws."""
+    if name in DATA:
+        return DATA[name]()
+    part = classes_in("likelihoods")[name].example(latent_dim=2, data_dim=D, hidden_dim=8)
+    return part(torch.zeros(N, 2)).sample()
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", [n for n in classes_in("likelihoods") if n != "Columns"])
 def test_a_program_is_built_from_data_checked_trained_and_used(name):
-    x = DATA[name]()
+    x = data_for(name)
     vae = built(x, getattr(likelihoods, name)())
     assert pv.check(vae, x)
     run = pv.fit(vae, x, steps=3, progress=False, engine="eager")
