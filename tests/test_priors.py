@@ -66,10 +66,11 @@ def test_the_logistic_normal_keeps_its_digits_near_the_corners():
     law = LogisticNormal(loc, torch.full((4,), 0.1))
     z = law.sample((20,))
     exact = LogisticNormal(loc.double(), torch.full((4,), 0.1).double()).log_prob(z.double())
-    assert torch.allclose(law.log_prob(z).double(), exact, rtol=1e-3)
+    assert torch.allclose(law.log_prob(z).double(), exact, rtol=1e-4)  # of the kept draw
+    assert torch.allclose(law.log_prob(z.clone()).double(), exact, rtol=1e-4)
     with pyro.validation_enabled(False):
         theirs = dist.LogisticNormal(loc, torch.full((4,), 0.1)).log_prob(z)
-    assert not torch.allclose(theirs.double(), exact, rtol=1e-1)  # torch's is off by nats
+    assert not torch.allclose(theirs.double(), exact, rtol=1e-1)  # torch's is off by many nats
 
 
 # --- mixtures -----------------------------------------------------------------------------------
@@ -228,10 +229,11 @@ def test_compiled_steps_train_the_pseudo_inputs_as_eager_ones_do(bits):
         assert torch.allclose(p, runs["compiled"][name], atol=1e-6), name
 
 
+@pytest.mark.filterwarnings("ignore:khat exceeds")
 def test_a_vamp_prior_stays_trainable_after_an_evaluation(bits):
     program = vae()
     before = {n: p.clone() for n, p in program.named_parameters()}
-    pv.log_evidence(program, bits, num_particles=10)
+    pv.log_evidence(program, bits, num_particles=1000)
     assert all(p.requires_grad and torch.equal(p, before[n]) for n, p in program.named_parameters())
     pv.fit(program, bits, steps=1, engine="eager", progress=False)
     assert all(not torch.equal(p, before[n]) for n, p in program.named_parameters())
