@@ -81,6 +81,16 @@ class VAE(Program):
     def _with_gaps(self, law: Any) -> Any:
         return with_gaps(law) if self.missing else law
 
+    def made_up_row(self) -> Tensor | None:
+        """One x, (1, ...), that the model draws; None where that takes covariates."""
+        if self._prior_is_given or bool(getattr(self.likelihood, "given_dim", 0)):
+            return None
+        law = self.likelihood(self.prior().sample((1,)))
+        if isinstance(law, Mapping):
+            joined: Any = self.likelihood.joined
+            return joined({name: each.sample() for name, each in law.items()})
+        return law.sample()
+
     @staticmethod
     def build(data: Any, **options: Any) -> VAE:
         """A VAE for these data, from parts without sizes: ``build`` of ``models/vae.py``.
