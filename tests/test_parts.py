@@ -153,10 +153,12 @@ def total(law, larger, nodes=401):
     if base.has_enumerate_support:
         values = base.enumerate_support(expand=False).reshape(-1)
         grid = torch.tensor(list(itertools.product(values.tolist(), repeat=law.event_shape[-1])))
+        grid = grid[law.support.check(grid)]
         return (law.log_prob(grid) + larger).logsumexp(0).exp().item(), 1e-5
     if getattr(law.support, "is_discrete", False):  # counts: all that are not too large to come
         most = 2 * int(law.sample((1000,)).max()) + 40
         grid = torch.cartesian_prod(*[torch.arange(most).to(torch.float32)] * law.event_shape[-1])
+        grid = grid[law.support.check(grid)]
         return (law.log_prob(grid) + larger).logsumexp(0).exp().item(), 1e-5
     # The trapezoidal rule in v, where u = median + spread * sinh(v) is x on the whole line.
     onto = biject_to(law.support)

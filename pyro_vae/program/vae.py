@@ -83,7 +83,8 @@ class VAE(Program):
 
     def made_up_row(self) -> Tensor | None:
         """One x, (1, ...), that the model draws; None where that takes covariates."""
-        if self._prior_is_given or bool(getattr(self.likelihood, "given_dim", 0)):
+        library = getattr(self.likelihood, "library", None)  # an entry of x, and no covariate of z
+        if self._prior_is_given or library or bool(getattr(self.likelihood, "given_dim", 0)):
             return None
         law = self.likelihood(self.prior().sample((1,)))
         if isinstance(law, Mapping):
