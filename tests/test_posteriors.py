@@ -15,6 +15,7 @@ from pyro_vae import distributions, posteriors, priors
 from pyro_vae.densities.particles import densities
 from pyro_vae.distributions.flows import zuko
 from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.models import linear_gaussian
 from pyro_vae.objectives import AEVB, Autoencoder
 from pyro_vae.program.base import Program
 
@@ -142,20 +143,21 @@ def test_a_low_rank_normal_holds_the_same_posterior(oracle, x):
     assert torch.allclose(log_w, oracle.log_evidence(x).expand(7, -1))
 
 
-def test_a_full_normal_learns_what_a_gaussian_cannot(oracle, x):
-    gaps = {}
+def test_a_full_normal_learns_what_a_gaussian_cannot(double):
+    weight = torch.tensor([[1.0, 0.5], [0.8, 0.8], [0.0, 0.4], [0.7, 0.2], [0.3, 0.6]])
+    oracle, x, gaps = linear_gaussian.build(5, weight=weight), rows(9, 5), {}
     for cls, start in ((posteriors.FullNormal, [0.0] * 3), (posteriors.Gaussian, [0.0] * 2)):
         program = linear(cls, oracle, start)
         optimizer = torch.optim.Adam([program.posterior.network.bias], 0.05)
-        for _ in range(200):
+        for step in range(120):
+            optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 120)
             optimizer.zero_grad()
             (-densities(program, x).log_w.mean()).backward()
             optimizer.step()
         log_w = densities(program, x, 2000).log_w
         gaps[cls] = (oracle.log_evidence(x) - log_w.mean(0)).mean().item()
-    print(gaps, oracle.diagonal_gap())
-    assert gaps[posteriors.FullNormal] < 0.02
-    assert gaps[posteriors.Gaussian] > 0.9 * oracle.diagonal_gap().item() > 0.03
+    assert gaps[posteriors.FullNormal] < 0.03
+    assert gaps[posteriors.Gaussian] > 0.9 * oracle.diagonal_gap().item() > 0.1
 
 
 def test_the_factor_of_a_full_normal_is_lower_triangular(double):
