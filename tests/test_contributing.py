@@ -14,7 +14,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 RECIPES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.S))
 PARTS = {
     "pyro_vae/priors/soft_laplace.py": "SoftLaplace",
-    "pyro_vae/likelihoods/trials.py": "Geometric",
+    "pyro_vae/likelihoods/geometric.py": "Geometric",
 }
 
 USE = """

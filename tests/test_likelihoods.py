@@ -9,6 +9,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import likelihoods
+from pyro_vae.distributions.gaps import with_gaps
 from pyro_vae.recording.listing import classes_in
 
 N, D = 60, 4
@@ -102,6 +103,31 @@ def vae_options(vae):
     inferred = ("num_categories", "levels", "step")
     record = pv.recording.record_of(vae.likelihood)["arguments"]
     return {k: v for k, v in record.items() if k in inferred}
+
+
+@pytest.mark.parametrize("name", [name for name in DATA if name not in VECTORS_ALONE])
+def test_missing_numbers_are_left_out(name):
+    """The density of the others is what it is without them."""
+    x = data_for(name)
+    vae = built(x, getattr(likelihoods, name)(), missing=True)
+    gaps = x.clone()
+    gaps[::3, 1] = math.nan
+    z = torch.randn(N, 2)
+    law = vae.likelihood(z).base_dist
+    whole = law.log_prob(x)
+    expected = whole.sum(-1) - torch.where(gaps[:, 1].isnan(), whole[:, 1], 0.0)
+    torch.testing.assert_close(with_gaps(law.to_event(1)).log_prob(gaps), expected)
+    assert pv.elbo(vae, gaps).isfinite().all()
+
+
+@pytest.mark.parametrize("name", VECTORS_ALONE)
+def test_missing_numbers_of_a_whole_row_are_refused(name):
+    x = data_for(name)
+    vae = built(x, getattr(likelihoods, name)(), missing=True)
+    with pytest.raises(
+        ValueError, match=r"missing=True beside a .*expected a likelihood that is a pro"
+    ):
+        pv.fit(vae, x, steps=1, progress=False)
 
 
 # --- bad data: by value and row, in one line ------------------------------------------------------
