@@ -445,3 +445,22 @@ def test_parameters_of_simulated_counts_are_recovered(name, n=2000):
     truth = torch.cat([known[name] for name in names])
     assert ((flat - truth).abs() < 3 * error).all(), (flat - truth) / error
     assert (error < 1).all()
+
+
+def test_groups_of_columns_infer_from_their_own():
+    x = torch.cat([torch.randn(N, 2), codes(2, 5), counts()], 1)
+    table = likelihoods.Columns(
+        {
+            "reals": (likelihoods.Gaussian(sigmoid_mean=False), [0, 1]),
+            "codes": (likelihoods.Categorical(), [2, 3]),
+            "counts": (likelihoods.NegativeBinomial(), range(4, 8)),
+        }
+    )
+    vae = built(x, table)
+    assert vae.likelihood.parts["codes"].numbers == [2, 5]
+    pv.fit(vae, x, steps=1, progress=False, engine="eager")
+    x[41, 5] = 2.5
+    with pytest.raises(
+        ValueError, match=r'"counts".*such as 2.5 in row 41, expected whole numbers'
+    ):
+        pv.fit(vae, x, steps=1, progress=False)
