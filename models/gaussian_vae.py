@@ -17,9 +17,12 @@ Source: Kingma & Welling (2014), section 5 and appendix C.2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from pyro_vae import errors, likelihoods, posteriors, priors
+from pyro_vae.models.vae import sized_parts
 from pyro_vae.program.vae import VAE, built_by_name
 
 
@@ -33,7 +36,7 @@ class GaussianVAE(VAE):
     posterior=("posterior_precision",),
 )
 def build(
-    data_dim: int,
+    data_dim: int | Sequence[int],
     *,
     latent_dim: int = 10,
     hidden_dim: int = 200,
@@ -49,7 +52,7 @@ def build(
     """Give the three parts their sizes.
 
     Args:
-        data_dim: D, the number of pixels.
+        data_dim: D, the number of pixels, or the shape of an image.
         latent_dim: J.
         hidden_dim: H, of the encoder and of the decoder.
         sigmoid_mean: keep the mean in (0, 1), as images are; False for other data, of which
@@ -58,24 +61,18 @@ def build(
         prior_precision: alpha of the prior N(0, I / alpha).
         posterior_precision: None learns sigma(x); a number beta fixes the variance at 1 / beta.
         init_std: standard deviation of the initial weights; None is torch's own initialization.
-        prior, likelihood, posterior: objects of your own in place of these.
+        prior, likelihood, posterior: parts in place of these, finished or without their sizes.
     """
     prior_precision = errors.positive("prior_precision", prior_precision)
     if posterior_precision is not None:
         posterior_precision = errors.positive("posterior_precision", posterior_precision)
-    return GaussianVAE(
-        prior=prior or priors.StandardNormal(latent_dim, prior_precision),
-        likelihood=likelihood
-        or likelihoods.Gaussian(
-            latent_dim,
-            data_dim,
-            hidden_dim,
-            sigmoid_mean=sigmoid_mean,
-            floor=floor,
-            init_std=init_std,
-        ),
-        posterior=posterior
-        or posteriors.Gaussian(
-            data_dim, latent_dim, hidden_dim, precision=posterior_precision, init_std=init_std
-        ),
+    parts = sized_parts(
+        data_dim,
+        latent_dim=latent_dim,
+        hidden_dim=hidden_dim,
+        prior=prior or priors.StandardNormal(precision=prior_precision),
+        likelihood=likelihood or likelihoods.Gaussian(sigmoid_mean=sigmoid_mean, floor=floor),
+        posterior=posterior or posteriors.Gaussian(precision=posterior_precision),
+        init_std=init_std,
     )
+    return GaussianVAE(**parts)

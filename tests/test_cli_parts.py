@@ -115,7 +115,7 @@ def test_a_class_of_a_users_file_is_named_by_its_path(mine, capsys):
         (["--model.prior", "StandardNormal", "--model.prior.latent_dim", "3"],
          "--model.prior.latent_dim is 3, expected 2, --model.latent_dim"),
         (["--model.likelihood", "Bernoulli", "--model.likelihood.data_dim", "3"],
-         "--model.likelihood.data_dim is 3, expected 64, the data's"),
+         'unknown "--model.likelihood.data_dim"'),
         (["--model.prior", "StandardNormal", "--model.prior_precision", "3"], "replaces"),
         (["--model.prior.precision", "3"], "name it, --model.prior NAME"),
         (["--model.prior"], "--model.prior needs a value"),

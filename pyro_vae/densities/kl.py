@@ -7,6 +7,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+import pyro_vae.distributions  # noqa: F401  (registers further closed forms)
 from pyro_vae.densities.sites import Site, Sites, law_masks
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyro_vae.networks.base import Network as Network
 from pyro_vae.networks.mlp import positive as positive
 from pyro_vae.recording.listing import exported, names_in
 
 if TYPE_CHECKING:  # a class in a new file needs no entry: it is found, and is Any to type checkers
     from pyro_vae.networks.mlp import MLP as MLP
 
-ALSO = ("positive",)
+ALSO = ("Network", "positive")
 
 
 def __getattr__(name: str) -> Any:

@@ -68,8 +68,9 @@ def form_of_x(program: Any, like: Any, call: str, *, whole: bool = True) -> Rows
     """Rows that say what x looks like: those that are given, or of a VAE one that it makes up."""
     if like is not None:
         return usable_rows(like, program, whole=whole)
-    if isinstance(program, VAE):
-        return program.likelihood(program.prior().sample((1,))).sample()
+    row = program.made_up_row() if isinstance(program, VAE) else None
+    if row is not None:
+        return row
     raise ValueError(
         f"{type(program).__name__} does not say what x looks like: pass rows of data, {call}"
     )

@@ -6,7 +6,14 @@ arguments of its constructor, so that it has a telling repr, is told apart from 
 ``fit(resume=True)``, and, standing in a folder of ours, is loaded by name and has flags at the
 command line.
 
+A subclass may also be made without its sizes, ``Laplace(scale=2.0)``: it is then a recipe of
+itself, to which ``pv.VAE.build`` gives ``latent_dim``, ``data_dim`` and what else of :data:`SIZES`
+its constructor asks for by name.
+
 J latents, D columns of x, H hidden units; ``...`` are any leading dimensions, such as (K, B).
+
+Most likelihoods and posteriors are a network and a law of what it returns:
+:mod:`pyro_vae.program.families` has the network, and each family is its law.
 """
 
 from __future__ import annotations
@@ -16,8 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-from pyro_vae.recording import Recorded, record_of, shown
+from pyro_vae.recording import record_of, shown
+from pyro_vae.recording.recipes import Sizable
 
 if TYPE_CHECKING:
     import pyro.distributions as dist
@@ -31,7 +40,15 @@ def unchecked(law: Any) -> Any:
     return law
 
 
-class Part(Recorded, nn.Module):
+# What ``pv.VAE.build`` knows, and gives to the parts whose constructors have a name for it:
+# J; D, or the shape of one x; numbers of covariates a row; the network, and the width and first
+# weights of the one that stands in where none is given; the program's own posterior.
+SIZES = (
+    "latent_dim", "data_dim", "given_dim", "network", "hidden_dim", "init_std", "posterior",
+)  # fmt: skip
+
+
+class Part(Sizable, nn.Module):
     """What the three have in common: see :class:`Prior`, :class:`Likelihood`, :class:`Posterior`.
 
     Example:
@@ -42,6 +59,8 @@ class Part(Recorded, nn.Module):
         >>> Scaled(scale=2.0)
         Scaled(scale=2.0)
     """
+
+    sizes = SIZES
 
     # Whether the density integrates (or sums) to one.  False is a statement, not an excuse: nats of
     # such a part can be compared with those of the same part alone.
@@ -58,8 +77,22 @@ class Part(Recorded, nn.Module):
         """
         return cls(**sizes)
 
+    @classmethod
+    def infer(cls, x: Tensor) -> dict[str, Any]:
+        """Arguments of the constructor that follow from the data, where they are not given.
+
+        Args:
+            x: the observed rows, (N, ...).
+        """
+        return {}
+
+    def start(self, x: Tensor) -> None:
+        """Take initial values from the data, (N, ...); nothing by default."""
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Its distribution; unchecked under ``torch.export``, which cannot branch on values."""
+        if self.unsized:
+            raise ValueError(self.say_unsized())
         if not torch.compiler.is_exporting():
             return super().__call__(*args, **options)
         with pyro.validation_enabled(False):
@@ -68,6 +101,9 @@ class Part(Recorded, nn.Module):
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, ahead of the networks."""
         return shown(record_of(self)).partition("(")[2].removesuffix(")")
+
+    def __repr__(self) -> str:
+        return Sizable.__repr__(self) if self.unsized else nn.Module.__repr__(self)
 
 
 class Prior(Part):
@@ -81,6 +117,9 @@ class Prior(Part):
       by everything else.
     * Parameters are learnt with the model's.  Constant tensors are buffers
       (``register_buffer("zero", ..., persistent=False)``), so that they move with the module.
+    * ``support`` says where z lives, so that a posterior that fits can be chosen.
+    * A prior with an argument, ``forward(self, given)``, is called with the covariates of a row,
+      the dict of the entries of x but "x", and returns batch shape ``(B,)``: p(z | given).
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -95,6 +134,8 @@ class Prior(Part):
         >>> Wide(2)().event_shape
         torch.Size([2])
     """
+
+    support: Any = constraints.real_vector
 
     def forward(self) -> dist.TorchDistribution:
         raise _unwritten(self, "forward(self)")
@@ -117,6 +158,7 @@ class Likelihood(Part):
     * ``.log_prob(x)`` is used in training, evidence and chains; ``.sample()`` by ``pv.sample`` and
       the sleep phase; ``.mean``, where there is one, is the picture that ``pv.reconstruct`` and
       ``pv.sample`` show.
+    * A likelihood of two arguments, ``forward(self, z, given)``, is called with the covariates too.
     * Its support says which x are possible, and ``fit`` refuses others before it starts.
     * ``mean_range``: where a link such as a sigmoid keeps the mean in less than the support, say
       so, ``MeanRange(0.0, 1.0)``; else data far from there are learnt as noise without a word.
@@ -161,6 +203,7 @@ class Posterior(Part):
       ``ScoreFunction``, ``WakeSleep`` and ``ReweightedWakeSleep`` do without.
     * ``.mean`` is the code: ``pv.encode`` returns it, ``pv.reconstruct`` decodes it, and
       ``Autoencoder`` trains it.  ``.log_prob`` is used at z of its own and of dreams.
+    * ``support`` is where its draws lie.
     * Bound scales from below (``pyro_vae.networks.positive``): an infinite density ends a fit.
 
     Example:
@@ -176,6 +219,8 @@ class Posterior(Part):
         >>> Shared(5, 2)(torch.zeros(3, 5)).batch_shape
         torch.Size([3])
     """
+
+    support: Any = constraints.real_vector
 
     def forward(self, x: Any) -> dist.TorchDistribution:
         raise _unwritten(self, "forward(self, x)")

@@ -15,7 +15,6 @@ folder but ``base.py``, in which what the others share is.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import inspect
@@ -27,6 +26,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pyro_vae.recording import KIND, PLAIN, Form, Recorded, qualified, shown
+from pyro_vae.recording.recipes import Sizable
+from pyro_vae.recording.signatures import kinds_of
 
 PARTS = ("priors", "likelihoods", "posteriors", "networks")
 
@@ -157,7 +158,7 @@ def _as_called(
     """Positional and named arguments, each of a name and a type that the constructor knows."""
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    kinds = _kinds(function)
+    kinds = kinds_of(function)
     for each, value in arguments.items():
         if each not in parameters and not takes_any:
             raise ValueError(f"{name}: {function.__name__} has no argument {each!r}")
@@ -168,7 +169,9 @@ def _as_called(
         optional = parameter.default is not parameter.empty or parameter.kind in (
             parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD,
         )  # fmt: skip
-        if each not in arguments and not optional:
+        of_recipe = isinstance(function, type) and issubclass(function, Sizable)
+        later = of_recipe and each in getattr(function, "sizes", ())
+        if each not in arguments and not optional and not later:
             raise ValueError(f"{name}: {function.__name__} needs an argument {each!r}")
     positional: list[Any] = []
     named = dict(arguments)
@@ -176,23 +179,11 @@ def _as_called(
     for each, parameter in parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             positional += named.pop(each, ())
-        elif parameter.kind is parameter.POSITIONAL_ONLY or (
-            several and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        elif (each in named and parameter.kind is parameter.POSITIONAL_ONLY) or (
+            each in named and several and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ):
             positional.append(named.pop(each))
     return positional, named
-
-
-def _kinds(function: Any) -> dict[str, Any]:
-    """The types that the signature names; without those that are imported for type checkers."""
-    initial: Any = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    written = inspect.unwrap(initial)
-    found: dict[str, Any] = {}
-    for name, kind in written.__annotations__.items():
-        one = types.SimpleNamespace(__annotations__={name: kind})
-        with contextlib.suppress(NameError):
-            found |= typing.get_type_hints(one, globalns=written.__globals__)
-    return found
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -201,6 +192,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, each) for each in inner)
     if origin is Literal:
         return value in inner
+    if kind is Any:
+        return True
     if kind is None or kind is type(None):
         return value is None
     if kind is float:

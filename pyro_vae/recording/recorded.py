@@ -54,11 +54,17 @@ def record_of(value: Any) -> Record:
 def _record(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Record | None:
     """None where the arguments do not fit: then the constructor raises, or unpickling fills it."""
     try:
-        signature = inspect.signature(cls)
-        bound = signature.bind(*args, **kwargs)
+        bound = inspect.signature(cls).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return None
-    bound.apply_defaults()
+    return recorded_as(cls, bound)
+
+
+def recorded_as(cls: type, bound: inspect.BoundArguments, *, whole: bool = True) -> Record:
+    """The record of an instance with these arguments; not ``whole``, others may still come."""
+    signature = bound.signature
+    if whole:
+        bound.apply_defaults()
     arguments: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
