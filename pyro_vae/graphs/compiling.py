@@ -175,5 +175,5 @@ def entries_of(lifted: Lifted) -> int:
 
 
 def _entries(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.numel() if isinstance(value, Tensor) else 0
+    form = node.meta.get("tensor_meta")
+    return form.shape.numel() if hasattr(form, "shape") else 0  # none where there are several
