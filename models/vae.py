@@ -218,9 +218,7 @@ def _observed(rows: dict[str, Tensor]) -> Tensor:
 
 def _inferred(part: Any, x: Tensor) -> Any:
     """A recipe with what follows from the data."""
-    if isinstance(part, Part) and part.unsized:
-        return part.with_options(**part.infer(x))
-    return part
+    return part.inferred(x) if isinstance(part, Part) else part
 
 
 def _sized(slot: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:
