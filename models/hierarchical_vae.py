@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.networks.base import shape_of
+from pyro_vae.posteriors.suiting import require_fit
 from pyro_vae.program.base import Program
 from pyro_vae.program.parts import Part
 from pyro_vae.program.rows import num_rows
@@ -108,8 +109,10 @@ def build(
     if upper is None:
         upper = posteriors.suited(prior.support)()
     upper = _sized(upper, above)
+    prior = _sized(prior, above | {"posterior": upper})
+    require_fit(upper, prior)
     return HierarchicalVAE(
-        prior=_sized(prior, above | {"posterior": upper}),
+        prior=prior,
         middle=_sized(priors.Conditional(), below | {"given_dim": upper_dim}),
         likelihood=_sized(likelihood or likelihoods.Bernoulli(), below),
         upper=upper,
