@@ -84,9 +84,11 @@ def test_a_config_file_names_parts_nested_or_dotted(tmp_path, capsys):
 
 
 def test_help_shows_the_options_of_a_named_part(capsys):
-    assert main(["fit", "bernoulli_vae", "--model.prior", "StandardNormal", "--help"]) == 0
-    said = capsys.readouterr().out
+    named = ["--model.prior", "StandardNormal", "--model.likelihood", "Bernoulli"]
+    assert main(["fit", "bernoulli_vae", *named, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
     assert "--model.prior.precision" in said and "the model's, where it is not given" in said
+    assert "--model.prior.latent_dim" not in said and "--model.likelihood.network NETWORK" in said
     assert "--model.posterior.precision" not in said
     assert "Bernoulli" in said  # what might be named elsewhere
 
@@ -113,7 +115,7 @@ def test_a_class_of_a_users_file_is_named_by_its_path(mine, capsys):
         (["--model.prior", "StandardNormal", "--model.prior.precision", "-1"],
          "--model.prior StandardNormal: precision is -1"),
         (["--model.prior", "StandardNormal", "--model.prior.latent_dim", "3"],
-         "--model.prior.latent_dim is 3, expected 2, --model.latent_dim"),
+         'did you mean "--model.latent_dim"?'),
         (["--model.likelihood", "Bernoulli", "--model.likelihood.data_dim", "3"],
          'unknown "--model.likelihood.data_dim"'),
         (["--model.prior", "StandardNormal", "--model.prior_precision", "3"], "replaces"),
