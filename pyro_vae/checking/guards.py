@@ -85,7 +85,7 @@ def _possible_in_all_rows(look: Look, x: Rows, names: list[str], mistakes: Mista
         found = Look.at(look.program, part, rows=None)
         for name in names:
             if name in found.model:
-                possible_values(found.model[name], _named(look, name), mistakes)
+                possible_values(found.model[name], _named(look, name), mistakes, start)
         if mistakes:
             return
 

@@ -65,8 +65,8 @@ def possible_parameters(site: Site, where: str, mistakes: Mistakes) -> None:
             )
 
 
-def possible_values(site: Site, where: str, mistakes: Mistakes) -> None:
-    """The value of a site is possible under its distribution."""
+def possible_values(site: Site, where: str, mistakes: Mistakes, first_row: int = 0) -> None:
+    """The value of a site is possible under its distribution; its rows count from ``first_row``."""
     value, mask = site.value, site.mask
     if not isinstance(value, Tensor) or not value.numel() or mask is False:
         return
@@ -82,7 +82,26 @@ def possible_values(site: Site, where: str, mistakes: Mistakes) -> None:
         advice = "choose a guide with the support of the prior"
         if site.observed:
             advice = _advice_for_data(site.law.support, value)
-        mistakes.add(where, f"values {_range(value)}", describe(site.law.support), advice)
+        found = f"values {_range(value)}{_such_as(site, inside, first_row)}"
+        mistakes.add(where, found, describe(site.law.support), advice)
+
+
+def _such_as(site: Site, inside: Tensor, first_row: int) -> str:
+    """The first impossible value and its row, as far as they can be told."""
+    value, said = site.value, ""
+    whole = inside.reshape(*inside.shape, *(1,) * (value.dim() - inside.dim())).expand(value.shape)
+    try:
+        alone = _without_events(site.law.support).check(value)
+    except (RuntimeError, NotImplementedError, AttributeError):
+        alone = inside
+    wrong = ~(whole | alone) if alone.shape == value.shape else ~whole
+    index = wrong.nonzero()[0]
+    if alone.shape == value.shape:
+        said = f" {value[tuple(index)].item():g}"
+    dim = -1 if site.axis is None else value.dim() - len(site.event_shape) + site.axis
+    if dim >= 0:
+        said += f" in row {first_row + int(index[dim])}"
+    return f", such as{said}" if said else ""
 
 
 def _possible(whole: Any, value: Tensor) -> Tensor:
@@ -99,6 +118,8 @@ def _possible(whole: Any, value: Tensor) -> Tensor:
 def _advice_for_data(support: Any, value: Tensor) -> str:
     low, high = value.min().item(), value.max().item()
     binary = _without_events(support) is constraints.boolean
+    if getattr(support, "is_discrete", False) and not binary and bool((value % 1 != 0).any()):
+        return "round them, or choose a likelihood for such values"
     if low < 0 or not (binary or _without_events(support) is constraints.unit_interval):
         return "shift or scale x, or choose a likelihood for such values"
     if high > 1:
@@ -131,4 +152,6 @@ def describe(constraint: Any) -> str:
     constraint = _without_events(constraint)
     if constraint is constraints.boolean:
         return "0 or 1"
+    if constraint is constraints.nonnegative_integer:
+        return "whole numbers from 0 on"
     return " ".join(str(constraint).split())[:80]

@@ -18,9 +18,11 @@ from pyro_vae.distributions.mixtures import Mixture, MixtureOfNormals
 from pyro_vae.distributions.pixels import DiscretizedLogistic, bits_per_dimension
 from pyro_vae.distributions.simplex import LogisticNormal
 from pyro_vae.distributions.soft_bernoulli import SoftBernoulli
+from pyro_vae.distributions.unit_interval import ContinuousBernoulli, OpenBeta
 
 __all__ = [
     "CategoricalColumns",
+    "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Erlang",
     "Gompertz",
@@ -32,6 +34,7 @@ __all__ = [
     "NegativeBinomial2",
     "NormalizingFlow",
     "OneHotColumns",
+    "OpenBeta",
     "Rayleigh",
     "Reciprocal",
     "SoftBernoulli",
