@@ -31,14 +31,14 @@ def alternatives(pairs: Sequence[tuple[str, str | None]], in_config: int = 0) ->
     """
     common: Pairs = []
     named: dict[str, list[Pairs]] = {}
-    there = {_slot_of(name) for name, _ in pairs[in_config:] if _names(name)}
+    there = {_slot_of(name) for name, _ in pairs[in_config:] if names_a_part(name)}
     for i, (name, text) in enumerate(pairs):
         slot = _slot_of(name)
         if slot is None:
             common.append((name, text))
         elif i < in_config and slot in there:
             continue
-        elif _names(name):
+        elif names_a_part(name):
             named.setdefault(slot, []).append([(name, text)])
         elif slot not in named:
             raise ValueError(
@@ -57,7 +57,7 @@ def _slot_of(name: str) -> str | None:
     return slot if model == "model" and slot in FOLDERS else None
 
 
-def _names(name: str) -> bool:
+def names_a_part(name: str) -> bool:
     """Whether it names a part of the model, and is no option of one."""
     slot = _slot_of(name)
     return slot is not None and name in (f"model.{slot}", f"model.{slot}.name")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.cli.alternatives import Pairs, alternatives
+from pyro_vae.cli.alternatives import Pairs, alternatives, names_a_part
 from pyro_vae.cli.building import Model
 from pyro_vae.cli.config import read_config
 from pyro_vae.cli.finding import find_model, require_named, with_parts
@@ -117,6 +117,8 @@ def _run(verb: str, arguments: Sequence[str], files: list[Path]) -> int:
             require_named(models[i], [name for name, _ in pairs])
         options = _by_kind(typed(parser_of(parser.prog, about, flags), pairs, flags))
         if models:
+            if verb == "compare":
+                _share_sizes(options)
             models[i] = models[i].with_options(options["model"])
     match verb:
         case "fit":
@@ -146,8 +148,22 @@ def _folder_and_model(verb: str, given: Given) -> tuple[str | None, Model | None
 
 
 def _variants(verb: str, given: Given, in_config: int) -> list[Pairs]:
-    """The command line, or one for each way to choose among the parts that it names."""
-    return alternatives(given.pairs, in_config) if verb == "compare" else [given.pairs]
+    """The command line, or one for each way to choose among the parts that it names.
+
+    Raises:
+        ValueError: several for one argument, of which only ``compare`` makes something.
+    """
+    if verb == "compare":
+        return alternatives(given.pairs, in_config)
+    for pairs in (given.pairs[:in_config], given.pairs[in_config:]):
+        names = [name.removesuffix(".name") for name, _ in pairs if names_a_part(name)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"--{name} is given {names.count(name)} times, expected once: pyro-vae compare "
+                    "takes several"
+                )
+    return [given.pairs]
 
 
 def _models(base: Model, variants: Sequence[Pairs], files: list[Path]) -> list[Model]:
@@ -159,6 +175,15 @@ def _models(base: Model, variants: Sequence[Pairs], files: list[Path]) -> list[M
         found.append(with_parts(base, functools.partial(last, pairs), modules))
         files += [path for path in modules if path not in files]
     return found
+
+
+def _share_sizes(options: dict[str, dict[str, Any]]) -> None:
+    """Sizes of ``compare`` are the model's; raises ValueError where both are given."""
+    for name in ("latent_dim", "hidden_dim"):
+        if name in options[""] and name in options["model"]:
+            raise ValueError(f"--{name} and --model.{name} say the same: give one of them")
+        if name in options[""]:
+            options["model"][name] = options[""][name]
 
 
 def _by_kind(values: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -129,7 +129,8 @@ def _builds(
     differ = [slot for slot in said[0] if len({each[slot] for each in said}) > 1]
     builds: dict[str, Callable[[], Any]] = {}
     for model, parts in zip(models, said, strict=True):
-        name = ", ".join(parts[slot] for slot in differ) or model.name
+        told = differ if differ or len(models) == 1 else list(parts)
+        name = ", ".join(parts[slot] for slot in told) or model.name
         if name in builds:
             raise ValueError(f"{name} is named twice: name models that differ")
         takes = inspect.signature(model.function).parameters
