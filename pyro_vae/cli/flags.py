@@ -4,11 +4,12 @@ The first step splits the command line into positional arguments and (flag, text
 needs no types; a YAML file adds pairs in front.  Once model, objective and parts are known their
 options are flags like all others, and jsonargparse turns text into typed values.
 
-jsonargparse could read signatures (``add_function_arguments``), name classes (subclass types) and
-read files (``action="config"``) as well.  Tried, and not used: the types that it found can be had
-back from private attributes alone, to say in one line what was expected; a class of another name
-is told as an import path that failed, over several lines; an ``nn.Module`` lists all of torch as
-possible parts; sizes that the model knows count as missing; the file is read whole, whatever it is.
+jsonargparse could name classes (subclass types) and read files (``action="config"``) as well.
+Tried twice, and not used.  Sizes that the model gives fail there as values of a wrong type.  1e2 is
+no whole number to it, 300,300 no list, and a bare ``--model.network.gated`` no switch.  A class of
+another name is told as an import path that failed, any other mistake in two to ten lines, and the
+types that it found, to say in one line what was expected, are in private attributes alone.  A file
+is read whole, whatever it is.
 """
 
 from __future__ import annotations
