@@ -91,7 +91,7 @@ def _example_or_none(value: Any, *args: Any, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _without_examples() -> Iterator[None]:
-    proxy_tensor.extract_val = _example_or_none
+    vars(proxy_tensor)["extract_val"] = _example_or_none  # stays, and does nothing elsewhere
     token = _bare.set(True)
     try:
         yield

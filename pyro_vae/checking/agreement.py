@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -251,8 +250,7 @@ def values_disagree(law: Any, cell: int) -> tuple[float, float] | None:
     """
     cells = (law.batch_shape.numel(),)
     first, second = (
-        law.sample(torch.Size([MOST])).reshape(MOST, *cells, -1)[:, cell]
-        for _ in range(2)
+        law.sample(torch.Size([MOST])).reshape(MOST, *cells, -1)[:, cell] for _ in range(2)
     )
     values, count = first.unique(dim=0, return_counts=True)
     values = values[count.argsort(descending=True)[:LEAST]]

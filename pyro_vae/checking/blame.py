@@ -134,9 +134,7 @@ def _width(u: Tensor) -> Tensor:
     return (high - low) / 2
 
 
-def _chains(
-    seen: Examined, cell: int, u: Tensor, generator: torch.Generator
-) -> Tensor:
+def _chains(seen: Examined, cell: int, u: Tensor, generator: torch.Generator) -> Tensor:
     """States (PIECES, chains, J) of the last half of chains that go where the density says."""
     n, dim = u.shape
     affordable = max(LEAST_MOVES, int(WORK / (n * seen.work)))

@@ -310,7 +310,9 @@ def _gradient(seen: Examined) -> Wrong | None:
             (grad,) = torch.autograd.grad(value.sum(), z, allow_unused=True)
     along = torch.zeros_like(change)
     if grad is not None:
-        if (share := (~grad.isfinite()).reshape(len(z), -1).any(1).double().mean().item()) > NOT_FINITE:
+        if (
+            share := (~grad.isfinite()).reshape(len(z), -1).any(1).double().mean().item()
+        ) > NOT_FINITE:
             return Wrong(
                 f"the gradient of log_prob of {family} is not finite at {share:.0%} of its draws",
                 "numbers",

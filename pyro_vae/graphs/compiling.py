@@ -175,5 +175,5 @@ def entries_of(lifted: Lifted) -> int:
 
 
 def _entries(node: fx.Node) -> int:
-    form = node.meta.get("tensor_meta")
-    return form.shape.numel() if hasattr(form, "shape") else 0  # none where there are several
+    shape = getattr(node.meta.get("tensor_meta"), "shape", None)  # none where there are several
+    return 0 if shape is None else shape.numel()
