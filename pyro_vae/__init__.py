@@ -40,12 +40,16 @@ if TYPE_CHECKING:
     from pyro_vae.inference_data import to_inference_data
     from pyro_vae.predictive import decode, encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
+    from pyro_vae.program.parts import Likelihood, Posterior, Prior
     from pyro_vae.runs import Run, load
     from pyro_vae.training import fit
 
 _HOME = {
     "VAE": "program",
     "Program": "program",
+    "Prior": "program.parts",
+    "Likelihood": "program.parts",
+    "Posterior": "program.parts",
     "check": "checking",
     "compare": "comparison",
     "Comparison": "comparison",
@@ -74,6 +78,9 @@ __all__ = [
     "Comparison",
     "Evidence",
     "GradientReport",
+    "Likelihood",
+    "Posterior",
+    "Prior",
     "Program",
     "PyroVaeWarning",
     "Run",

@@ -12,13 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 RECIPES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.S))
-PARTS = {"pyro_vae/priors/laplace.py": "Laplace", "pyro_vae/likelihoods/poisson.py": "Poisson"}
+PARTS = {
+    "pyro_vae/priors/soft_laplace.py": "SoftLaplace",
+    "pyro_vae/likelihoods/geometric.py": "Geometric",
+}
 
 USE = """
 import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.models import gaussian_vae
-flags = "--steps 2 --model.prior Laplace --model.prior.scale 2 --objective Renyi"
+flags = "--steps 2 --model.prior SoftLaplace --model.prior.scale 2 --objective Renyi"
 flags += " --objective.alpha 0.3 --out run"
 assert main(["fit", "bernoulli_vae", *flags.split()]) == 0
 run = pv.load("run")
@@ -53,7 +56,7 @@ def run(scratch, *arguments):
 def passed(scratch):
     """The folder's tests that passed, by name: all recipes at once, for imports take seconds."""
     files = ["tests/test_parts.py", "tests/test_engine.py", "tests/test_datasets.py"]
-    which = "Laplace or Poisson or (Renyi and linear_gaussian) or wine"
+    which = "SoftLaplace or Geometric or (Renyi and linear_gaussian) or wine"
     done = run(scratch, "-m", "pytest", "-q", "-rp", "-p", "no:cacheprovider", *files, "-k", which)
     assert done.returncode == 0, done.stdout + done.stderr
     return re.findall(r"^PASSED (\S+::.*)$", done.stdout, re.M)
@@ -88,7 +91,7 @@ def test_an_objective_is_in_the_folder_tests(passed):
 
 
 def test_parts_have_flags_and_are_loaded_by_name(told):
-    assert "Laplace(latent_dim=20, scale=2.0)" in told
+    assert "SoftLaplace(latent_dim=20, scale=2.0)" in told
     assert "Renyi(alpha=0.3, num_particles=5)" in told
 
 

@@ -22,10 +22,11 @@ from pyro_vae.densities.particles import densities
 from pyro_vae.engine.functions import gradient_function
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.models import bernoulli_vae
-from pyro_vae.noise import NoiseMode, keyed
+from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.objectives import AEVB, ScoreFunction
 from pyro_vae.posteriors.suiting import kind_of
 from pyro_vae.program.parts import Posterior, Prior, mean_range_of
+from pyro_vae.program.rows import map_rows
 from pyro_vae.recording import form_of, record_of
 from pyro_vae.recording.listing import classes_in, find_class, rebuilt
 from pyro_vae.runs import storage
@@ -72,11 +73,19 @@ class Joined(dist.TorchDistribution):
         return sum(self.laws[name].log_prob(v) for name, v in self.part.parts_of(x).items())
 
 
+def takes_covariates(part):
+    return isinstance(part, Prior) and bool(inspect.signature(part.forward).parameters)
+
+
+def covariates(dtype=torch.float32):
+    return {"c": torch.randn(B, 3, dtype=dtype)}
+
+
 def law_of(folder, part, *batch):
     """The distribution that it returns, at random inputs."""
     dtype = next((p.dtype for p in part.parameters()), torch.float32)
     if folder == "priors":
-        return part()
+        return part(covariates(dtype)) if takes_covariates(part) else part()
     law = part(torch.randn(*batch, J if folder == "likelihoods" else D, dtype=dtype))
     return Joined(part, law) if isinstance(law, dict) else law
 
@@ -94,18 +103,26 @@ def program_of(folder, part):
         kinds = {(0.0, 1.0): "Uniform", (0.0, math.inf): "Exponential", "simplex": "Dirichlet"}
         name = kinds.get(kind_of(part.support), "StandardNormal")
         parts["prior"] = getattr(pv.priors, name)(J)
+    elif takes_covariates(part):
+        parts["likelihood"] = pv.likelihoods.Bernoulli(J, D, H, given_dim=3)
+        parts["posterior"] = pv.posteriors.Gaussian(D, J, H, given_dim=3)
     elif parts["posterior"] is None:
         parts["posterior"] = pv.posteriors.suited(parts["prior"].support)(D, J, H)
     program = bernoulli_vae.build(D, latent_dim=J, hidden_dim=H, **parts)
     if isinstance(part, pv.likelihoods.Columns):
         return program, torch.cat([program.made_up_row() for _ in range(B)])
-    return program, dream(program, torch.zeros(B, D))[0]
+    rows = torch.zeros(B, D)
+    if takes_covariates(part):
+        rows = {"x": rows, **covariates()}
+    return program, dream(program, rows)[0]
 
 
 @every_part
 def test_shapes_are_those_of_the_contract(folder, cls):
     part = example(folder, cls)
     batches = {"priors": [()], "likelihoods": [(B,), (3, B)], "posteriors": [(B,)]}[folder]
+    if takes_covariates(part):
+        batches = [(B,)]
     for batch in batches:
         law = law_of(folder, part, *batch)
         assert law.batch_shape == batch
@@ -171,6 +188,8 @@ def test_the_density_integrates_to_one_or_the_part_says_that_it_does_not(folder,
         part.posterior.double()
     with torch.no_grad(), pyro.validation_enabled(False):
         law = law_of(folder, part)
+        if takes_covariates(part):  # of one row
+            law = dist.Normal(law.base_dist.loc[0], law.base_dist.scale[0]).to_event(1)
         assert is_one(law) == part.normalized
         assert not is_one(law, larger=0.05)
 
@@ -186,7 +205,7 @@ def test_the_soft_bernoulli_says_that_it_is_no_density():
 @every_part
 def test_the_graph_is_the_program_at_k_particles(folder, cls):
     program, x = program_of(folder, example(folder, cls))
-    program, x = program.double(), x.double()
+    program, x = program.double(), map_rows(torch.Tensor.double, x)
     drawn = densities(program, x, 3, reparameterize=False)
     assert drawn.log_p.shape == drawn.log_q.shape == (3, B) and drawn.log_w.isfinite().all()
     law = program.posterior(x)
@@ -196,9 +215,10 @@ def test_the_graph_is_the_program_at_k_particles(folder, cls):
     params = {name: p.detach() for name, p in program.named_parameters()}
     args = params, x, torch.ones(B, dtype=torch.float64), {}, {}
 
-    got, sums = graph.grads(*args, noise=graph.grads.draw(KEY))
+    with seeded(*KEY):  # for draws that stay in the graph, as a Gamma's do
+        got, sums = graph.grads(*args, noise=graph.grads.draw(KEY))
 
-    with NoiseMode(keyed(*KEY)):
+    with NoiseMode(keyed(*KEY)), seeded(*KEY):
         expected, expected_sums = gradient_function(program, objective)(*args)
     assert_equal(got, expected)
     assert_equal(sums, expected_sums)
@@ -207,7 +227,9 @@ def test_the_graph_is_the_program_at_k_particles(folder, cls):
 @every_part
 def test_a_saved_part_is_loaded_by_its_name(folder, cls, tmp_path):
     program, x = program_of(folder, example(folder, cls))
-    x = x.sigmoid() if mean_range_of(program) else x  # else it warns of data out of reach
+    x = (
+        map_rows(torch.sigmoid, x) if mean_range_of(program) else x
+    )  # else it warns of data out of reach
     objective = AEVB("A") if program.posterior(x).has_rsample else ScoreFunction(2)
     pv.fit(program, x, objective, steps=1, engine="eager", progress=False, out=tmp_path)
 

@@ -66,10 +66,11 @@ def test_the_logistic_normal_keeps_its_digits_near_the_corners():
     law = LogisticNormal(loc, torch.full((4,), 0.1))
     z = law.sample((20,))
     exact = LogisticNormal(loc.double(), torch.full((4,), 0.1).double()).log_prob(z.double())
-    assert torch.allclose(law.log_prob(z).double(), exact, rtol=1e-3)
+    assert torch.allclose(law.log_prob(z).double(), exact, rtol=1e-4)  # of the kept draw
+    assert torch.allclose(law.log_prob(z.clone()).double(), exact, rtol=1e-4)
     with pyro.validation_enabled(False):
         theirs = dist.LogisticNormal(loc, torch.full((4,), 0.1)).log_prob(z)
-    assert not torch.allclose(theirs.double(), exact, rtol=1e-1)  # torch's is off by nats
+    assert not torch.allclose(theirs.double(), exact, rtol=1e-1)  # torch's is off by many nats
 
 
 # --- mixtures -----------------------------------------------------------------------------------
@@ -182,6 +183,72 @@ def test_the_posterior_of_a_vamp_prior_is_registered_once(bits):
     assert not torch.equal(twin.prior().log_prob(torch.zeros(J)), before)
 
 
+def test_a_vamp_prior_on_another_posterior_is_refused():
+    """Nobody would train that one, and a saved run would not hold it."""
+    program = vae()
+    other = posteriors.Gaussian(D, J, H)
+    parts = dict(likelihood=program.likelihood, posterior=other)
+    with pytest.raises(ValueError, match="VampPrior on another Gaussian .* the same object"):
+        pv.VAE(prior=program.prior, **parts)
+    sized = pv.VAE.build(D, latent_dim=J, prior=priors.VampPrior(K), **parts)
+    assert sized.prior.posterior is sized.posterior is other
+
+
+def test_a_vamp_prior_of_covariates_is_refused():
+    posterior = posteriors.Gaussian(D, J, H, given_dim=2)
+    with pytest.raises(ValueError, match="given_dim=2, expected one that takes x alone"):
+        priors.VampPrior(K, latent_dim=J, data_dim=D, posterior=posterior)
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_vamp_prior_comes_back_on_the_posterior_of_its_program(tmp_path, sized, bits):
+    program = vae()
+    if not sized:
+        program = pv.VAE.build(bits, latent_dim=J, hidden_dim=H, prior=priors.VampPrior(K))
+        assert {tuple(u) for u in program.prior.pseudo_inputs.tolist()} <= {
+            tuple(row) for row in bits.tolist()
+        }
+    pv.fit(program, bits, AEVB("A"), steps=1, engine="eager", progress=False, out=tmp_path)
+    loaded = pv.load(tmp_path).program
+    assert loaded.prior.posterior is loaded.posterior
+    z = torch.randn(3, J)
+    assert torch.equal(loaded.prior().log_prob(z), program.prior().log_prob(z))
+    pv.fit(loaded, bits, AEVB("A"), steps=1, engine="eager", progress=False)
+
+
+# --- conditional --------------------------------------------------------------------------------
+
+
+def test_the_conditional_prior_is_the_normal_of_its_network(double):
+    prior = priors.Conditional(J, H, given_dim=3)
+    for parameter in prior.parameters():
+        parameter.data.normal_()
+    given = {"b": torch.randn(B, 2), "a": torch.randn(B)}
+    mean, log_variance = prior.network(
+        torch.cat([given["a"].unsqueeze(1), given["b"]], -1)  # in the order of names
+    ).chunk(2, -1)
+    z = torch.randn(B, J)
+    scale = (log_variance.exp() + 1e-8).sqrt()
+    assert torch.allclose(prior(given).log_prob(z), dist.Normal(mean, scale).log_prob(z).sum(-1))
+    with pytest.raises(ValueError, match="the covariates a are 1 numbers a row, expected .* = 3"):
+        prior({"a": torch.randn(B)})
+    with pytest.raises(ValueError, match="given_dim is 0, .*: give x as a dict with covariates"):
+        pv.VAE.build(
+            D, latent_dim=J, prior=priors.Conditional(), likelihood=pv.likelihoods.Bernoulli()
+        )
+
+
+def test_a_conditional_vae_learns_its_prior(bits):
+    x = {"x": bits.repeat(25, 1), "c": torch.randn(100, 3)}
+    program = pv.VAE.build(x, latent_dim=J, hidden_dim=H, prior=priors.Conditional()).double()
+    before = {name: p.clone() for name, p in program.prior.named_parameters()}
+    pv.check(program, x)
+    pv.fit(program, x, steps=3, engine="eager", progress=False)
+    assert all(not torch.equal(p, before[n]) for n, p in program.prior.named_parameters())
+    drawn = pv.sample(program, 5, like={"c": torch.randn(1, 3)})
+    assert drawn.shape == (5, D)
+
+
 def through_the_prior(program, x, noise):
     """The encoder's gradient of the negative ELBO, and without what flows through the prior."""
 
@@ -228,10 +295,11 @@ def test_compiled_steps_train_the_pseudo_inputs_as_eager_ones_do(bits):
         assert torch.allclose(p, runs["compiled"][name], atol=1e-6), name
 
 
+@pytest.mark.filterwarnings("ignore:khat exceeds")
 def test_a_vamp_prior_stays_trainable_after_an_evaluation(bits):
     program = vae()
     before = {n: p.clone() for n, p in program.named_parameters()}
-    pv.log_evidence(program, bits, num_particles=10)
+    pv.log_evidence(program, bits, num_particles=1000)
     assert all(p.requires_grad and torch.equal(p, before[n]) for n, p in program.named_parameters())
     pv.fit(program, bits, steps=1, engine="eager", progress=False)
     assert all(not torch.equal(p, before[n]) for n, p in program.named_parameters())
@@ -352,6 +420,7 @@ def test_zuko_leaves_the_validation_of_others_as_it_is():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: priors.Conditional(2, given_dim=0), "given_dim is 0, .* covariates beside"),
         (lambda: priors.Laplace(0), "latent_dim is 0, expected a whole number from 1 on"),
         (lambda: priors.Laplace(2, scale=-1), "scale is -1, expected a positive number"),
         (lambda: priors.Dirichlet(1), "latent_dim is 1, expected .* from 2 on: one share"),

@@ -139,3 +139,15 @@ def test_every_command_it_shows_is_one(tmp_path, monkeypatch, capsys):
                 assert flag in said or flag == "--help"
     targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M)
     assert set(re.findall(r"^make (\w+)", TEXT, re.M)) <= set(targets)
+
+
+def test_the_page_about_parts_runs_from_top_to_bottom():
+    page = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.M | re.S))
+    scope = {}
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pv.errors.PyroVaeWarning)
+        exec(code, scope)
+    assert scope["filled"]["sizes"].isfinite().all()
+    assert pv.reconstruct(scope["vae"], scope["images"][:4]).shape == (4, 8, 8)

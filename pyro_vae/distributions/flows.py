@@ -23,6 +23,12 @@ finally:
     for _name, _value in _BEFORE.items():
         setattr(Distribution, _name, _value)
 
+for _law in vars(zuko.distributions).values():  # what zuko said of all laws of torch, of its own
+    if getattr(_law, "__module__", None) == zuko.distributions.__name__ and isinstance(
+        getattr(_law, "arg_constraints", None), property
+    ):
+        _law.arg_constraints = {}
+
 __all__ = ["NormalizingFlow", "masked_flow", "zuko"]
 
 
@@ -48,6 +54,11 @@ class NormalizingFlow(dist.TorchDistribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
         self.transform, self.base_dist = transform, base
         self._last: tuple[Tensor, Tensor, bool] | None = None
+
+    @classmethod
+    def of_zuko(cls, flow: Any) -> NormalizingFlow:
+        """zuko's distribution of that name as one of Pyro, which can stand in ``pyro.sample``."""
+        return cls(flow.transform.inv, flow.base)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NormalizingFlow:
         return NormalizingFlow(self.transform, self.base_dist.expand(torch.Size(batch_shape)))

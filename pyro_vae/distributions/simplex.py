@@ -6,19 +6,32 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions.transforms import StickBreakingTransform
+from torch.nn.functional import pad
 
 
 class StickBreaking(StickBreakingTransform):
-    """torch's, but the way back sums what is left from the end: 1 - (the sum of what is gone) is
-    zero in single precision where a ten millionth is left, and then log density is wrong by tens.
+    """torch's map, with what is left of the whole to all digits.
+
+    torch takes 1 - (a share) and 1 - (the sum of those before), which are zero in single precision
+    where a ten millionth is left: log densities there are wrong by hundreds of nats.
     """
+
+    def _call(self, x: Tensor) -> Tensor:
+        tiny = torch.finfo(x.dtype).tiny
+        logits = x - _offset(x)
+        left = (-logits).sigmoid().cumprod(-1)
+        return (pad(logits.sigmoid(), (0, 1), value=1) * pad(left, (1, 0), value=1)).clamp(min=tiny)
 
     def _inverse(self, y: Tensor) -> Tensor:
         tiny = torch.finfo(y.dtype).tiny
         first = y[..., :-1]
-        left = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # sum of the shares behind each
-        offset = y.shape[-1] - torch.ones_like(first).cumsum(-1)
-        return first.clamp(min=tiny).log() - left.clamp(min=tiny).log() + offset.log()
+        left = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # the sum of the shares behind each
+        return first.clamp(min=tiny).log() - left.clamp(min=tiny).log() + _offset(first)
+
+
+def _offset(x: Tensor) -> Tensor:
+    """Of logits, so that zeros are equal shares: log of how many shares come after each."""
+    return (x.shape[-1] + 1 - torch.ones_like(x).cumsum(-1)).log()
 
 
 class LogisticNormal(dist.TransformedDistribution):

@@ -51,12 +51,12 @@ class LogisticNormal(NetworkPosterior):
 
     def __init__(self, *sizes: Any, floor: float = 1e-3, **networks: Any) -> None:
         super().__init__(*sizes, **networks)
-        errors.whole("latent_dim", self.latent_dim, 2, why="one share is the whole")
         self.floor = errors.positive("floor", floor)
 
     @property
     def outputs(self) -> int:
-        return 2 * (self.latent_dim - 1)
+        shares = errors.whole("latent_dim", self.latent_dim, 2, why="one share is the whole")
+        return 2 * (shares - 1)
 
     def law(self, output: Tensor) -> dist.TorchDistribution:
         mean, log_variance = output.chunk(2, dim=-1)

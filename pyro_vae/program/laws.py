@@ -12,6 +12,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
+from pyro_vae.distributions.flows import NormalizingFlow, zuko
+
 OF_LAWS = ("Independent", "TransformedDistribution", "MixtureSameFamily")  # what laws are made of
 INNER = ("base_dist", "_mixture_distribution", "_component_distribution")
 
@@ -27,7 +29,8 @@ def as_pyro(law: Any, site: str) -> Any:
     """The same distribution, with the same tensors, in Pyro's class of that name.
 
     Args:
-        law: a distribution; what is Pyro's own is returned as it is.
+        law: a distribution; what is Pyro's own is returned as it is.  A flow of zuko is one of
+            torch.
         site: where it stands, for the message.
 
     Raises:
@@ -36,6 +39,8 @@ def as_pyro(law: Any, site: str) -> Any:
     if not is_foreign(law):
         return law
     name, module = type(law).__name__, type(law).__module__
+    if type(law) is zuko.distributions.NormalizingFlow and not law.reinterpreted:
+        return NormalizingFlow.of_zuko(law)
     known = getattr(dist, name, None)
     if known is None or type(law) is not getattr(torch.distributions, name, None):
         raise TypeError(

@@ -52,6 +52,7 @@ class VAE(Program):
         super().__init__()
         for name, part in (("prior", prior), ("likelihood", likelihood), ("posterior", posterior)):
             _require_part(name, part)
+        _require_same_posterior(prior, posterior)
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
@@ -141,6 +142,17 @@ def _require_part(name: str, part: Any) -> None:
     else:
         return
     raise TypeError(f"{name} is {got}, expected a module that returns a distribution: {advice}")
+
+
+def _require_same_posterior(prior: Any, posterior: Any) -> None:
+    """Raises ValueError for a prior on the posterior of another program, which nobody trains."""
+    held = getattr(prior, "posterior", None)
+    if isinstance(held, nn.Module) and held is not posterior:
+        raise ValueError(
+            f"prior is a {type(prior).__name__} on another {type(held).__name__} than the posterior"
+            f" of this program, a {type(posterior).__name__}, expected the same object: pass it "
+            "without a posterior to pv.VAE.build, or give posterior= to both"
+        )
 
 
 P = ParamSpec("P")

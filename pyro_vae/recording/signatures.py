@@ -30,13 +30,13 @@ def kinds_of(function: Any) -> dict[str, Any]:
 def _parameters(cls: type, mro: list[type]) -> list[inspect.Parameter]:
     here = next(i for i, each in enumerate(mro) if "__init__" in vars(each))
     written = mro[here].__init__  # type: ignore[misc]
+    kinds = _written_by(written)
     own = list(inspect.signature(written).parameters.values())[1:]
+    own = [p.replace(annotation=kinds.get(p.name, p.annotation)) for p in own]
     above = next((m for m in mro[here + 1 :] if "__init__" in vars(m)), object)
     hands_on = any(p.kind is p_kwargs for p in own)
     if not hands_on or above.__module__.partition(".")[0] in ("torch", "builtins"):
         return own
-    kinds = _written_by(written)
-    own = [p.replace(annotation=kinds.get(p.name, p.annotation)) for p in own]
     names = {p.name for p in own}
     rest = [
         p for p in _parameters(cls, mro[here + 1 :]) if p.name not in names and p.kind is not p_args
