@@ -78,7 +78,7 @@ def test_the_logistic_normal_keeps_its_digits_near_the_corners():
 
 @pytest.fixture
 def mixture(double):
-    prior = priors.MixtureOfNormals(J, K)
+    prior = priors.MixtureOfNormals(K, latent_dim=J)
     for parameter in prior.parameters():
         parameter.data.normal_()
     return prior
@@ -418,6 +418,25 @@ def test_zuko_leaves_the_validation_of_others_as_it_is():
 
 
 @pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (
+            dict(prior=priors.Laplace(3)),
+            "latent_dim is 3 of the prior Laplace, 2 of .*one:",
+        ),
+        (dict(prior=priors.MixtureOfNormals(K, latent_dim=3)), "3 of the prior Mixture"),
+        (dict(posterior=posteriors.Gaussian(D, 3)), "2 of the prior Normal, .* 3 of the posterior"),
+        (dict(posterior=posteriors.Gaussian(5, J)), "data_dim is 6 of the like.* 5 of the poste"),
+        (dict(likelihood=pv.likelihoods.Bernoulli(J, 5)), "data_dim is 5 of the likelihood Bern"),
+    ],
+)
+def test_a_part_of_another_size_is_named(parts, said):
+    with pytest.raises(ValueError, match=said) as refused:
+        pv.VAE.build(D, latent_dim=J, **{"likelihood": pv.likelihoods.Bernoulli()} | parts)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: priors.Conditional(2, given_dim=0), "given_dim is 0, .* covariates beside"),
@@ -426,8 +445,11 @@ def test_zuko_leaves_the_validation_of_others_as_it_is():
         (lambda: priors.Dirichlet(1), "latent_dim is 1, expected .* from 2 on: one share"),
         (lambda: priors.LogisticNormal(1), "latent_dim is 1, expected .* from 2 on: one share"),
         (lambda: priors.Uniform(2, low=1.0, high=0.0), r"high is 0.0, expected .*\(1.0, inf\)"),
-        (lambda: priors.MixtureOfNormals(2, 0), "num_components is 0"),
-        (lambda: priors.MixtureOfNormals(2, spread=1.5), r"spread is 1.5, .* \(0, 1\)"),
+        (lambda: priors.MixtureOfNormals(0, latent_dim=2), "num_components is 0"),
+        (
+            lambda: priors.MixtureOfNormals(2, latent_dim=2, spread=1.5),
+            r"spread is 1.5, .* \(0, 1\)",
+        ),
         (lambda: priors.Flow(2, kind="radial"), "kind is 'radial', expected \"spline\" or"),
         (lambda: priors.Flow(2, bins=1), "bins is 1, expected a whole number from 2"),
         (lambda: priors.Flow(2, hidden=()), r"hidden is \(\), expected sizes of hidden layers"),
