@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from torch.distributions import Distribution
+from torch.distributions import Distribution, kl_divergence
 
 import pyro_vae as pv
 from pyro_vae import engine, posteriors, priors
@@ -71,6 +71,18 @@ def test_the_logistic_normal_keeps_its_digits_near_the_corners():
     with pyro.validation_enabled(False):
         theirs = dist.LogisticNormal(loc, torch.full((4,), 0.1)).log_prob(z)
     assert not torch.allclose(theirs.double(), exact, rtol=1e-1)  # torch's is off by many nats
+
+
+def test_the_kl_of_two_logistic_normals_is_that_of_their_normals(double):
+    x = torch.randn(B, D)
+    posterior = posteriors.LogisticNormal(D, 3, H, init_std=0.5).double()
+    prior = priors.LogisticNormal(3, scale=2.0).double()
+    normals = [law.base_dist for law in (posterior(x), prior())]
+    closed = kl_divergence(posterior(x), prior().expand((B,)))
+    assert torch.allclose(closed, kl_divergence(normals[0], normals[1].expand((B,))))
+    z = posterior(x).sample((100_000,))
+    sampled = posterior(x).log_prob(z) - prior().log_prob(z)
+    assert ((sampled.mean(0) - closed).abs() < 5 * sampled.std(0) / 100_000**0.5).all()
 
 
 # --- mixtures -----------------------------------------------------------------------------------
@@ -405,6 +417,12 @@ def test_a_chain_of_lag_one_forgets_all_but_the_last(double):
 
     slopes = torch.autograd.functional.jacobian(third, torch.randn(4))
     assert slopes[2] != 0 and (slopes[[0, 1, 3]] == 0).all()
+
+
+def test_to_print_a_flow_draws_no_numbers():
+    prior, before = priors.Flow(J), torch.get_rng_state()
+    assert "MonotonicRQSTransform" in repr(prior)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_zuko_leaves_the_validation_of_others_as_it_is():
