@@ -42,6 +42,7 @@ from pyro_vae.torch_internals import TorchDispatchMode
 # symmetric terms; the constant, eight terms of the largest size, is for what no draw has met.
 SIGMAS, RARE = 6.0, 8.0
 MOST, LEAST, TO_FIT = 2048, 512, 1024  # draws
+CELLS = 2  # of a batch whose laws differ
 MANY = 16_384
 WORK = 5e7  # numbers that one evaluation of a density may compute
 CHUNK = 2.0e7  # of them at a time
@@ -161,6 +162,14 @@ class Examined:
         z[:, cell] = event
         return z.reshape(len(u), *self.batch, *self.event)
 
+    @property
+    def different(self) -> list[int]:
+        """Cells whose laws are looked at: some, and one alone where all have the same law."""
+        few = self.few.reshape(len(self.few), self.cells, *self.event)
+        same = few[:, :1].expand_as(few).reshape(self.few.shape)
+        logs = self.log_prob(same)
+        return [0] if torch.equal(logs, logs[:, :1].expand_as(logs)) else list(range(CELLS))
+
     def is_coarse(self, cell: int) -> bool:
         """Whether draws lie so near the edge of the support that rounding moves them there."""
         if self.is_free:
@@ -180,22 +189,28 @@ def significant(terms: Tensor) -> Tensor:
     return torch.where(total.abs() > SIGMAS * size + RARE, sigmas, 0.0)
 
 
-def disagreements(
-    seen: Examined, cell: int, generator: torch.Generator, reference: Reference | None = None
-) -> list[Found]:
-    """The averages that are wrong for one law, the worst of each kind first."""
+def disagreements(seen: Examined, cell: int, generator: torch.Generator) -> list[Found]:
+    """The three kinds of averages of one law, the worst of each kind; 0 sigmas where none is."""
     n = seen.size
     z = seen.draws(n)
     u, log_det = seen.free(z, cell)
     log_p = seen.log_prob(z)[:, cell] + log_det
     fit = seen.free(seen.draws(min(n, TO_FIT)), cell)[0]
-    r = reference or fitted(fit, generator)
+    r = fitted(fit, generator)
     found = [*_by_reference(seen, cell, u, log_p, r, fit, generator)]
     found += _by_maps(seen, cell, u, log_p, fit, generator)
     return found
 
 
-def _by_reference(seen, cell, u, log_p, r, fit, generator) -> Iterator[Found]:
+def _by_reference(
+    seen: Examined,
+    cell: int,
+    u: Tensor,
+    log_p: Tensor,
+    r: Reference,
+    fit: Tensor,
+    generator: torch.Generator,
+) -> Iterator[Found]:
     log_py, y = seen.log_prob_at(r.draw(len(u), generator), cell)
     a = torch.sigmoid(r.log_prob(u) - log_p)
     b = torch.sigmoid(log_py - r.log_prob(y))
@@ -225,7 +240,14 @@ def _features(r: Reference, fit: Tensor) -> Callable[[Tensor], Tensor]:
     return looks
 
 
-def _by_maps(seen, cell, u, log_p, fit, generator) -> Iterator[Found]:
+def _by_maps(
+    seen: Examined,
+    cell: int,
+    u: Tensor,
+    log_p: Tensor,
+    fit: Tensor,
+    generator: torch.Generator,
+) -> Iterator[Found]:
     dim = u.shape[1]
     log_scale, center = 1 / math.sqrt(2 * dim), fit.median(0).values
     moved = []
@@ -237,8 +259,8 @@ def _by_maps(seen, cell, u, log_p, fit, generator) -> Iterator[Found]:
     half = len(fit) // 2
     index = torch.arange(len(u), device=u.device)
     step = fit[index % half] - fit[half + (index * 7 + index // half) % (len(fit) - half)]
-    sign = 2.0 * torch.randint(2, (len(u), 1), generator=generator, device=u.device) - 1
-    there = seen.log_prob_at(u + sign * step / math.sqrt(2 * dim), cell)[0]
+    either = 2.0 * torch.randint(2, (len(u), 1), generator=generator, device=u.device) - 1
+    there = seen.log_prob_at(u + either * step / math.sqrt(2 * dim), cell)[0]
     b = torch.sigmoid(there - log_p)
     yield Found("steps", significant(b * (2 * b - 1)).item())
 

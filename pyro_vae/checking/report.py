@@ -19,7 +19,7 @@ import pyro
 import torch
 from torch import nn
 
-from pyro_vae.checking import independence, learning, sites, values
+from pyro_vae.checking import independence, learning, sites, supports, values
 from pyro_vae.checking.laws import laws
 from pyro_vae.checking.reach import out_of_reach
 from pyro_vae.checking.sites import Met, Mistakes
@@ -203,6 +203,7 @@ def _look(
         sites.shapes,
         sites.observation,
         values.values,
+        supports.supports,
         independence.independence,
         _reach,
         learning.gradients,
