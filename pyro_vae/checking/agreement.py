@@ -178,7 +178,8 @@ class Examined:
         near = z.nextafter(torch.zeros_like(z))
         gap = (self.free(near, cell)[0] - self.free(z, cell)[0]).abs().amax(1)
         least = z.reshape(len(z), self.cells, -1)[:, cell].abs().amin(1)
-        at_edge = (gap > COARSE) | (least <= 2 * torch.finfo(z.dtype).tiny)
+        change = (self.log_prob(near) - self.log_prob(z))[:, cell].abs()
+        at_edge = (gap > COARSE) | ~(change < COARSE) | (least <= 2 * torch.finfo(z.dtype).tiny)
         return bool(at_edge.double().mean() > AT_EDGE)
 
 

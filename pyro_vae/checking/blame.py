@@ -21,7 +21,7 @@ from pyro_vae.checking.agreement import Examined
 from pyro_vae.checking.references import fitted
 
 CHAINS, LEAST_MOVES, MOST_MOVES = 256, 80, 250
-WORK = 1e9  # numbers that the densities of all chains may compute
+WORK = 3e8  # numbers that the densities of all chains may compute
 PAIRS = 32  # of draws of each kind whose coordinates are exchanged
 PIECES = 4  # of the last half of the chains, of which one state each is kept
 DEPENDENT = 8.0  # errors of the sum of squared correlations, which has a tail of its own

@@ -50,7 +50,7 @@ ROWS = 2  # whose posteriors are looked at
 LARGEST = 1024  # coordinates of an event
 NOT_FINITE = 0.01  # share of draws
 STEPS = (1e-4, 1e-3, 1e-2, 0.1)  # of differences of draws, along which log_prob is differentiated
-BY = 0.3  # how far parameters are moved, weights of layers by half of what they are
+BY = 0.5  # how far parameters are moved, weights of layers by half of what they are
 
 
 class Wrong(NamedTuple):
