@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.networks.base import length_of, shape_of
+from pyro_vae.posteriors.suiting import require_fit
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.parts import Part
 from pyro_vae.program.vae import VAE, built_by_name
@@ -152,6 +153,7 @@ def sized_parts(
     likelihood = _sized("likelihood", likelihood, sizes | {"network": decoder})
     posterior = _sized("posterior", posterior, sizes | seen | {"network": encoder})
     prior = _sized("prior", prior, sizes | {"posterior": posterior})
+    require_fit(posterior, prior)
     return {
         "prior": prior,
         "likelihood": likelihood,
@@ -183,9 +185,7 @@ def _recorded(
 def _usual_posterior(prior: Any) -> Any:
     """Without its sizes: the one whose draws lie where the prior's do."""
     support = getattr(prior, "support", None)
-    if support is None or not hasattr(posteriors, "suited"):
-        return posteriors.Gaussian()
-    return posteriors.suited(support)()
+    return posteriors.Gaussian() if support is None else posteriors.suited(support)()
 
 
 def _rows_of(data: Any) -> dict[str, Tensor] | None:
@@ -218,9 +218,7 @@ def _observed(rows: dict[str, Tensor]) -> Tensor:
 
 def _inferred(part: Any, x: Tensor) -> Any:
     """A recipe with what follows from the data."""
-    if isinstance(part, Part) and part.unsized:
-        return part.with_options(**part.infer(x))
-    return part
+    return part.inferred(x) if isinstance(part, Part) else part
 
 
 def _sized(slot: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:

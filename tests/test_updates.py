@@ -49,6 +49,7 @@ RULES = {
     "Adagrad from 0.3": (functools.partial(optim.Adagrad, initial_accumulator_value=0.3),) * 2,
     "paper's Adagrad": (functools.partial(pv.optimizers.Adagrad, accumulate_steps=2),) * 2,
     "Adam": (functools.partial(optim.Adam, betas=(0.8, 0.95)), AdamRule),
+    "AdamW": (functools.partial(optim.AdamW, weight_decay=0.3), AdamRule),
 }
 
 
@@ -64,7 +65,7 @@ def test_rules_are_torchs_own_updates(name):
             own = make(mine, lr=0.1)
             own.load_state_dict(copy.deepcopy(reference.state_dict()))
         rule = rule_of(own, mine)
-        assert isinstance(rule, AdamRule if name == "Adam" else AdagradRule)
+        assert isinstance(rule, AdamRule if name.startswith("Adam") else AdagradRule)
         own.param_groups[0]["lr"] = reference.param_groups[0]["lr"] = 0.1 / number
         count, *memory = bind(own, rule)
         numbers = torch.tensor(numbers_of(own, rule, number), dtype=F64).unbind()
@@ -89,10 +90,11 @@ class Mine(optim.Adam):
 def test_what_is_no_rule_stays_torchs():
     p, q = (nn.Parameter(torch.zeros(2)) for _ in range(2))
     others = [
-        *(kind([p], lr=0.1) for kind in (optim.SGD, optim.NAdam, optim.AdamW, Mine)),
+        *(kind([p], lr=0.1) for kind in (optim.SGD, optim.NAdam, Mine)),
         *(kind([p], weight_decay=0.1) for kind in (optim.Adam, optim.Adagrad)),
         *(kind([p], maximize=True) for kind in (optim.Adam, optim.Adagrad)),
-        optim.Adam([p], amsgrad=True),
+        *(kind([p], amsgrad=True) for kind in (optim.Adam, optim.AdamW)),
+        optim.Adam([p], weight_decay=0.1, decoupled_weight_decay=True),
         optim.Adagrad([p], lr_decay=0.1),
         optim.Adam([{"params": [p]}, {"params": [q], "lr": 0.1}]),
     ]

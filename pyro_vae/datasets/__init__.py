@@ -44,12 +44,12 @@ def load(
     seed: int = 0,
     scale: float | None = None,
 ) -> DataSet:
-    """Load a data set by name: "digits", "mnist", "fashion_mnist" or "frey_face".
+    """Load a data set by name: "digits", "mnist", "fashion_mnist", "frey_face" or "newsgroups".
 
     Args:
         name: one of `names()`.
         binarize: "threshold" (at 0.5), "static", "dynamic" or "none" (grey values); by default
-            what suits the data set, "threshold" for the first three, "none" for Frey Face.
+            what suits the data set, "threshold" for the first three, "none" for the others.
         data_dir: folder with one folder of files per data set; where None, the environment
             variable PYRO_VAE_DATA, else `$XDG_CACHE_HOME/pyro_vae` or ~/.cache/pyro_vae.
             "digits" needs none.

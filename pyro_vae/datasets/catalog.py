@@ -171,10 +171,11 @@ def verify(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[V
         if not fault:
             found.append(Verified(path, "ok", ""))
         elif fault == _MISSING:
-            detail = f"run `{again}`, or {file.by_hand(path)}"
+            detail = f"run `{again}`, or {file.by_hand(path)}" if file.urls else file.by_hand(path)
             found.append(Verified(path, "missing", detail))
         else:
-            found.append(Verified(path, "damaged", f"{fault}; run `{again}` to fetch it again"))
+            mend = f"run `{again}` to fetch it again" if file.urls else file.by_hand(path)
+            found.append(Verified(path, "damaged", f"{fault}; {mend}"))
     return tuple(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,26 @@ from torch import Tensor
 from torch.distributions import constraints
 
 LARGEST = 2**24  # entries of a table (draws, components, J) that is made at once
+
+
+def normal_table(z: Tensor, locs: Tensor, scales: Tensor) -> Tensor:
+    r"""log N(z; m_k, diag s_k^2) of all k by two matrix products, without a table (..., K, J).
+
+    .. math:: -\tfrac12 z^2 \cdot s_k^{-2} + z \cdot (m_k s_k^{-2}) + c_k
+
+    Its terms cancel where m is many s from zero, so it is taken in double precision, in which the
+    result is that of the single-precision differences and better.
+
+    Args:
+        z: (..., J).
+        locs, scales: m and s, (K, J).
+    """
+    wide, m, s = z.double(), locs.double(), scales.double()
+    precision = s.reciprocal().square()
+    constant = -0.5 * (m.square() * precision).sum(-1) - s.log().sum(-1)
+    constant = constant - 0.5 * math.log(2 * math.pi) * m.shape[-1]
+    table = wide @ (m * precision).mT - 0.5 * (wide.square() @ precision.mT) + constant
+    return table.to(z.dtype)
 
 
 class Mixture(dist.TorchDistribution):
@@ -51,15 +72,23 @@ class Mixture(dist.TorchDistribution):
         return Mixture(self.logits, self.components, batch_shape, first=self._first)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        event = len(self.event_shape)
-        z = value.unsqueeze(-event - 1)  # (..., 1, J)
+        log_p = (self.logits.log_softmax(-1) + self._table(value)).logsumexp(-1)
+        return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
+
+    def _table(self, value: Tensor) -> Tensor:
+        """log p_k(z), (..., K)."""
+        normal = isinstance(self._first, dist.Independent)
+        normal = normal and type(self._first.base_dist) is dist.Normal
+        if normal and len(self.event_shape) == 1 and value.device.type != "mps":
+            law = self.components(slice(None)).base_dist
+            return normal_table(value, law.loc, law.scale)
+        z = value.unsqueeze(-len(self.event_shape) - 1)  # (..., 1, J)
         step = max(1, LARGEST // max(1, value.numel()))
         tables = [
             self.components(slice(start, start + step)).log_prob(z)
             for start in range(0, len(self.logits), step)
         ]
-        log_p = (self.logits.log_softmax(-1) + torch.cat(tables, -1)).logsumexp(-1)
-        return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
+        return torch.cat(tables, -1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:

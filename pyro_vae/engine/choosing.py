@@ -187,7 +187,7 @@ def make_step(
     if rule is None:
         reason = (
             f"not {what}: {type(learner.optimizer).__name__} with these options is not a part of a "
-            "captured step, which plain Adagrad and Adam of all parameters in one group are"
+            "captured step, which plain Adagrad, Adam and AdamW of all parameters in one group are"
         )
         return _unless_asked(engine, OneByOne(GraphSource(graph, reason)))
     step = fuse(graph, learner, rule, ask, replicas=replicas, machine=machine)

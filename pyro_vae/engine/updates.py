@@ -65,32 +65,33 @@ class AdagradRule:
 
 @dataclass(frozen=True)
 class AdamRule:
-    r"""m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, w <- w - lr m' / (\sqrt{v'} + eps).
+    r"""m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, w <- k w - lr m' / (\sqrt{v'} + eps).
 
-    m' and v' are m and v over 1 - b^step.
+    m' and v' are m and v over 1 - b^step; k is 1, and for AdamW 1 - lr weight_decay.
     """
 
     eps: float
     names = ("exp_avg", "exp_avg_sq")
-    num_numbers = 5
+    num_numbers = 6
 
     def numbers(self, group, step):
         # Python's doubles: in float32, 1 - 0.999^1 has lost four of its seven digits.
         b1, b2 = map(float, group["betas"])
         size, root = float(group["lr"]) / (1 - b1**step), (1 - b2**step) ** 0.5
-        return 1 - b1, b2, 1 - b2, size, root
+        kept = 1 - float(group["lr"]) * float(group["weight_decay"])
+        return 1 - b1, b2, 1 - b2, size, root, kept
 
     def __call__(self, p, grad, state, numbers):
-        new_share, keep, new_share_sq, size, root = numbers
+        new_share, keep, new_share_sq, size, root, kept = numbers
         m, v = state
         m, v = m + new_share * (grad - m), keep * v + new_share_sq * grad * grad
-        return p - size * m / (v.sqrt() / root + self.eps), (m, v)
+        return p * kept - size * m / (v.sqrt() / root + self.eps), (m, v)
 
 
 def rule_of(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor] | None = None
 ) -> Rule | None:
-    """The rule of a plain Adagrad or Adam with one group of parameters, else None.
+    """The rule of a plain Adagrad or Adam, or of AdamW, with one group of parameters, else None.
 
     Args:
         optimizer: of ``torch.optim``, or the paper's.
@@ -101,11 +102,15 @@ def rule_of(
     group = optimizer.param_groups[0]
     if parameters is not None and [*map(id, group["params"])] != [*map(id, parameters)]:
         return None
-    if group.get("weight_decay") or group.get("maximize") or group.get("amsgrad"):
+    decoupled = type(optimizer) is torch.optim.AdamW  # from the gradient: a factor of w
+    if group.get("maximize") or group.get("amsgrad"):
+        return None
+    if group.get("weight_decay") and not decoupled:
         return None
     if type(optimizer) in (torch.optim.Adagrad, Adagrad) and not group["lr_decay"]:
         return AdagradRule(group["eps"])
-    if type(optimizer) is torch.optim.Adam and not group.get("decoupled_weight_decay"):
+    adam = type(optimizer) is torch.optim.Adam and not group.get("decoupled_weight_decay")
+    if adam or decoupled:
         return AdamRule(group["eps"])
     return None
 

@@ -101,8 +101,7 @@ class VampPrior(Prior):
         if getattr(posterior, "given_dim", 0):
             raise ValueError(
                 f"posterior is {type(posterior).__name__} with given_dim={posterior.given_dim}, "
-                "expected one that takes x alone: a pseudo-input has no covariates, use a "
-                "Conditional prior"
+                "expected one that takes x alone: a pseudo-input has no covariates, and no gaps"
             )
         # In a tuple, which registers nothing: q's parameters keep their one name, and a copy of
         # the program, whose prior and posterior are copied together, holds the copy's posterior.

@@ -73,6 +73,8 @@ def fetch(
         ValueError: no address gave the file, or it cannot be written. One line, with what each
             address answered and what to do by hand.
     """
+    if not file.urls:
+        raise ValueError(f"{path}: cannot be downloaded: {file.by_hand(path)}")
     part = path.with_name(path.name + ".part")
     failures: list[str] = []
     for url in file.urls:

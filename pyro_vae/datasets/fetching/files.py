@@ -26,7 +26,7 @@ class Published:
         name: its place below the data directory, such as "mnist/train-images-idx3-ubyte.gz".
         size: bytes; where `sha256` is None, the most that it may have.
         sha256: hex; None where it is not known, and `content` judges the file.
-        urls: https addresses of the same bytes, tried in order.
+        urls: https addresses of the same bytes, tried in order; none where none is public.
         content: reads a file and raises ValueError where it is not this one.
     """
 
@@ -61,6 +61,8 @@ class Published:
     def by_hand(self, path: Path) -> str:
         """What to do where there is no network, as half a sentence."""
         digest = f"sha256 {self.sha256}" if self.sha256 else "judged by its pixels, not a digest"
+        if not self.urls:
+            return f"put the file ({digest}), of which no address is public, at {path}"
         return f"fetch {self.urls[0]} ({digest}) and put it at {path}"
 
 
@@ -103,8 +105,9 @@ def locate(file: Published, data_dir: str | os.PathLike[str] | None) -> Path:
     path = folder(data_dir) / file.name
     if not os.path.isfile(path):  # false, too, where the folder may not be read
         get = command("get", file.name.split("/")[0], data_dir)
+        run = f"run `{get}`, or " if file.urls else ""
         raise ValueError(
-            f"{path}: got no such file; run `{get}`, or {file.by_hand(path)}; if you have "
+            f"{path}: got no such file; {run}{file.by_hand(path)}; if you have "
             f"{file.name} elsewhere, set data_dir= (--data_dir) or {VARIABLE} to the folder above"
         )
     return path
