@@ -31,6 +31,7 @@ from pyro_vae.posteriors.suiting import require_fit
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.parts import Part
 from pyro_vae.program.vae import VAE, built_by_name
+from pyro_vae.recording import record_of
 
 NO_LIKELIHOOD = (
     "no likelihood is named: pass likelihood=, such as pv.likelihoods.Bernoulli() for zeros and "
@@ -154,12 +155,9 @@ def sized_parts(
     posterior = _sized("posterior", posterior, sizes | seen | {"network": encoder})
     prior = _sized("prior", prior, sizes | {"posterior": posterior})
     require_fit(posterior, prior)
-    return {
-        "prior": prior,
-        "likelihood": likelihood,
-        "posterior": posterior,
-        "missing": missing,
-    }
+    parts = {"prior": prior, "likelihood": likelihood, "posterior": posterior}
+    _require_one_size(parts)
+    return {**parts, "missing": missing}
 
 
 @built_by_name()
@@ -180,6 +178,24 @@ def _recorded(
 ) -> VAE:
     """With a record of what it was made from, which is what :func:`build` takes."""
     return VAE(**sized_parts(**locals()))
+
+
+def _require_one_size(parts: Mapping[str, Any]) -> None:
+    """Raises ValueError where parts were given sizes that are not those of the others."""
+    for name in ("latent_dim", "data_dim"):
+        found: dict[str, Any] = {}
+        for slot, part in parts.items():
+            value = record_of(part)["arguments"].get(name) if isinstance(part, Part) else None
+            if isinstance(value, (list, tuple)):
+                value = value[0] if len(value) == 1 else tuple(value)
+            if value is not None:
+                found[f"the {slot} {type(part).__name__}"] = value
+        if len(set(found.values())) > 1:
+            said = ", ".join(f"{value} of {part}" for part, value in found.items())
+            raise ValueError(
+                f"{name} is {said}, expected one: leave it out of the parts, and pv.VAE.build "
+                "gives all of them the same"
+            )
 
 
 def _usual_posterior(prior: Any) -> Any:

@@ -25,8 +25,8 @@ class MixtureOfNormals(Prior):
     be the density of another law, with K^J modes.
 
     Args:
-        latent_dim: J.
         num_components: K.
+        latent_dim: J.
         spread: the standard deviation of the means where training starts; the scales start so that
             the whole has about unit variance.
         floor: the least scale.
@@ -36,9 +36,9 @@ class MixtureOfNormals(Prior):
 
     def __init__(
         self,
-        latent_dim: int = LATER,
         num_components: int = 10,
         *,
+        latent_dim: int = LATER,
         spread: float = 0.8,
         floor: float = 1e-3,
     ) -> None:
