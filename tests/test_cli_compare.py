@@ -1,6 +1,7 @@
 """``pyro-vae compare`` of parts, and ``pyro-vae parts``."""
 
 import inspect
+import re
 import types
 
 import numpy as np
@@ -130,7 +131,8 @@ def test_all_parts_are_listed_with_a_line_each(capsys):
     lines = capsys.readouterr().out.splitlines()
     for folder in PARTS:
         for name, cls in classes_in(folder).items():
-            first = inspect.getdoc(cls).splitlines()[0].replace("``", "")
+            first = inspect.getdoc(cls).splitlines()[0]
+            first = re.sub(r":class:`(\w+)`|``", r"\1", first)
             mine = [line for line in lines if line.split()[:1] == [name] and line.endswith(first)]
             assert len(mine) == (name == cls.__name__), name  # aliases are not listed
     assert not any("?" in line[:45] for line in lines)  # each says where it lives

@@ -235,6 +235,12 @@ def test_a_part_has_a_network_of_its_own(tmp_path, capsys):
     assert program.posterior.network[0].out_features == 3
 
 
+def test_likelihoods_of_uncertain_weights_are_named_too(capsys):
+    sizes = ["--model.num_data", "100", "--model.latent_dim", "2", "--model.hidden_dim", "3"]
+    parts = ["--model.likelihood", "Bernoulli", "--model.prior", "Laplace"]
+    assert main(["check", "bayesian_vae", *sizes, *parts]) == 0, capsys.readouterr().err
+
+
 def test_encoder_and_decoder_are_told_apart(capsys):
     both = ["--model.encoder", "MLP", "--model.encoder.hidden", "1e1", "--model.decoder", "MLP"]
     assert main([*VAE, *both, "--model.decoder.hidden", "3"]) == 0, capsys.readouterr().err

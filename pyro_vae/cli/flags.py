@@ -166,8 +166,12 @@ def explained(function: Callable[..., Any]) -> dict[str, str]:
                 found |= dict.fromkeys(names, entry[2].strip())
             elif line.strip():
                 found |= {name: f"{found[name]} {line.strip()}" for name in names}
-    plain = {name: re.sub(r":\w+:`~?([^`]*)`", r"\1", text) for name, text in found.items()}
-    return {name: text.replace("``", "").replace("%", "%%") for name, text in plain.items()}
+    return {name: plain(text).replace("%", "%%") for name, text in found.items()}
+
+
+def plain(text: str) -> str:
+    """A docstring's words without its marks: ``code``, and roles such as :class:`Name`."""
+    return re.sub(r":\w+:`~?([^`]*)`", r"\1", text).replace("``", "")
 
 
 # --- the first step -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import textwrap
 from typing import Any
 
 from pyro_vae.cli.building import FOLDERS, NO_FLAGS
-from pyro_vae.cli.flags import Flag, explained, kind_of, nearest
+from pyro_vae.cli.flags import Flag, explained, kind_of, nearest, plain
 
 SLOTS = {folder: slot for slot, folder in FOLDERS.items() if folder.startswith(slot)}
 
@@ -41,7 +41,7 @@ def run_parts(name: str | None = None, /) -> int:
 
 
 def _first(cls: type) -> str:
-    return (inspect.getdoc(cls) or "").partition("\n")[0].replace("``", "")
+    return plain((inspect.getdoc(cls) or "").partition("\n")[0])
 
 
 # --- one of them --------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def _shown(folder: str, name: str, cls: type) -> str:
     if name != cls.__name__:
         title += f", another name of {cls.__name__}"
     where = _where(folder, cls)
-    lines = [title, "", textwrap.indent(about.replace("``", ""), "  ")]
+    lines = [title, "", textwrap.indent(plain(about), "  ")]
     lines += ["", f"  {_WHERE[folder]}: {where}"] if where else []
     words = explained(cls)
     options, given = [], []
@@ -102,8 +102,7 @@ def _where(folder: str, cls: Any) -> str:
         if folder == "likelihoods":
             with torch.random.fork_rng(devices=[]):
                 law = cls.example(latent_dim=2, data_dim=3, hidden_dim=2)(torch.zeros(1, 2))
-            laws = law.values() if isinstance(law, dict) else [law]
-            return " or ".join(dict.fromkeys(_words(each.support) for each in laws))
+            return "as its groups say" if isinstance(law, dict) else _words(law.support)
         return _words(cls.example(latent_dim=2).support if folder == "priors" else cls.support)
     except (TypeError, ValueError, NotImplementedError):  # one that needs more, or has none
         return "?"
