@@ -75,7 +75,7 @@ SETTINGS = {
             "flow": {"prior": priors.Flow(kind="affine")},
         },
         {"N(0, I)": 4.63, "VampPrior-500": 4.57},
-        epochs=200,
+        epochs=300,
         batch_size=100,
         validation=200,
         rows=400,

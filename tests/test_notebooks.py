@@ -15,7 +15,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 def test_there_are_notebooks():
     """The tests below say nothing about an empty folder."""
-    assert {"first_posterior", "three_algorithms", "which_objective"} <= {
+    assert {"first_posterior", "three_algorithms", "topics", "which_objective"} <= {
         path.stem for path in NOTEBOOKS
     }
 
