@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_vae import errors, likelihoods, posteriors, priors
+from pyro_vae.models.vae import sized_parts
 from pyro_vae.networks.mlp import positive
 from pyro_vae.program.rows import Rows, num_rows, observed_rows
 from pyro_vae.program.vae import VAE, built_by_name
@@ -137,8 +138,8 @@ def build(
         prior_precision: alpha of the prior N(0, I / alpha) of z; that of the weights is N(0, I).
         weight_std: standard deviation of each weight in the guide, to start from.
         init_std: of the weights' initial means; None is torch's own initialization.
-        prior, likelihood, posterior: objects of your own in place of these; the parameters of
-            any likelihood become latents.
+        prior, likelihood, posterior: parts in place of these, finished or without their sizes; the
+            parameters of any likelihood become latents.
 
     Example:
         >>> vae = build(64, num_data=1000, latent_dim=2, hidden_dim=8)
@@ -146,14 +147,14 @@ def build(
         ['network/0/bias', 'network/0/weight', 'network/2/bias', 'network/2/weight']
     """
     prior_precision = errors.positive("prior_precision", prior_precision)
-    return BayesianVAE(
-        num_data=num_data,
-        prior=prior or priors.StandardNormal(latent_dim, prior_precision),
-        likelihood=likelihood
-        or likelihoods.Bernoulli(
-            latent_dim, data_dim, hidden_dim, soft_targets=soft_targets, init_std=init_std
-        ),
-        posterior=posterior
-        or posteriors.Gaussian(data_dim, latent_dim, hidden_dim, init_std=init_std),
-        weight_std=weight_std,
+    parts = sized_parts(
+        data_dim,
+        latent_dim=latent_dim,
+        hidden_dim=hidden_dim,
+        prior=prior or priors.StandardNormal(precision=prior_precision),
+        likelihood=likelihood or likelihoods.Bernoulli(soft_targets=soft_targets),
+        posterior=posterior or posteriors.Gaussian(),
+        init_std=init_std,
     )
+    del parts["missing"]
+    return BayesianVAE(num_data=num_data, weight_std=weight_std, **parts)

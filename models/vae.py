@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.networks.base import length_of, shape_of
+from pyro_vae.posteriors.suiting import require_fit
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.parts import Part
 from pyro_vae.program.vae import VAE, built_by_name
+from pyro_vae.recording import record_of
 
 NO_LIKELIHOOD = (
     "no likelihood is named: pass likelihood=, such as pv.likelihoods.Bernoulli() for zeros and "
@@ -152,12 +154,10 @@ def sized_parts(
     likelihood = _sized("likelihood", likelihood, sizes | {"network": decoder})
     posterior = _sized("posterior", posterior, sizes | seen | {"network": encoder})
     prior = _sized("prior", prior, sizes | {"posterior": posterior})
-    return {
-        "prior": prior,
-        "likelihood": likelihood,
-        "posterior": posterior,
-        "missing": missing,
-    }
+    require_fit(posterior, prior)
+    parts = {"prior": prior, "likelihood": likelihood, "posterior": posterior}
+    _require_one_size(parts)
+    return {**parts, "missing": missing}
 
 
 @built_by_name()
@@ -180,12 +180,28 @@ def _recorded(
     return VAE(**sized_parts(**locals()))
 
 
+def _require_one_size(parts: Mapping[str, Any]) -> None:
+    """Raises ValueError where parts were given sizes that are not those of the others."""
+    for name in ("latent_dim", "data_dim"):
+        found: dict[str, Any] = {}
+        for slot, part in parts.items():
+            value = record_of(part)["arguments"].get(name) if isinstance(part, Part) else None
+            if isinstance(value, (list, tuple)):
+                value = value[0] if len(value) == 1 else tuple(value)
+            if value is not None:
+                found[f"the {slot} {type(part).__name__}"] = value
+        if len(set(found.values())) > 1:
+            said = ", ".join(f"{value} of {part}" for part, value in found.items())
+            raise ValueError(
+                f"{name} is {said}, expected one: leave it out of the parts, and pv.VAE.build "
+                "gives all of them the same"
+            )
+
+
 def _usual_posterior(prior: Any) -> Any:
     """Without its sizes: the one whose draws lie where the prior's do."""
     support = getattr(prior, "support", None)
-    if support is None or not hasattr(posteriors, "suited"):
-        return posteriors.Gaussian()
-    return posteriors.suited(support)()
+    return posteriors.Gaussian() if support is None else posteriors.suited(support)()
 
 
 def _rows_of(data: Any) -> dict[str, Tensor] | None:
@@ -218,9 +234,7 @@ def _observed(rows: dict[str, Tensor]) -> Tensor:
 
 def _inferred(part: Any, x: Tensor) -> Any:
     """A recipe with what follows from the data."""
-    if isinstance(part, Part) and part.unsized:
-        return part.with_options(**part.infer(x))
-    return part
+    return part.inferred(x) if isinstance(part, Part) else part
 
 
 def _sized(slot: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         priors,
     )
     from pyro_vae.checking import check
-    from pyro_vae.comparison import Comparison, compare
+    from pyro_vae.comparison import AutoencoderComparison, Comparison, compare, compare_autoencoder
     from pyro_vae.errors import PyroVaeWarning
     from pyro_vae.evidence import Evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
@@ -53,6 +53,8 @@ _HOME = {
     "check": "checking",
     "compare": "comparison",
     "Comparison": "comparison",
+    "compare_autoencoder": "comparison",
+    "AutoencoderComparison": "comparison",
     "fit": "training",
     "load": "runs",
     "Run": "runs",
@@ -75,6 +77,7 @@ _MODULES = (
 
 __all__ = [
     "VAE",
+    "AutoencoderComparison",
     "Comparison",
     "Evidence",
     "GradientReport",
@@ -86,6 +89,7 @@ __all__ = [
     "Run",
     "check",
     "compare",
+    "compare_autoencoder",
     "datasets",
     "distributions",
     "elbo",

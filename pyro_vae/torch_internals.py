@@ -23,6 +23,7 @@ To try another version of torch: ``make matrix``.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import getpass
 import logging
 import os
@@ -33,8 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._functorch.compile_utils import fx_graph_cse
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -74,10 +74,29 @@ def traced(
         args: example tensors.
         apart: for an operation, a function of simpler ones to record in its place.
     """
-    # Every operation notes its result's form in a "fake mode"; without one mode for all of them
-    # `make_fx` makes one each, which is a third of the time that a capture takes.
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+    with _without_examples():
         return make_fx(function, decomposition_table=dict(apart or {}))(*args)
+
+
+# Beside the form of each result, "tensor_meta", `make_fx` notes an example of it without values,
+# "val", which takes a third of the time of a capture and which nothing here looks at.  This
+# thread's graphs go without; a compiler makes its own.
+_bare: contextvars.ContextVar[bool] = contextvars.ContextVar("_bare", default=False)
+_example_of = proxy_tensor.extract_val
+
+
+def _example_or_none(value: Any, *args: Any, **options: Any) -> Any:
+    return None if _bare.get() else _example_of(value, *args, **options)
+
+
+@contextlib.contextmanager
+def _without_examples() -> Iterator[None]:
+    vars(proxy_tensor)["extract_val"] = _example_or_none  # stays, and does nothing elsewhere
+    token = _bare.set(True)
+    try:
+        yield
+    finally:
+        _bare.reset(token)
 
 
 def machine_code_of(

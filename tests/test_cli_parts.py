@@ -84,9 +84,11 @@ def test_a_config_file_names_parts_nested_or_dotted(tmp_path, capsys):
 
 
 def test_help_shows_the_options_of_a_named_part(capsys):
-    assert main(["fit", "bernoulli_vae", "--model.prior", "StandardNormal", "--help"]) == 0
-    said = capsys.readouterr().out
+    named = ["--model.prior", "StandardNormal", "--model.likelihood", "Bernoulli"]
+    assert main(["fit", "bernoulli_vae", *named, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
     assert "--model.prior.precision" in said and "the model's, where it is not given" in said
+    assert "--model.prior.latent_dim" not in said and "--model.likelihood.network NETWORK" in said
     assert "--model.posterior.precision" not in said
     assert "Bernoulli" in said  # what might be named elsewhere
 
@@ -113,7 +115,7 @@ def test_a_class_of_a_users_file_is_named_by_its_path(mine, capsys):
         (["--model.prior", "StandardNormal", "--model.prior.precision", "-1"],
          "--model.prior StandardNormal: precision is -1"),
         (["--model.prior", "StandardNormal", "--model.prior.latent_dim", "3"],
-         "--model.prior.latent_dim is 3, expected 2, --model.latent_dim"),
+         'did you mean "--model.latent_dim"?'),
         (["--model.likelihood", "Bernoulli", "--model.likelihood.data_dim", "3"],
          'unknown "--model.likelihood.data_dim"'),
         (["--model.prior", "StandardNormal", "--model.prior_precision", "3"], "replaces"),
@@ -140,3 +142,163 @@ def test_an_option_of_build_without_a_type_is_a_flag(mine, capsys):
     assert main(["check", "mine.py"]) == 2
     assert "--model.width is needed" in capsys.readouterr().err
     assert main(["check", "mine.py", "--model.width", "4", "--model.depth", "a b"]) == 0
+
+
+# --- networks, lists, data that parts look at ----------------------------------------------------
+
+
+VAE = ["fit", "vae", "--model.latent_dim", "2", "--steps", "2", "--engine", "eager"]
+NAMED = [
+    "--model.prior", "Laplace", "--model.prior.scale", "2", "--model.likelihood", "Bernoulli",
+    "--model.posterior", "FullNormal", "--model.network", "MLP", "--model.network.hidden", "6,5",
+    "--model.network.gated", "--objective.estimator", "A",
+]  # fmt: skip
+YAML = """
+model:
+  name: vae
+  latent_dim: 2
+  prior: {name: Laplace, scale: 2}
+  likelihood: Bernoulli
+  posterior: {name: FullNormal}
+  network: {name: MLP, hidden: [6, 5], gated: true}
+steps: 2
+engine: eager
+objective: {estimator: A}
+"""
+
+
+def same_parameters(mine, theirs):
+    pairs = dict(mine.named_parameters()), dict(theirs.named_parameters())
+    assert pairs[0].keys() == pairs[1].keys()
+    for name, value in pairs[0].items():
+        torch.testing.assert_close(value, pairs[1][name], rtol=0, atol=0)
+
+
+def test_all_parts_are_named_by_flags_in_yaml_and_in_python_alike(tmp_path, capsys):
+    """And what is saved is loaded by names alone."""
+    assert main([*VAE, *NAMED, "--out", str(tmp_path / "flags")]) == 0, capsys.readouterr().err
+    (tmp_path / "run.yaml").write_text(YAML)
+    config = ["fit", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "yaml")]
+    assert main(config) == 0, capsys.readouterr().err
+    digits = pv.datasets.load("digits")
+    with seeded(*Stream.PARAMETERS.key(0)):
+        vae = pv.VAE.build(
+            digits,
+            latent_dim=2,
+            prior=priors.Laplace(scale=2.0),
+            likelihood=likelihoods.Bernoulli(),
+            posterior=pv.posteriors.FullNormal(),
+            network=pv.networks.MLP(hidden=(6, 5), gated=True),
+        )
+    options = {"validation": digits.validation, "engine": "eager", "progress": False}
+    pv.fit(vae, digits.train, pv.objectives.AEVB("A"), steps=2, **options)
+    for name in ("flags", "yaml"):
+        saved = pv.load(tmp_path / name).program
+        same_parameters(saved, vae)
+        assert repr(saved) == repr(vae)
+    again = [*VAE, *NAMED, "--out", str(tmp_path / "flags"), "--resume", "--steps", "4"]
+    assert main(again) == 0, capsys.readouterr().err
+    assert main([*again[:-1], "6", "--model.network.hidden", "6,6"]) == 2
+    assert "hidden" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["vae", "bernoulli_vae", "gaussian_vae"])
+def test_a_vamp_prior_has_the_models_posterior_and_is_loaded_by_name(model, tmp_path, capsys):
+    """Only ``vae`` is given the data themselves, so that pseudo-inputs start as rows of them."""
+    out = tmp_path / "run"
+    command = ["fit", model, "--model.hidden_dim", "4", "--model.prior", "VampPrior", "--steps",
+               "1", "--model.prior.num_components", "5", "--engine", "eager", "--lr", "1e-9",
+               "--out", str(out)]  # fmt: skip
+    assert main(command) == 0, capsys.readouterr().err
+    program = pv.load(out).program
+    assert program.prior.posterior is program.posterior
+    inputs = program.prior.pseudo_inputs
+    assert inputs.shape == (5, 64)
+    rows = pv.datasets.load("digits").train.rows()
+    near = torch.cdist(inputs, rows).amin(1).lt(1e-3)
+    assert bool(near.all()) == (model == "vae")
+    capsys.readouterr()
+    few = ["--num_data", "3", "--num_particles", "30"]
+    assert main(["evidence", str(out), *few]) == 0, capsys.readouterr().err
+    assert main(["check", *command[1:6], "--model.latent_dim", "2"]) == 0
+
+
+def test_a_part_has_a_network_of_its_own(tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = ["--model.hidden_dim", "3", "--model.likelihood", "Bernoulli",
+             "--model.likelihood.network", "MLP", "--model.likelihood.network.hidden", "[7]",
+             "--model.likelihood.network.activation", "relu"]  # fmt: skip
+    assert main(["fit", "bernoulli_vae", *flags, *VAE[2:], "--out", str(out)]) == 0
+    program = pv.load(out).program
+    assert program.likelihood.network[0].out_features == 7
+    assert isinstance(program.likelihood.network[1], torch.nn.ReLU)
+    assert program.posterior.network[0].out_features == 3
+
+
+def test_likelihoods_of_uncertain_weights_are_named_too(capsys):
+    sizes = ["--model.num_data", "100", "--model.latent_dim", "2", "--model.hidden_dim", "3"]
+    parts = ["--model.likelihood", "Bernoulli", "--model.prior", "Laplace"]
+    assert main(["check", "bayesian_vae", *sizes, *parts]) == 0, capsys.readouterr().err
+
+
+def test_encoder_and_decoder_are_told_apart(capsys):
+    both = ["--model.encoder", "MLP", "--model.encoder.hidden", "1e1", "--model.decoder", "MLP"]
+    assert main([*VAE, *both, "--model.decoder.hidden", "3"]) == 0, capsys.readouterr().err
+    assert main([*VAE, *both, "--model.decoder.hidden", "0"]) == 2
+    assert "--model.decoder MLP: hidden is 0" in capsys.readouterr().err
+    assert main([*VAE, *both, "--model.encoder.hidden", "3,0"]) == 2
+    assert "--model.encoder MLP: hidden[1] is 0" in capsys.readouterr().err
+
+
+def test_a_build_of_ones_own_has_finished_parts_or_the_data(mine, capsys):
+    """One of data_dim has parts of its own sizes; one of data has the data, and recipes."""
+    text = """
+import pyro_vae as pv
+from pyro_vae import likelihoods, posteriors
+def build(data_dim, *, latent_dim=3, prior=None, posterior=None):
+    assert prior.pseudo_inputs.shape == (4, data_dim) and prior.posterior is posterior
+    likelihood = likelihoods.Bernoulli(latent_dim, data_dim, 5)
+    return pv.VAE(prior=prior, likelihood=likelihood, posterior=posterior)
+def from_data(data, *, prior=None):
+    assert prior.unsized and len(data.train) > 1000
+    return pv.VAE.build(data, latent_dim=3, hidden_dim=5, prior=prior)
+"""
+    mine.write_text(text)
+    vamp = ["--model.prior", "VampPrior", "--model.prior.num_components", "4"]
+    assert main(["check", "mine.py", *vamp, "--model.posterior", "Gaussian"]) == 0
+    assert main(["check", "mine.py:from_data", *vamp]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model.prior", "Normal", "--model.prior.precision", "-1"],
+         "--model.prior Normal: precision is -1"),
+        (["--model.posterior", "Gaussian", "--model.posterior.precision", "-1"],
+         "--model.posterior Gaussian: precision is -1"),
+        (["--model.prior", "VampPrior", "--model.prior.bounds", "0.5,1"],
+         "--model.prior VampPrior: x is from 0 to 1"),
+        (["--model.prior", "VampPrior", "--model.prior.bounds", "0"],
+         "--model.prior.bounds is '0', expected 2 finite numbers with commas between or null"),
+        (["--model.network", "MLP", "--model.network.hidden", "3.5,2"],
+         "expected a whole number or whole numbers with commas between"),
+        (["--model.network", "MLP", "--model.network.hidden", ","],
+         "--model.network MLP: hidden"),
+        (["--model.network", "MLP", "--model.hidden_dim", "3"], "give --model.network.OPTION"),
+        (["--model.network", "Convolutional"], "--model.network Convolutional: "),
+        (["--model.network", "MPL"], 'unknown "MPL", did you mean "MLP"?'),
+        (["--model.network", "MLP", "--model.network.inputs", "3"], 'unknown "--model.network.in'),
+        (["--model.prior", "VampPrior", "--model.prior.posterior", "Gaussian"], "unknown"),
+        (["--model.likelihood.network", "MLP"], "name it, --model.likelihood NAME"),
+        (["--model.likelihood", "Bernoulli", "--model.likelihood.given_dim", "3"], "unknown"),
+        (["--model.likelihood", "Columns"], "--model.likelihood Columns: needs groups"),
+        (["--model.prior", "Laplace", "--model.prior", "Normal"], "given 2 times, expected once"),
+        (["--binarize", "none"], "no likelihood is named: pass --model.likelihood, such as"),
+        (["--model.network", "mine.py:Wide"], "is a Prior, expected a network"),
+    ],
+)  # fmt: skip
+def test_a_mistake_about_a_recipe_is_one_line_that_names_the_flag(arguments, said, mine, capsys):
+    assert main([*VAE, *arguments, "--out", "run"]) == 2
+    told = capsys.readouterr().err
+    assert said in told and len(told.splitlines()) == 1
+    assert not (mine.parent / "run").exists()

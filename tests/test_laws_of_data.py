@@ -17,6 +17,7 @@ from pyro_vae.distributions import (
     ZeroInflated,
     bits_per_dimension,
     ordinal_logits,
+    perplexity,
 )
 from pyro_vae.graphs.lifted import Lifted
 from pyro_vae.graphs.lifting import lift
@@ -230,6 +231,16 @@ def test_a_document_without_a_length_has_no_draws():
         ):
             ask()
     assert WordCounts(torch.zeros(2, 3), 5).sample((4,)).sum(-1).eq(5).all()
+
+
+def test_perplexity_is_that_of_a_word():
+    lengths = torch.tensor([2, 30])
+    uniform = -lengths * math.log(7)
+    for by_document in (True, False):
+        assert perplexity(uniform, lengths, by_document=by_document).item() == pytest.approx(7.0)
+    log_p = torch.tensor([-2.0, -90.0])
+    assert perplexity(log_p, lengths).item() == pytest.approx(math.exp(2.0))
+    assert perplexity(log_p, lengths, by_document=False).item() == pytest.approx(math.exp(92 / 32))
 
 
 # --- categories -----------------------------------------------------------------------------------

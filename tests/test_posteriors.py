@@ -377,6 +377,35 @@ def test_what_is_suggested_has_the_support_of_the_prior():
 
 
 @pytest.mark.parametrize(
+    ("prior", "posterior", "said"),
+    [
+        (priors.Exponential(), posteriors.Gaussian(),
+         r"Gaussian draws numbers in \(-inf, inf\), .* Exponential of numbers in \(0, inf\): .*"
+         "Erlang, Exponential, Gamma, LogNormal"),
+        (priors.Dirichlet(), posteriors.LogNormal(), "of shares of a whole: .*: Dirichlet, Logist"),
+        (priors.Normal(), posteriors.Dirichlet(), "draws shares of a whole, .*, FullNormal, "),
+        (priors.Uniform(high=2.0), posteriors.LogitNormal(high=3.0),
+         r"in \(0, 3\), .* in \(0, 2\): pass one of .*: LogitNormal\(low=0, high=2\)"),
+        (priors.Beta(), posteriors.Gamma(), r"in \(0, inf\), .* in \(0, 1\): .*Beta, LogitNormal"),
+    ],
+)  # fmt: skip
+def test_a_posterior_that_leaves_the_prior_is_refused_with_those_that_do_not(
+    prior, posterior, said
+):
+    options = dict(latent_dim=J, likelihood=pv.likelihoods.Bernoulli())
+    with pytest.raises(ValueError, match=said) as refused:
+        pv.VAE.build(D, prior=prior, posterior=posterior, **options)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_positive_posterior_beside_a_prior_of_reals_is_taken():
+    program = pv.VAE.build(
+        D, latent_dim=J, likelihood=pv.likelihoods.Bernoulli(), posterior=posteriors.LogNormal()
+    )
+    assert densities(program, torch.zeros(B, D)).log_w.isfinite().all()
+
+
+@pytest.mark.parametrize(
     "support", [constraints.less_than(3.0), constraints.positive_definite, constraints.boolean]
 )
 def test_a_support_that_no_posterior_has_is_named(support):

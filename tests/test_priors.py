@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from torch.distributions import Distribution
+from torch.distributions import Distribution, kl_divergence
 
 import pyro_vae as pv
 from pyro_vae import engine, posteriors, priors
@@ -73,12 +73,24 @@ def test_the_logistic_normal_keeps_its_digits_near_the_corners():
     assert not torch.allclose(theirs.double(), exact, rtol=1e-1)  # torch's is off by many nats
 
 
+def test_the_kl_of_two_logistic_normals_is_that_of_their_normals(double):
+    x = torch.randn(B, D)
+    posterior = posteriors.LogisticNormal(D, 3, H, init_std=0.5).double()
+    prior = priors.LogisticNormal(3, scale=2.0).double()
+    normals = [law.base_dist for law in (posterior(x), prior())]
+    closed = kl_divergence(posterior(x), prior().expand((B,)))
+    assert torch.allclose(closed, kl_divergence(normals[0], normals[1].expand((B,))))
+    z = posterior(x).sample((100_000,))
+    sampled = posterior(x).log_prob(z) - prior().log_prob(z)
+    assert ((sampled.mean(0) - closed).abs() < 5 * sampled.std(0) / 100_000**0.5).all()
+
+
 # --- mixtures -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def mixture(double):
-    prior = priors.MixtureOfNormals(J, K)
+    prior = priors.MixtureOfNormals(K, latent_dim=J)
     for parameter in prior.parameters():
         parameter.data.normal_()
     return prior
@@ -188,7 +200,7 @@ def test_a_vamp_prior_on_another_posterior_is_refused():
     program = vae()
     other = posteriors.Gaussian(D, J, H)
     parts = dict(likelihood=program.likelihood, posterior=other)
-    with pytest.raises(ValueError, match="VampPrior on another Gaussian .* the same object"):
+    with pytest.raises(ValueError, match=r"VampPrior on another Gaussian .* the same object"):
         pv.VAE(prior=program.prior, **parts)
     sized = pv.VAE.build(D, latent_dim=J, prior=priors.VampPrior(K), **parts)
     assert sized.prior.posterior is sized.posterior is other
@@ -230,9 +242,9 @@ def test_the_conditional_prior_is_the_normal_of_its_network(double):
     z = torch.randn(B, J)
     scale = (log_variance.exp() + 1e-8).sqrt()
     assert torch.allclose(prior(given).log_prob(z), dist.Normal(mean, scale).log_prob(z).sum(-1))
-    with pytest.raises(ValueError, match="the covariates a are 1 numbers a row, expected .* = 3"):
+    with pytest.raises(ValueError, match=r"the covariates a are 1 numbers a row, expected .* = 3"):
         prior({"a": torch.randn(B)})
-    with pytest.raises(ValueError, match="given_dim is 0, .*: give x as a dict with covariates"):
+    with pytest.raises(ValueError, match=r"given_dim is 0, .*: give x as a dict with covariates"):
         pv.VAE.build(
             D, latent_dim=J, prior=priors.Conditional(), likelihood=pv.likelihoods.Bernoulli()
         )
@@ -301,7 +313,7 @@ def test_a_vamp_prior_stays_trainable_after_an_evaluation(bits):
     before = {n: p.clone() for n, p in program.named_parameters()}
     pv.log_evidence(program, bits, num_particles=1000)
     assert all(p.requires_grad and torch.equal(p, before[n]) for n, p in program.named_parameters())
-    pv.fit(program, bits, steps=1, engine="eager", progress=False)
+    pv.fit(program, bits, AEVB("A"), steps=1, engine="eager", progress=False)
     assert all(not torch.equal(p, before[n]) for n, p in program.named_parameters())
 
 
@@ -407,6 +419,12 @@ def test_a_chain_of_lag_one_forgets_all_but_the_last(double):
     assert slopes[2] != 0 and (slopes[[0, 1, 3]] == 0).all()
 
 
+def test_to_print_a_flow_draws_no_numbers():
+    prior, before = priors.Flow(J), torch.get_rng_state()
+    assert "MonotonicRQSTransform" in repr(prior)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_zuko_leaves_the_validation_of_others_as_it_is():
     assert Distribution._validate_args is __debug__
     with pytest.raises(ValueError, match="scale"):
@@ -418,6 +436,25 @@ def test_zuko_leaves_the_validation_of_others_as_it_is():
 
 
 @pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (
+            dict(prior=priors.Laplace(3)),
+            "latent_dim is 3 of the prior Laplace, 2 of .*one:",
+        ),
+        (dict(prior=priors.MixtureOfNormals(K, latent_dim=3)), "3 of the prior Mixture"),
+        (dict(posterior=posteriors.Gaussian(D, 3)), "2 of the prior Normal, .* 3 of the posterior"),
+        (dict(posterior=posteriors.Gaussian(5, J)), "data_dim is 6 of the like.* 5 of the poste"),
+        (dict(likelihood=pv.likelihoods.Bernoulli(J, 5)), "data_dim is 5 of the likelihood Bern"),
+    ],
+)
+def test_a_part_of_another_size_is_named(parts, said):
+    with pytest.raises(ValueError, match=said) as refused:
+        pv.VAE.build(D, latent_dim=J, **{"likelihood": pv.likelihoods.Bernoulli()} | parts)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: priors.Conditional(2, given_dim=0), "given_dim is 0, .* covariates beside"),
@@ -426,8 +463,11 @@ def test_zuko_leaves_the_validation_of_others_as_it_is():
         (lambda: priors.Dirichlet(1), "latent_dim is 1, expected .* from 2 on: one share"),
         (lambda: priors.LogisticNormal(1), "latent_dim is 1, expected .* from 2 on: one share"),
         (lambda: priors.Uniform(2, low=1.0, high=0.0), r"high is 0.0, expected .*\(1.0, inf\)"),
-        (lambda: priors.MixtureOfNormals(2, 0), "num_components is 0"),
-        (lambda: priors.MixtureOfNormals(2, spread=1.5), r"spread is 1.5, .* \(0, 1\)"),
+        (lambda: priors.MixtureOfNormals(0, latent_dim=2), "num_components is 0"),
+        (
+            lambda: priors.MixtureOfNormals(2, latent_dim=2, spread=1.5),
+            r"spread is 1.5, .* \(0, 1\)",
+        ),
         (lambda: priors.Flow(2, kind="radial"), "kind is 'radial', expected \"spline\" or"),
         (lambda: priors.Flow(2, bins=1), "bins is 1, expected a whole number from 2"),
         (lambda: priors.Flow(2, hidden=()), r"hidden is \(\), expected sizes of hidden layers"),

@@ -19,7 +19,8 @@ import pyro
 import torch
 from torch import nn
 
-from pyro_vae.checking import independence, learning, sites, values
+from pyro_vae.checking import independence, learning, sites, supports, values
+from pyro_vae.checking.laws import laws
 from pyro_vae.checking.reach import out_of_reach
 from pyro_vae.checking.sites import Met, Mistakes
 from pyro_vae.densities.kl import closed_kl
@@ -202,9 +203,11 @@ def _look(
         sites.shapes,
         sites.observation,
         values.values,
+        supports.supports,
         independence.independence,
         _reach,
         learning.gradients,
+        _laws,
     ):
         try:
             rule(met, mistakes)
@@ -226,6 +229,12 @@ def _reach(met: Met, mistakes: Mistakes) -> None:
     if met.likelihood is not None:
         said = out_of_reach(met.likelihood, mean_range_of(met.program))
         met.notes.extend([said] if said else [])
+
+
+def _laws(met: Met, mistakes: Mistakes) -> None:
+    """Sampler and density agree, where nothing else is wrong."""
+    if not mistakes:
+        laws(met, mistakes)
 
 
 def _report(program: nn.Module, met: Met, rsample: bool, notes: list[str]) -> Report:

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from pyro_vae.checking.sites import Met, Mistakes, first_line, label
 from pyro_vae.densities.sites import Site, by_row
+from pyro_vae.posteriors import suggested
 
 
 def values(met: Met, mistakes: Mistakes) -> None:
@@ -79,16 +80,22 @@ def possible_values(site: Site, where: str, mistakes: Mistakes, first_row: int =
     if isinstance(mask, Tensor):
         inside = inside | ~mask.bool()
     if not inside.all():
-        advice = "choose a guide with the support of the prior"
+        advice = f"choose a guide with the support of the prior{such_as(site.law.support)}"
         if site.observed:
             advice = _advice_for_data(site.law.support, value)
         found = f"values {_range(value)}{_such_as(site, inside, first_row)}"
         mistakes.add(where, found, describe(site.law.support), advice)
 
 
+def such_as(support: Any) -> str:
+    """Posteriors of this package with a support, as the end of a sentence; "" if there are none."""
+    names = suggested(support)
+    return f", as one of pv.posteriors: {', '.join(names)}" if names else ""
+
+
 def _such_as(site: Site, inside: Tensor, first_row: int) -> str:
     """The first impossible value and its row, as far as they can be told."""
-    value, said = site.value, ""
+    value, said = site.value, " one"
     whole = inside.reshape(*inside.shape, *(1,) * (value.dim() - inside.dim())).expand(value.shape)
     try:
         alone = _without_events(site.law.support).check(value)
@@ -101,7 +108,7 @@ def _such_as(site: Site, inside: Tensor, first_row: int) -> str:
     dim = -1 if site.axis is None else value.dim() - len(site.event_shape) + site.axis
     if dim >= 0:
         said += f" in row {first_row + int(index[dim])}"
-    return f", such as{said}" if said else ""
+    return "" if said == " one" else f", such as{said}"
 
 
 def _possible(whole: Any, value: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.cli.building import FOLDERS
 from pyro_vae.cli.userfiles import require_regular
 
 # Options are some lines.  A few hundred bytes of anchors can stand for gigabytes, and a list in a
@@ -15,7 +16,7 @@ MAX_BYTES, MAX_DEPTH = 65_536, 8
 
 
 def read_config(path: str | None) -> list[tuple[str, str]]:
-    """Its options as (flag, text).
+    """Its options as (flag, text); of a list of parts each in its turn.
 
     Raises:
         ValueError: no file, no YAML, no options, or more than options.
@@ -68,5 +69,9 @@ def _flat(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _flat(value, f"{name}.")
+        elif isinstance(value, list) and str(key) in FOLDERS:  # several parts, to compare
+            for each in value:
+                inner = each if isinstance(each, dict) else {"name": each}
+                yield from _flat({"name": None, **inner}, f"{name}.")
         else:
             yield name, value if isinstance(value, str) else json.dumps(value, default=str)

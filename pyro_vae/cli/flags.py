@@ -4,11 +4,12 @@ The first step splits the command line into positional arguments and (flag, text
 needs no types; a YAML file adds pairs in front.  Once model, objective and parts are known their
 options are flags like all others, and jsonargparse turns text into typed values.
 
-jsonargparse could read signatures (``add_function_arguments``), name classes (subclass types) and
-read files (``action="config"``) as well.  Tried, and not used: the types that it found can be had
-back from private attributes alone, to say in one line what was expected; a class of another name
-is told as an import path that failed, over several lines; an ``nn.Module`` lists all of torch as
-possible parts; sizes that the model knows count as missing; the file is read whole, whatever it is.
+jsonargparse could name classes (subclass types) and read files (``action="config"``) as well.
+Tried twice, and not used.  Sizes that the model gives fail there as values of a wrong type.  1e2 is
+no whole number to it, 300,300 no list, and a bare ``--model.network.gated`` no switch.  A class of
+another name is told as an import path that failed, any other mistake in two to ten lines, and the
+types that it found, to say in one line what was expected, are in private attributes alone.  A file
+is read whole, whatever it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import re
 import types
 import typing
+from collections import abc
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 SIMPLE = (int, float, bool, str, type(None), Path)
 TRUTH = ("true", "false", "yes", "no")
+LISTS = (list, tuple, abc.Sequence)  # of plain values; written 300,300 or [300, 300]
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,13 @@ class Flag:
 
     @property
     def many(self) -> bool:
-        """Whether it takes several values."""
+        """Whether it takes several words."""
         return typing.get_origin(self.kind) is list
+
+    @property
+    def lists(self) -> list[Any]:
+        """The kinds of lists that may stand there."""
+        return [part for part in _parts(self.kind) if typing.get_origin(part) in LISTS]
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -50,12 +58,17 @@ class Flag:
 
     def expected(self) -> str:
         """Its type in words."""
-        names = {int: "a whole number", float: "a finite number", bool: "true or false",
-                 str: "text", Path: "a path", type(None): "null", Any: "a value"}  # fmt: skip
         words: list[str] = []
         for part in _parts(self.kind):
-            values = typing.get_args(part) if typing.get_origin(part) is Literal else ()
-            words += map(str, values) if values else [names.get(part, "a list")]
+            inner = typing.get_args(part)
+            if typing.get_origin(part) is Literal:
+                words += map(str, inner)
+            elif part in self.lists and not self.many:
+                several = {int: "whole numbers", float: "finite numbers"}.get(inner[0], "values")
+                count = f"{len(inner)} " if typing.get_origin(part) is tuple else ""
+                words.append(f"{count if ... not in inner else ''}{several} with commas between")
+            else:
+                words.append(SAID.get(part, "a list"))
         return " or ".join(words)
 
     def prepared(self, text: str) -> str:
@@ -63,11 +76,30 @@ class Flag:
         parts = _parts(self.kind)
         if (type(None) in parts or Any in parts) and str not in parts and text in ("None", "none"):
             return "null"
-        if int in parts and float not in parts and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", text):
-            return f"{float(text):.0f}" if float(text).is_integer() else text
         if self.many:
             return json.dumps([part for part in re.split(r"[\[\]\"',\s]+", text) if part])
-        return text
+        if self.lists and (len(self.lists) == len(parts) or re.search(r"[\[(,]", text)):
+            inner = [part for part in re.split(r"[\[\]()\"',\s]+", text) if part]
+            numbers = typing.get_args(self.lists[0])[:1]
+            return f"[{', '.join(_whole_number(part, numbers) for part in inner)}]"
+        return _whole_number(text, parts)
+
+    def taken(self, value: Any) -> Any:
+        """The value as functions have it: lists of numbers are tuples."""
+        return tuple(value) if self.lists and not self.many and type(value) is list else value
+
+
+SAID = {
+    int: "a whole number", float: "a finite number", bool: "true or false", str: "text",
+    Path: "a path", type(None): "null", Any: "a value",
+}  # fmt: skip
+
+
+def _whole_number(text: str, kinds: Sequence[Any]) -> str:
+    """1e6 as 1000000, where a whole number is meant."""
+    if int in kinds and float not in kinds and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", text):
+        return f"{float(text):.0f}" if float(text).is_integer() else text
+    return text
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
@@ -76,7 +108,7 @@ def _parts(kind: Any) -> tuple[Any, ...]:
 
 
 def flags_of(
-    function: Callable[..., Any], prefix: str = "", skip: Sequence[str | None] = ()
+    function: Callable[..., Any], prefix: str = "", skip: Collection[str | None] = ()
 ) -> list[Flag]:
     """The keyword parameters with plain types, or none written; objects are no flags."""
     about = explained(function)
@@ -96,9 +128,12 @@ def kind_of(function: Callable[..., Any], name: str) -> Any:
     """The plain type of a parameter, ``Any`` where none is written, or None: an object's."""
     option = inspect.signature(function).parameters[name]
     kind = option.annotation
-    if isinstance(kind, str):
-        written: Any = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-        scope = getattr(inspect.unwrap(written), "__globals__", {})
+    if isinstance(function, type):
+        from pyro_vae.recording.signatures import kinds_of  # torch comes with it
+
+        kind = kinds_of(function).get(name, kind)
+    elif isinstance(kind, str):
+        scope = getattr(inspect.unwrap(function), "__globals__", {})
         one = types.SimpleNamespace(__annotations__={"kind": kind})
         try:
             kind = typing.get_type_hints(one, globalns=scope)["kind"]
@@ -108,22 +143,35 @@ def kind_of(function: Callable[..., Any], name: str) -> Any:
         plain = type(option.default) in (int, float, bool, str)
         unknown = option.default is None or option.default is option.empty
         kind = type(option.default) if plain else Any if unknown else None
-    simple = all(p in (*SIMPLE, Any) or typing.get_origin(p) is Literal for p in _parts(kind))
-    return kind if simple or kind == list[str] else None
+    return kind if all(map(_is_plain, _parts(kind))) else None
+
+
+def _is_plain(kind: Any) -> bool:
+    if typing.get_origin(kind) in LISTS:
+        inner = typing.get_args(kind)
+        return bool(inner) and all(each in (int, float, str, ...) for each in inner)
+    return kind in (*SIMPLE, Any) or typing.get_origin(kind) is Literal
 
 
 def explained(function: Callable[..., Any]) -> dict[str, str]:
-    """Name -> text, from the section ``Args:`` of the docstring."""
+    """Name -> text, from the section ``Args:`` of a docstring, and of those of a class's bases."""
     found: dict[str, str] = {}
     names: list[str] = []
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", inspect.getdoc(function) or "", re.M)
-    for line in section[1].splitlines() if section else []:
-        if entry := re.match(r"    (\w[\w, ]*): (.*)", line):
-            names = [name.strip() for name in entry[1].split(",")]
-            found |= dict.fromkeys(names, entry[2].strip())
-        elif line.strip():
-            found |= {name: f"{found[name]} {line.strip()}" for name in names}
-    return {name: text.replace("``", "").replace("%", "%%") for name, text in found.items()}
+    for each in reversed(function.__mro__ if isinstance(function, type) else [function]):
+        doc = inspect.cleandoc(each.__doc__ or "")
+        section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.M)
+        for line in section[1].splitlines() if section else []:
+            if entry := re.match(r"    (\w[\w, ]*): (.*)", line):
+                names = [name.strip() for name in entry[1].split(",")]
+                found |= dict.fromkeys(names, entry[2].strip())
+            elif line.strip():
+                found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return {name: plain(text).replace("%", "%%") for name, text in found.items()}
+
+
+def plain(text: str) -> str:
+    """A docstring's words without its marks: ``code``, and roles such as :class:`Name`."""
+    return re.sub(r":\w+:`~?([^`]*)`", r"\1", text).replace("``", "")
 
 
 # --- the first step -----------------------------------------------------------------------------
@@ -138,8 +186,13 @@ class Given(NamedTuple):
 
     def last(self, name: str) -> str | None:
         """What a flag was given last."""
-        texts = [text for flag, text in self.pairs if flag == name]
-        return texts[-1] if texts else None
+        return last(self.pairs, name)
+
+
+def last(pairs: Sequence[tuple[str, str | None]], name: str) -> str | None:
+    """What stands last for a flag, or for its name: ``model`` is ``model.name``."""
+    texts = [text for flag, text in pairs if flag in (name, f"{name}.name")]
+    return texts[-1] if texts else None
 
 
 def split(
@@ -231,7 +284,7 @@ def typed(parser: Any, pairs: Sequence[tuple[str, str | None]], flags: Sequence[
         raise ValueError(
             f"--{_shown(name)} is {last[name]!r}, expected {known[name].expected()}"
         ) from None
-    return {name: found[name] for name in last}
+    return {name: known[name].taken(found[name]) for name in last}
 
 
 def _shown(name: str) -> str:

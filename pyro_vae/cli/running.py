@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
@@ -10,9 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.cli.building import Model, find_model
+from pyro_vae.cli.alternatives import Pairs, alternatives, names_a_part
+from pyro_vae.cli.building import Model
 from pyro_vae.cli.config import read_config
-from pyro_vae.cli.flags import Flag, Given, flags_of, nearest, parser_of, split, typed
+from pyro_vae.cli.finding import find_model, require_named, with_parts
+from pyro_vae.cli.flags import Flag, Given, flags_of, last, nearest, parser_of, split, typed
 from pyro_vae.cli.sources import find_objective
 from pyro_vae.cli.stopping import Stop
 from pyro_vae.cli.userfiles import located, shortage
@@ -21,6 +24,7 @@ from pyro_vae.cli.verbs.compare import run_compare
 from pyro_vae.cli.verbs.data import run_data
 from pyro_vae.cli.verbs.evidence import run_evidence
 from pyro_vae.cli.verbs.fit import run_fit
+from pyro_vae.cli.verbs.parts import run_parts
 from pyro_vae.defaults import __version__
 from pyro_vae.errors import PyroVaeWarning
 
@@ -29,18 +33,22 @@ VERBS: dict[str, Callable[..., int]] = {
     "fit": run_fit,
     "compare": run_compare,
     "evidence": run_evidence,
+    "parts": run_parts,
     "data": run_data,
 }
+TAKE_MODELS = ("check", "fit", "compare", "evidence")
 STANDS = {  # what stands without a flag
     "check": "MODEL",
     "fit": "MODEL",
     "evidence": "RUN_DIR|MODEL",
+    "parts": "[FOLDER | NAME]",
     "data": "list | get NAME | verify NAME",
 }
 ABOUT_MODELS = (
     "MODEL is a name from models/, such as bernoulli_vae, or path/to/file.py:build; followed by "
     "--help it shows its own flags, --model.OPTION, and those of a part that is named, as in "
-    "--model.prior StandardNormal --help. --config FILE reads all flags from YAML."
+    "--model.prior Laplace --help. pyro-vae parts lists them. --config FILE reads all flags from "
+    "YAML."
 )
 CONFIG = Flag("config", str, help="a YAML file with these options")
 MODEL = Flag("model.name", str, help="the model, in place of MODEL")
@@ -81,70 +89,114 @@ def run(arguments: Sequence[str], stop: Stop) -> int:
 
 
 def _run(verb: str, arguments: Sequence[str], files: list[Path]) -> int:
-    function, flags = VERBS[verb], _own_flags(verb)
-    given = split(arguments, flags)
+    function, own = VERBS[verb], _own_flags(verb)
+    given = split(arguments, own)
     config = [pair for n, path in given.pairs if n == "config" for pair in read_config(path)]
-    given = split(arguments, flags, config)
-    folder, model = _folder_and_model(verb, given)
-    objective = None
-    if model is not None:
-        files += model.files
-        flags += model.flags()
-        given = split(arguments, flags, config)
-        model = model.with_parts({slot: given.last(f"model.{slot}.name") for slot in model.slots})
-        files += model.files
-        flags += [flag for flag in model.flags() if flag not in flags]
-    if verb == "fit" and (model is not None or given.last("objective.name")):
-        objective = find_objective(given.last("objective.name") or "AEVB")
-        flags += flags_of(objective, "objective.")
-    given = split(arguments, flags, config)  # now with the types of all
+    given = split(arguments, own, config)
+    folder, base = _folder_and_model(verb, given)
+    variants = _variants(verb, given, len(config))
+    models = [] if base is None else _models(base, variants, files)
+    of_models = list({flag.name: flag for model in models for flag in model.flags()}.values())
+    if verb == "fit" and (models or given.last("objective.name")):
+        own += flags_of(find_objective(given.last("objective.name") or "AEVB"), "objective.")
+    given = split(arguments, [*own, *of_models], config)  # now with the types of all
     about = (inspect.getdoc(function) or "").split("Args:")[0]
-    parser = parser_of(f"pyro-vae {verb}", about, flags)
+    parser = parser_of(f"pyro-vae {verb}", about, [*own, *of_models])
     if given.help:
         print(_help(verb, parser))
         return 0
-    if MODEL in flags and folder is None and model is None:
+    if verb in STANDS and MODEL in own and folder is None and not models:
         raise ValueError(f"which model? pyro-vae {verb} {STANDS[verb]} ...; see pyro-vae {verb} -h")
     limit = {"compare": 0, "data": 2}.get(verb, 1)
     if len(given.positionals) > limit:
         raise ValueError(f'unexpected "{given.positionals[limit]}"; options begin with --')
-    for slot in [] if model is None else model.slots:
-        names = [name for name, _ in given.pairs if name.startswith(f"model.{slot}.")]
-        if names and f"model.{slot}.name" not in names:
-            inner = names[0]
-            raise ValueError(f"--{inner} is an option of a {slot}: name it, --model.{slot} NAME")
-    values = typed(parser, given.pairs, flags)
-    options: dict[str, dict[str, Any]] = {"model": {}, "objective": {}, "": {}}
-    for name, value in values.items():
-        kind, _, option = name.rpartition(".") if "." not in name else name.partition(".")
-        options[kind][option] = value
-    for kind in ("model", "objective"):
-        name = options[kind].pop("name", None)
-        if kind == "objective" and name is not None:
-            options[""]["objective"] = name
-    options[""].pop("config", None)
-    options[""].pop("program", None)
-    if model is not None:
-        model = model.with_options(options["model"])
+    options: dict[str, dict[str, Any]] = {}
+    for i, pairs in enumerate(_variants(verb, given, len(config))):
+        flags = [*own, *(models[i].flags() if models else ())]
+        if models:
+            require_named(models[i], [name for name, _ in pairs])
+        options = _by_kind(typed(parser_of(parser.prog, about, flags), pairs, flags))
+        if models:
+            if verb == "compare":
+                _share_sizes(options)
+            models[i] = models[i].with_options(options["model"])
     match verb:
         case "fit":
-            return function(model, options["objective"], **options[""])
+            return function(models[0], options["objective"], **options[""])
         case "check":
-            return function(model, **options[""])
+            return function(models[0], **options[""])
         case "evidence":
-            return function(folder, model, **options[""])
+            return function(folder, models[0] if models else None, **options[""])
+        case "compare":
+            return function(models, **options[""])
     return function(*given.positionals, **options[""])
 
 
 def _folder_and_model(verb: str, given: Given) -> tuple[str | None, Model | None]:
-    """A saved run's folder, and the model; ``evidence`` takes either."""
-    if verb not in ("check", "fit", "evidence"):
+    """A saved run's folder, and the model without its parts; ``evidence`` takes either."""
+    if verb not in TAKE_MODELS:
         return None, None
-    spec, folder = given.positionals[0] if given.positionals else given.last("model.name"), None
+    spec, folder = given.last("model.name"), None
+    if verb != "compare" and given.positionals:
+        spec = given.positionals[0]
+    elif verb == "compare" and spec is None and any(n.startswith("model.") for n, _ in given.pairs):
+        spec = "vae"
     if verb == "evidence" and spec is not None and Path(spec).is_dir():
         spec, folder = given.last("program"), spec
     also = "" if verb != "evidence" else ", and no folder of a run is there; pass what --out named"
     return folder, None if spec is None else find_model(spec, also)
+
+
+def _variants(verb: str, given: Given, in_config: int) -> list[Pairs]:
+    """The command line, or one for each way to choose among the parts that it names.
+
+    Raises:
+        ValueError: several for one argument, of which only ``compare`` makes something.
+    """
+    if verb == "compare":
+        return alternatives(given.pairs, in_config)
+    for pairs in (given.pairs[:in_config], given.pairs[in_config:]):
+        names = [name.removesuffix(".name") for name, _ in pairs if names_a_part(name)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"--{name} is given {names.count(name)} times, expected once: pyro-vae compare "
+                    "takes several"
+                )
+    return [given.pairs]
+
+
+def _models(base: Model, variants: Sequence[Pairs], files: list[Path]) -> list[Model]:
+    """The model with the parts of each variant; ``files`` takes the user's whose code runs."""
+    files += base.files
+    modules = dict.fromkeys(base.files, sys.modules[base.function.__module__])
+    found = []
+    for pairs in variants:
+        found.append(with_parts(base, functools.partial(last, pairs), modules))
+        files += [path for path in modules if path not in files]
+    return found
+
+
+def _share_sizes(options: dict[str, dict[str, Any]]) -> None:
+    """Sizes of ``compare`` are the model's; raises ValueError where both are given."""
+    for name in ("latent_dim", "hidden_dim"):
+        if name in options[""] and name in options["model"]:
+            raise ValueError(f"--{name} and --model.{name} say the same: give one of them")
+        if name in options[""]:
+            options["model"][name] = options[""][name]
+
+
+def _by_kind(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of the model, of the objective, and of the verb itself, under ""."""
+    options: dict[str, dict[str, Any]] = {"model": {}, "objective": {}, "": {}}
+    for name, value in values.items():
+        kind, _, option = name.rpartition(".") if "." not in name else name.partition(".")
+        options[kind][option] = value
+    if (objective := options["objective"].pop("name", None)) is not None:
+        options[""]["objective"] = objective
+    for name in ("config", "program"):
+        options[""].pop(name, None)
+    return options
 
 
 def _own_flags(verb: str) -> list[Flag]:
@@ -152,7 +204,7 @@ def _own_flags(verb: str) -> list[Flag]:
         Flag("objective.name", f.kind, f.default, help=f.help) if f.name == "objective" else f
         for f in flags_of(VERBS[verb])
     ]
-    named = [MODEL] if verb in ("check", "fit", "evidence") else []
+    named = [MODEL] if verb in TAKE_MODELS else []
     return [*named, *flags, *([PROGRAM] if verb == "evidence" else []), CONFIG]
 
 

@@ -103,7 +103,7 @@ def compare(
             'proposal="guide" needs a trained guide, and Monte Carlo EM has none: use "hmc" for all'
         )
     _refuse_different_binarizations(data)
-    programs = {name: _built(build, 0) for name, build in builds.items()}
+    programs = {name: built(build, 0) for name, build in builds.items()}
     _refuse_different_likelihoods(programs, data.train)
     if proposal == "hmc":
         for program in programs.values():  # before anything is trained
@@ -114,7 +114,7 @@ def compare(
     scores: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
     for model, build in builds.items():
         for name, objective in zip(names, objectives, strict=True):
-            fresh = [_built(build, seed) for seed in range(seeds)]
+            fresh = [built(build, seed) for seed in range(seeds)]
             trained = fit(
                 fresh, data.train, objective, samples=samples, optimizer=optimizer,
                 seed=list(range(seeds)),
@@ -143,7 +143,7 @@ def _with_data(data: Any) -> Any:
     return DataSet(getattr(data, "name", "data"), made(train), held_out, made(test))
 
 
-def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with seeded(*Stream.PARAMETERS.key(seed)):
         program = build()
     if not isinstance(program, nn.Module):

@@ -48,7 +48,9 @@ def load(
     words = tuple(map(str, parts["vocab"]))
     data = {
         name: Data.from_pixels(
-            dense(*(parts[f"{name}_{part}"] for part in ("data", "indices", "indptr")), len(words)),
+            dense(
+                parts[f"{name}_data"], parts[f"{name}_indices"], parts[f"{name}_indptr"], len(words)
+            ),
             binarize=binarize, scale=scale, seed=seed, columns=words,
         )
         for name in ("train", "test")

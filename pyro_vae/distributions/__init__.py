@@ -9,7 +9,7 @@ pixels in levels, counts, the words of documents, and columns of categories.
 
 import pyro_vae.distributions.divergences  # noqa: F401  (registers closed forms with torch)
 from pyro_vae.distributions.categories import CategoricalColumns, OneHotColumns, ordinal_logits
-from pyro_vae.distributions.counts import NegativeBinomial2, WordCounts, ZeroInflated
+from pyro_vae.distributions.counts import NegativeBinomial2, WordCounts, ZeroInflated, perplexity
 from pyro_vae.distributions.flows import NormalizingFlow
 from pyro_vae.distributions.inverse_cdf import InverseCDF
 from pyro_vae.distributions.lifetimes import Erlang, Gompertz, Rayleigh, Reciprocal
@@ -43,4 +43,5 @@ __all__ = [
     "ZeroInflated",
     "bits_per_dimension",
     "ordinal_logits",
+    "perplexity",
 ]

@@ -177,3 +177,20 @@ class WordCounts(dist.TorchDistribution):
     def sample(self, sample_shape: Any = Size()) -> Tensor:
         law = dist.Multinomial(self._needed_length(), logits=self.logits, validate_args=False)
         return law.sample(Size(sample_shape))
+
+
+def perplexity(log_p: Tensor, lengths: Tensor, *, by_document: bool = True) -> Tensor:
+    """exp(-log p / n), of log probabilities of documents with n words each, or of their bounds.
+
+    Args:
+        log_p: nats a document, (N,), of the words in their order.
+        lengths: the numbers of words, (N,).
+        by_document: of the mean over documents of log p / n, as in the papers on neural topic
+            models; False of sum log p / sum n, in which long documents count more.
+
+    Example:
+        >>> round(perplexity(torch.tensor([-2.0, -9.0]), torch.tensor([2, 9])).item(), 4)
+        2.7183
+    """
+    mean = (log_p / lengths).mean() if by_document else log_p.sum() / lengths.sum()
+    return (-mean).exp()

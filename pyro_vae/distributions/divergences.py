@@ -9,7 +9,7 @@ are one formula, KL = -H(q) - E_q log p, with the moments of q that log p asks f
 * a Log-Normal for E log z and Var log z;
 * a Laplace for E |z - m|;
 * a Uniform for nothing, where the support of q lies inside of its own;
-* independent Normals for E z and Var z of each entry of a vector.
+* of a vector, independent numbers ask for the laws of its entries alone.
 """
 
 from __future__ import annotations
@@ -92,14 +92,21 @@ def of_weibull(q: Any, p: Any) -> Tensor:
     return -ratio.log() + m * (b.log() - a.log()) + EULER * (ratio - 1) + power - 1
 
 
-def of_normal_vector(q: Any, p: Any) -> Tensor:
-    """The law of a vector, whose entries may depend on each other, from independent Normals."""
-    if p.reinterpreted_batch_ndims != 1 or not isinstance(p.base_dist, td.Normal):
+def of_product(q: Any, p: Any) -> Tensor:
+    """The law of a vector, whose entries may depend on each other, from independent numbers.
+
+    E_q log p is a sum over the entries, so that of q only their own laws count in it:
+    KL(q || p) = sum_j (KL(q_j || p_j) + H(q_j)) - H(q).
+    """
+    if p.reinterpreted_batch_ndims != 1 or p.base_dist.event_shape:
         raise NotImplementedError
-    normal, entropy = p.base_dist, _elliptical_entropy if isinstance(q, _Elliptical) else None
-    deviation = (q.variance + (q.mean - normal.loc).square()) / normal.scale.square()
-    cross = normal.scale.log() + (math.log(2 * math.pi) + deviation) / 2
-    return cross.sum(-1) - (entropy(q) if entropy else q.entropy())
+    entry: Any
+    if isinstance(q, _Elliptical):
+        entry = td.StudentT(q.df.unsqueeze(-1), q.loc, q.scale_tril.square().sum(-1).sqrt())
+        entropy = _elliptical_entropy(q)
+    else:
+        entry, entropy = td.Normal(q.mean, q.variance.sqrt()), q.entropy()
+    return (td.kl_divergence(entry, p.base_dist) + entry.entropy()).sum(-1) - entropy
 
 
 def _elliptical_entropy(q: _Elliptical) -> Tensor:
@@ -120,7 +127,7 @@ RULES: tuple[tuple[Callable[..., Tensor], tuple[type, ...], tuple[type, ...]], .
     (of_uniform, (Triangular, Reciprocal), (td.Uniform,)),
     (of_weibull, (td.Weibull, Rayleigh), (td.Weibull, Rayleigh)),
     (of_laplace, (Logistic,), (td.Laplace,)),
-    (of_normal_vector, VECTORS, (td.Independent,)),
+    (of_product, VECTORS, (td.Independent,)),
 )
 for _rule, _qs, _ps in RULES:
     for _q, _p in itertools.product(_qs, _ps):

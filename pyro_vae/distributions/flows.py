@@ -118,4 +118,12 @@ def masked_flow(
         last = each.hyper[-1] if hasattr(each, "hyper") else each
         for parameter in last.parameters():
             parameter.data.mul_(0.1)
-    return zuko.lazy.LazyComposedTransform(*made)
+    return _Transforms(*made)
+
+
+class _Transforms(zuko.lazy.LazyComposedTransform):
+    """Several, one behind the other."""
+
+    def __repr__(self) -> str:
+        with torch.random.fork_rng(devices=[]):  # zuko's draws numbers
+            return super().__repr__()

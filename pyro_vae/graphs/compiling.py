@@ -175,5 +175,5 @@ def entries_of(lifted: Lifted) -> int:
 
 
 def _entries(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.numel() if isinstance(value, Tensor) else 0
+    shape = getattr(node.meta.get("tensor_meta"), "shape", None)  # none where there are several
+    return 0 if shape is None else shape.numel()

@@ -86,6 +86,18 @@ class Columns(Likelihood):
                   "rest": (Gaussian(), rest)}  # fmt: skip
         return cls(groups, **sizes)
 
+    def inferred(self, x: Tensor) -> Any:
+        """With what each group infers from its columns."""
+        if self._recipe is None or x.dim() != 2:
+            return self
+        groups = {}
+        for name, columns in columns_of(self._recipe["groups"], x.shape[1]).items():
+            part, own = self._recipe["groups"][name]
+            if isinstance(part, Likelihood):
+                part = part.inferred(x[:, columns])
+            groups[name] = (part, own)
+        return type(self)(**{**self._recipe, "groups": groups})
+
     def forward(self, z: Tensor, given: Mapping[str, Tensor] | None = None) -> Any:
         return {name: part(z, given) if given else part(z) for name, part in self.parts.items()}
 

@@ -66,6 +66,12 @@ class _Counts(NetworkLikelihood):
                 f'the library "{self.library}" has shape {tuple(size.shape)}, expected one number '
                 "a row, (N,) or (N, 1)"
             )
+        if dist.is_validation_enabled() and not (size > 0).all():  # in no graph, as torch's checks
+            value = size.reshape(-1)[(~(size.reshape(-1) > 0)).nonzero()[0, 0]].item()
+            raise ValueError(
+                f'the library "{self.library}" has the value {value:g}, expected positive numbers: '
+                "leave out rows at which nobody looked"
+            )
         return size.reshape(-1, *(1,) * len(self.event))
 
     def start(self, x: Tensor) -> None:

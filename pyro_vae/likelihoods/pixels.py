@@ -61,9 +61,9 @@ class DiscretizedLogistic(NetworkLikelihood):
             on_grid = bool((level - level.round()).abs().max() < 0.01)
             if on_grid and x.min() >= 0 and level.max().round() < levels:
                 return {"levels": levels, "step": 1 / divisor}
-        away = (x * 255 - (x * 255).round()).abs().flatten(1).amax(1)
-        row = int(away.argmax()) if x.min() >= 0 else int(x.flatten(1).amin(1).argmin())
-        value = x[row].flatten()[0].item()
+        off = (x * 255 - (x * 255).round()).abs() + (x < 0) + (x > 255)
+        row = int(off.flatten(1).amax(1).argmax())
+        value = x[row].flatten()[off[row].flatten().argmax()].item()
         raise ValueError(
             f"DiscretizedLogistic: x has values such as {value:g} (row {row}), expected 0, 1, ..., "
             "255, or these divided by 255 or 256: give levels= and step= of the grid that they lie "

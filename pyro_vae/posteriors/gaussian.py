@@ -36,3 +36,6 @@ class Gaussian(NetworkPosterior):
         if self.precision is not None or log_variance is None:
             return dist.Normal(mean, (self.precision or 1.0) ** -0.5)
         return dist.Normal(mean, positive(log_variance, self.floor))
+
+
+Normal = Gaussian  # as the prior is called

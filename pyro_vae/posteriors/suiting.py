@@ -80,6 +80,35 @@ def fits(posterior: Any, prior: Any) -> bool:
     return q == p or None in (q, p)
 
 
+def require_fit(posterior: Any, prior: Any) -> None:
+    """Refuse a posterior whose draws the prior takes for impossible.
+
+    Args:
+        posterior, prior: parts; those that name no support pass.
+
+    Raises:
+        ValueError: both supports, and the posteriors that have the prior's.
+    """
+    q, p = getattr(posterior, "support", None), getattr(prior, "support", None)
+    if q is None or p is None or fits(q, p):
+        return
+    names = suggested(p)
+    advice = f"pass one of pv.posteriors: {', '.join(names)}" if names else "pass one of your own"
+    raise ValueError(
+        f"the posterior {type(posterior).__name__} draws {_said(q)}, expected what the prior has, "
+        f"which is {type(prior).__name__} of {_said(p)}: {advice}"
+    )
+
+
+def _said(support: Any) -> str:
+    kind = kind_of(support)
+    if kind == "simplex":
+        return "shares of a whole"
+    return (
+        f"numbers in ({kind[0]:g}, {kind[1]:g})" if isinstance(kind, tuple) else f"from {support}"
+    )
+
+
 def kind_of(support: Any) -> Interval | str | None:
     """Its bounds, "simplex", "discrete", or None."""
     while hasattr(support, "base_constraint"):

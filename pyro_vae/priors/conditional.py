@@ -56,7 +56,9 @@ class Conditional(Prior):
             lambda i, o: MLP(i, hidden_dim, o, init_std=init_std),
         )
 
-    def forward(self, given: Mapping[str, Tensor]) -> dist.TorchDistribution:
+    def forward(  # type: ignore[override]
+        self, given: Mapping[str, Tensor]
+    ) -> dist.TorchDistribution:
         beside = joined(given)
         if beside.shape[-1] != self.given_dim:
             raise ValueError(

@@ -25,8 +25,8 @@ class MixtureOfNormals(Prior):
     be the density of another law, with K^J modes.
 
     Args:
-        latent_dim: J.
         num_components: K.
+        latent_dim: J.
         spread: the standard deviation of the means where training starts; the scales start so that
             the whole has about unit variance.
         floor: the least scale.
@@ -36,9 +36,9 @@ class MixtureOfNormals(Prior):
 
     def __init__(
         self,
-        latent_dim: int = LATER,
         num_components: int = 10,
         *,
+        latent_dim: int = LATER,
         spread: float = 0.8,
         floor: float = 1e-3,
     ) -> None:
@@ -101,8 +101,7 @@ class VampPrior(Prior):
         if getattr(posterior, "given_dim", 0):
             raise ValueError(
                 f"posterior is {type(posterior).__name__} with given_dim={posterior.given_dim}, "
-                "expected one that takes x alone: a pseudo-input has no covariates, use a "
-                "Conditional prior"
+                "expected one that takes x alone: a pseudo-input has no covariates, and no gaps"
             )
         # In a tuple, which registers nothing: q's parameters keep their one name, and a copy of
         # the program, whose prior and posterior are copied together, holds the copy's posterior.

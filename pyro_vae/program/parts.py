@@ -86,6 +86,10 @@ class Part(Sizable, nn.Module):
         """
         return {}
 
+    def inferred(self, x: Tensor) -> Any:
+        """A recipe with what follows from the data; a finished part as it is."""
+        return self.with_options(**self.infer(x)) if self.unsized else self
+
     def start(self, x: Tensor) -> None:
         """Take initial values from the data, (N, ...); nothing by default."""
 

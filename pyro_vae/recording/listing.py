@@ -6,8 +6,8 @@ without an entry elsewhere::
 
     >>> "Gaussian" in classes_in("posteriors")
     True
-    >>> find_class("priors", "StandardNormal")(2)
-    StandardNormal(latent_dim=2)
+    >>> find_class("priors", "Normal")(2)
+    Normal(latent_dim=2)
 
 Listed are the public classes that are :class:`~pyro_vae.recording.Recorded`, of every file of the
 folder but ``base.py``, in which what the others share is.

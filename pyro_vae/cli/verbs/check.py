@@ -36,5 +36,5 @@ def run_check(
     import pyro_vae as pv
 
     loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
-    print(pv.check(model.make(loaded.dim, seed), loaded.train))
+    print(pv.check(model.make(loaded, seed), loaded.train))
     return 0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pyro_vae import defaults
+from pyro_vae.cli.building import Model
 from pyro_vae.cli.sources import (
     Binarization,
     Header,
@@ -18,6 +23,8 @@ from pyro_vae.cli.sources import (
 
 
 def run_compare(
+    models: Sequence[Model] = (),
+    /,
     *,
     data: str = "digits",
     objectives: list[str] = ["AEVB", "WakeSleep", "MonteCarloEM"],  # noqa: B006
@@ -40,13 +47,17 @@ def run_compare(
     Writes a table, a picture of the learning curves and the numbers (netCDF).  Binary data get a
     Bernoulli likelihood, others a Gaussian one, whose mean is in (0, 1) where all data are.
 
+    Parts are compared as well: --model.prior Normal --model.prior VampPrior
+    --model.prior.num_components 20 are two priors, the second with 20 components, in a model "vae"
+    where --model says no other.  Several parts for several arguments are all pairs of them.
+
     Args:
         data: name of a data set, or a file .npy, .npz or .csv.
         objectives: names from pyro_vae.objectives.
         samples: budget of each run, rows x updates.
         seeds: runs of each objective.
-        latent_dim: latent dimensions.
-        hidden_dim: hidden units.
+        latent_dim: latent dimensions, where --model.latent_dim says no other.
+        hidden_dim: hidden units, where --model.hidden_dim says no other.
         lr: the global step of Adagrad.
         proposal: what log p(x) is importance-sampled from; guide is for latents that HMC cannot
             move, and takes objectives that train one.
@@ -65,19 +76,24 @@ def run_compare(
 
         loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
         binary = loaded.train.binarize != "none"
-        module: Any = bernoulli_vae if binary else gaussian_vae
         # torch's own initialization: with the paper's sigma = 0.01 small images hardly start
         # within this budget, and seeds and orders blur.
         options: dict[str, Any] = {"latent_dim": latent_dim, "hidden_dim": hidden_dim}
         options["init_std"] = None
+        of_gaussian: dict[str, Any] = {}
         if not binary:
             parts = [loaded.train, loaded.validation, loaded.test]
             values = [part.x for part in parts if part is not None]
-            options["sigmoid_mean"] = all(x.min() >= 0 and x.max() <= 1 for x in values)
-        name = "bernoulli" if binary else "gaussian"
+            of_gaussian["sigmoid_mean"] = all(x.min() >= 0 and x.max() <= 1 for x in values)
+        if models:
+            builds = _builds(models, loaded, options, binary, of_gaussian)
+        else:
+            name = "bernoulli" if binary else "gaussian"
+            module: Any = bernoulli_vae if binary else gaussian_vae
+            builds = {name: lambda: module.build(loaded.dim, **options, **of_gaussian)}
         result = compare(
             loaded,
-            builds={name: lambda: module.build(loaded.dim, **options)},
+            builds=builds,
             objectives=chosen,
             seeds=seeds,
             samples=samples,
@@ -93,6 +109,38 @@ def run_compare(
     print(_rendered(table, seeds))
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
+
+
+def _builds(
+    models: Sequence[Model],
+    loaded: Any,
+    options: dict[str, Any],
+    binary: bool,
+    of_gaussian: dict[str, Any],
+) -> dict[str, Callable[[], Any]]:
+    """A build for each model, by the parts in which they differ.
+
+    Raises:
+        ValueError: two are the same.
+    """
+    from pyro_vae import likelihoods
+
+    said = [{slot: str(part) for slot, part in model.parts.items()} for model in models]
+    differ = [slot for slot in said[0] if len({each[slot] for each in said}) > 1]
+    builds: dict[str, Callable[[], Any]] = {}
+    for model, parts in zip(models, said, strict=True):
+        told = differ if differ or len(models) == 1 else list(parts)
+        name = ", ".join(parts[slot] for slot in told) or model.name
+        if name in builds:
+            raise ValueError(f"{name} is named twice: name models that differ")
+        takes = inspect.signature(model.function).parameters
+        more = {n: v for n, v in options.items() if n in takes and n not in model.options}
+        if model.name == "vae" and "likelihood" not in model.parts:
+            usual = likelihoods.Bernoulli() if binary else likelihoods.Gaussian(**of_gaussian)
+            more["likelihood"] = usual
+        model = dataclasses.replace(model, options={**model.options, **more})
+        builds[name] = functools.partial(model.built, loaded)
+    return builds
 
 
 def _rendered(table: Any, seeds: int) -> str:

@@ -56,7 +56,7 @@ def run_evidence(
     import pyro_vae as pv
 
     loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
-    mine: Any = None if model is None else model.make(loaded.dim, seed)
+    mine: Any = None if model is None else model.make(loaded, seed)
     trained = True
     if folder is None:
         made, name = mine, f"{model.name if model else ''}, untrained"

@@ -87,7 +87,7 @@ def run_fit(
     from pyro_vae.evidence.bound import elbo_and_error
 
     loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
-    program = model.make(loaded.dim, seed)
+    program = model.make(loaded, seed)
     with results(out, "matplotlib", "pandas"):
         run = pv.fit(
             program, loaded.train, chosen, samples=samples, epochs=epochs, steps=steps,
