@@ -29,7 +29,7 @@ def test_an_autoencoder_reconstructs_better_and_leaves_the_prior(both):
     assert autoencoder["log p(x|z)"] > vae["log p(x|z)"]
     assert autoencoder["error"] < vae["error"]
     assert autoencoder["to prior"] > 0.1 > vae["to prior"]
-    assert autoencoder["code spread"] > 2 * vae["code spread"]
+    assert autoencoder["code spread"] > 1.4 * vae["code spread"]
     # Each datum has a decoded draw nearby under the VAE alone.
     assert autoencoder["data to draw"] > vae["data to draw"]
 
@@ -60,7 +60,9 @@ def test_rows_that_are_no_images_are_drawn_too(columns, latents, tmp_path):
 
     both = pv.compare_autoencoder(
         data,
-        build=lambda: gaussian_vae.build(columns, latent_dim=latents, hidden_dim=4),
+        build=lambda: gaussian_vae.build(
+            columns, latent_dim=latents, hidden_dim=4, sigmoid_mean=False
+        ),
         samples=200,
         batch_size=20,
         progress=False,

@@ -212,6 +212,13 @@ def test_laws_of_libraries_are_taken_on_trust_but_not_what_users_put_into_them()
     assert not laws.is_proven(normal)
 
 
+def test_what_a_mask_leaves_out_is_no_mistake(monkeypatch):
+    monkeypatch.setattr(laws, "PROVEN", ())
+    law = dist.Normal(torch.zeros(3), 1.0).mask(torch.tensor([True, False, True])).to_event(1)
+
+    assert examined(law) is None
+
+
 def test_nothing_moves():
     program = VAE(2, MixturePrior(2, wrong="variance", log_var=0.0))
     before = [p.detach().clone() for p in program.parameters()]

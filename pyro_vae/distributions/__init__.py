@@ -15,6 +15,7 @@ from pyro_vae.distributions.inverse_cdf import InverseCDF
 from pyro_vae.distributions.lifetimes import Erlang, Gompertz, Rayleigh, Reciprocal
 from pyro_vae.distributions.location_scale import Logistic, Triangular
 from pyro_vae.distributions.mixtures import Mixture, MixtureOfNormals
+from pyro_vae.distributions.normal import FullNormal
 from pyro_vae.distributions.pixels import DiscretizedLogistic, bits_per_dimension
 from pyro_vae.distributions.simplex import LogisticNormal
 from pyro_vae.distributions.soft_bernoulli import SoftBernoulli
@@ -25,6 +26,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Erlang",
+    "FullNormal",
     "Gompertz",
     "InverseCDF",
     "Logistic",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyro_vae import errors
+from pyro_vae import distributions, errors
 from pyro_vae.networks.mlp import positive
 from pyro_vae.program.families import NetworkPosterior
 
@@ -48,7 +48,7 @@ class FullNormal(NetworkPosterior):
         mean, log_square = output[..., :size], output[..., size : 2 * size]
         below = pad(output[..., 2 * size :], (0, 1))[..., self.place]
         factor = below + positive(log_square, self.floor).diag_embed()
-        return dist.MultivariateNormal(mean, scale_tril=factor)
+        return distributions.FullNormal(mean, scale_tril=factor)
 
 
 class LowRankNormal(NetworkPosterior):
