@@ -102,7 +102,7 @@ def run(name: str, data: pv.datasets.DataSet, seeds: list[int], samples: int) ->
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=400_000)
+    parser.add_argument("--samples", type=int, default=300_000)
     parser.add_argument("--only", choices=PRIORS, action="append")
     parser.add_argument("--json", help="write every number here, and go on from it")
     options = parser.parse_args()
