@@ -12,7 +12,15 @@ are.  All is done at the parameters as they are, and once more at moved ones, be
 begins a mistake may not show: exp(0) = exp(0 / 2), and a flow that begins as the identity has the
 log-determinant 0.
 
-NUMBERS
+Measured: all of six seeds each of the three mistakes, in 2, 8 and 40 dimensions, were found, with
+components or couplings drawn at random and with log variances of 0.05, 0.2 and 0.  Of 492 laws without
+a mistake, tested instead of trusted (long tails, modes 100 widths apart, small concentrations, relaxed,
+discrete, flows; 1, 2 and 8 dimensions; three seeds), none was called wrong, and no average came nearer
+to its limit than 0.63, where chance has 2e-9 of reaching it.  Before them LogisticNormal in 40
+dimensions was, whose sticks lose digits: what rounding changes is left untested since.  Two normals
+that cannot be told apart by 2,048 draws pass: a single one in two dimensions is found from 3 % of its
+standard deviation on where training may move it, from about 15 % where it is fixed.  A law by hand
+costs a tenth of a second to one, where its mistake is to be named some more; others cost nothing.
 """
 
 from __future__ import annotations
