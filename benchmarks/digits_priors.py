@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -79,7 +80,7 @@ def run(name: str, data: pv.datasets.DataSet, seeds: list[int], samples: int) ->
         lr=1e-3,
         seed=seeds,
         validation=data.validation,
-        evaluate_every=max(1, samples // 100 // 50),
+        evaluate_every=120,
         keep="best",
     )
     seconds = time.process_time() - started
@@ -101,14 +102,19 @@ def run(name: str, data: pv.datasets.DataSet, seeds: list[int], samples: int) ->
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=600_000)
+    parser.add_argument("--samples", type=int, default=300_000)
     parser.add_argument("--only", choices=PRIORS, action="append")
-    parser.add_argument("--json", help="write every number here")
+    parser.add_argument("--json", help="write every number here, and go on from it")
     options = parser.parse_args()
     warnings.simplefilter("ignore", pv.PyroVaeWarning)  # of KL terms that are sampled
     data = pv.datasets.load("digits", binarize="none", scale=1.0)
     results: list[dict[str, Any]] = []
+    if options.json and os.path.exists(options.json):
+        with open(options.json) as file:
+            results = json.load(file)
     for name in options.only or PRIORS:
+        if any(row["prior"] == name for row in results):
+            continue
         rows = run(name, data, options.seeds, options.samples)
         results += rows
         for row in rows:

@@ -1,5 +1,7 @@
 """Priors, likelihoods and posteriors that are named on the command line."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -302,3 +304,17 @@ def test_a_mistake_about_a_recipe_is_one_line_that_names_the_flag(arguments, sai
     told = capsys.readouterr().err
     assert said in told and len(told.splitlines()) == 1
     assert not (mine.parent / "run").exists()
+
+
+def test_a_table_with_gaps_trains_and_is_scored(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = "\n".join(f"{i % 3},{'nan' if i % 4 == 0 else i % 5},{i % 2}" for i in range(60))
+    Path("table.csv").write_text(f"a,b,c\n{rows}\n")
+    flags = ["--data", "table.csv", "--model.likelihood", "Gaussian", "--model.missing"]
+    flags += ["--model.likelihood.sigmoid_mean", "false", "--model.latent_dim", "1"]
+    fit = ["fit", "vae", *flags, "--steps", "2", "--engine", "eager", "--out", "run"]
+    assert main(fit) == 0, capsys.readouterr().err
+    assert main(["evidence", "run", "--data", "table.csv", "--num_particles", "50"]) == 0
+    flags.remove("--model.missing")
+    assert main(["fit", "vae", *flags, "--steps", "2"]) == 2
+    assert "missing=True where NaN means" in capsys.readouterr().err

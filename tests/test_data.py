@@ -327,3 +327,17 @@ def test_parts_that_differ_make_no_data_set(grey):
     for other in (Data(grey[:, :3]), Data((grey > 0.5).float(), binarize="static")):
         with pytest.raises(ValueError, match="the same in all parts"):
             DataSet("mine", train=one, validation=None, test=other)
+
+
+def test_gaps_are_kept_where_they_are_said_to_be_meant():
+    x = np.array([[1.0, np.nan], [0.5, 2.0]])
+    said = r"row 0, column 1 .* or pass missing=True where NaN means"
+    with pytest.raises(ValueError, match=said):
+        from_array(x)
+    data = from_array(x, missing=True)
+    assert data.x[0, 1].isnan() and data[:1].missing and data.rows().isnan().sum() == 1
+    with pytest.raises(ValueError, match="got inf"):
+        from_array(np.array([[1.0, np.inf]]), missing=True)
+    with pytest.raises(ValueError, match="binarize first"):
+        from_array(x, missing=True, binarize="threshold", scale=2.0)
+    assert split(from_array(np.repeat(x, 5, 0), missing=True)).train.missing

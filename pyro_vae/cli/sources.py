@@ -69,6 +69,7 @@ def open_data(
     key: str | None = None,
     labels_key: str | None = None,
     header: Header = "auto",
+    missing: bool = False,
 ) -> Any:
     """A data set by name, or a file of your own, a tenth of it for validation and for testing.
 
@@ -103,6 +104,7 @@ def open_data(
         key=key,
         labels_key=labels_key,
         header=header,
+        missing=missing,
     )
     print(f"pyro-vae: {_told(data, rows, labels_key)}", file=sys.stderr)
     return datasets.split(rows, test=0.1, validation=0.1, seed=0, name=path.stem)

@@ -35,6 +35,7 @@ def run_check(
     """
     import pyro_vae as pv
 
-    loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
+    gaps = model is not None and bool(model.options.get("missing"))
+    loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header, gaps)
     print(pv.check(model.make(loaded, seed), loaded.train))
     return 0

@@ -55,19 +55,15 @@ def run_evidence(
         errors.whole("--num_data", num_data)
     import pyro_vae as pv
 
-    loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
+    run = _loaded(folder, None) if folder is not None and model is None else None
+    gaps = model.options.get("missing") if model else getattr(run.program, "missing", False)  # type: ignore[union-attr]
+    loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header, bool(gaps))
     mine: Any = None if model is None else model.make(loaded, seed)
     trained = True
     if folder is None:
         made, name = mine, f"{model.name if model else ''}, untrained"
     else:
-        try:
-            run = pv.load(folder, mine)
-        except ValueError as error:
-            if mine is None and "program=mine" in str(error):
-                why = str(error).split(":")[0]
-                raise ValueError(f"{why}: pass --program path/to/file.py:build") from error
-            raise
+        run = _loaded(folder, mine) if run is None else run
         made, name = run.program, folder
         trained = not str(run.manifest["objective"]).startswith("MonteCarloEM")
         width = list(loaded.test.x.shape[1:])
@@ -111,6 +107,19 @@ def run_evidence(
 
 
 # --- parts --------------------------------------------------------------------------------------
+
+
+def _loaded(folder: str, program: Any) -> Any:
+    """The saved run; where its program cannot be built by name, the flag that names it is told."""
+    import pyro_vae as pv
+
+    try:
+        return pv.load(folder, program)
+    except ValueError as error:
+        if program is None and "program=mine" in str(error):
+            why = str(error).split(":")[0]
+            raise ValueError(f"{why}: pass --program path/to/file.py:build") from error
+        raise
 
 
 def _warn_about_other_data(manifest: dict[str, Any], loaded: Any, data: str) -> None:

@@ -86,7 +86,8 @@ def run_fit(
     import pyro_vae as pv
     from pyro_vae.evidence.bound import elbo_and_error
 
-    loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header)
+    gaps = model is not None and bool(model.options.get("missing"))
+    loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header, gaps)
     program = model.make(loaded, seed)
     with results(out, "matplotlib", "pandas"):
         run = pv.fit(

@@ -25,6 +25,7 @@ def from_array(
     binarize: Binarize = "none",
     scale: float | None = None,
     seed: int = 0,
+    missing: bool = False,
 ) -> Data:
     """Turn a numpy array, a torch tensor or a pandas frame into `Data`, copying it to float32.
 
@@ -36,6 +37,8 @@ def from_array(
         binarize: "none" keeps real values; the others need values in [0, scale].
         scale: divides `x`, such as 255.0 for bytes.
         seed: of the draws of "static" and "dynamic".
+        missing: NaN means that a number is missing; a program must leave it out, such as one of
+            `pv.VAE.build(..., missing=True)`.
 
     Raises:
         TypeError: text, objects, complex numbers, sparse arrays, masked values, float labels.
@@ -56,6 +59,7 @@ def from_array(
         columns=None if names is None else tuple(map(str, names)),
         covariates=covariates,
         name=name,
+        missing=missing,
     )
 
 

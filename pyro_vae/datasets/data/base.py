@@ -64,6 +64,8 @@ class Data:
         covariates: what a program is given beside x, name -> (N, ...), finite; rows are then
             dicts, in which x is called `name`.
         name: of x among the entries.
+        missing: NaN in x means that the number is missing, which programs such as
+            `pv.VAE.build(..., missing=True)` leave out; False refuses it.
 
     Raises:
         TypeError: `x` is not a float32 tensor, or labels are not integers.
@@ -81,6 +83,7 @@ class Data:
     columns: tuple[str, ...] | None = None
     covariates: dict[str, Tensor] = field(default_factory=dict)
     name: str = "x"
+    missing: bool = False
 
     def __post_init__(self) -> None:
         scale, seed = check_options(self.binarize, self.scale, self.seed)
@@ -91,7 +94,7 @@ class Data:
                 f"x: got {describe(self.x)}, expected a float32 tensor; from_array(x) converts"
             )
         require_unmasked(self.x, "x")
-        check_values(self.x, self.binarize)
+        check_values(self.x, self.binarize, self.missing)
         if self.columns is not None and (len(self.columns),) != self.x.shape[1:]:
             raise ValueError(
                 f"columns: got {len(self.columns)} names for rows of shape "
@@ -120,13 +123,14 @@ class Data:
         columns: tuple[str, ...] | None = None,
         covariates: Mapping[str, Tensor] | None = None,
         name: str = "x",
+        missing: bool = False,
     ) -> "Data":
         """Divide raw values by `scale`, binarize them, and keep a record of both.
 
         Args:
             pixels: (N, ...) of any real dtype, in [0, scale] ([0, 1] without a scale) unless
                 `binarize="none"`. Never changed: the result has memory of its own.
-            labels, binarize, scale, seed, index, columns, covariates, name: as in `Data`.
+            labels, binarize, scale, seed, index, columns, covariates, name, missing: as in `Data`.
 
         Raises:
             TypeError, ValueError: as `Data`.
@@ -138,14 +142,15 @@ class Data:
         x = pixels.detach().to(torch.float32, copy=True)
         if scale is not None:
             x /= scale
-        check_values(x, "none" if binarize == "none" else "dynamic")
+        check_values(x, "none" if binarize == "none" else "dynamic", missing)
         if binarize == "threshold":
             x = (x >= 0.5).to(torch.float32)
         elif binarize == "static":
             rows = torch.arange(len(x)) if index is None else index
             x = noise.bernoulli(x, integers(rows, "index", x), seed=seed, epoch=0)
         beside = dict(covariates or {})
-        return cls(x, labels, binarize, scale, None, seed, index, columns, beside, name)  # type: ignore[arg-type]
+        own = (labels, binarize, scale, None, seed, index, columns, beside, name, missing)
+        return cls(x, *own)  # type: ignore[arg-type]
 
     @property
     def dim(self) -> int:

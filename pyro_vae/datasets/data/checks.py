@@ -27,8 +27,11 @@ def check_options(binarize: str, scale: float | None, seed: int) -> tuple[float 
     return scale, errors.whole("seed", seed, 0, 2**63 - 1)
 
 
-def check_values(x: Tensor, binarize: Binarize) -> None:
-    """Refuse what is not (N, ...), empty, not finite, or not what `binarize` allows."""
+def check_values(x: Tensor, binarize: Binarize, missing: bool = False) -> None:
+    """Refuse what is not (N, ...), empty, not finite, or not what `binarize` allows.
+
+    With `missing`, NaN is a value that nobody knows, and infinite ones are still refused.
+    """
     shape = tuple(x.shape)
     if x.ndim < 2:
         raise ValueError(
@@ -37,6 +40,13 @@ def check_values(x: Tensor, binarize: Binarize) -> None:
         )
     if x.numel() == 0:
         raise ValueError(f"x: got shape {shape}, which is empty, expected at least one value")
+    if missing:
+        if binarize != "none":
+            raise ValueError(
+                f'missing=True beside binarize={binarize!r}, expected "none": binarize first, '
+                "np.where(np.isnan(x), x, x > 0.5)"
+            )
+        x = x.nan_to_num(0.0, torch.inf, -torch.inf)
     low, high = (value.item() for value in torch.aminmax(x))  # either is NaN if any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         position = (~torch.isfinite(x)).nonzero()[0].tolist()
@@ -45,6 +55,7 @@ def check_values(x: Tensor, binarize: Binarize) -> None:
         raise ValueError(
             f"x: got {value} at {where} (counted from 0), expected finite float32 values; drop "
             "or impute such rows first"
+            + (", or pass missing=True where NaN means missing" if math.isnan(value) else "")
         )
     if binarize == "none":
         return

@@ -26,6 +26,7 @@ def from_file(
     binarize: Binarize = "none",
     scale: float | None = None,
     seed: int = 0,
+    missing: bool = False,
 ) -> Data:
     """Read a .npy, .npz or .csv file as `Data`.
 
@@ -38,7 +39,7 @@ def from_file(
             others are x. Columns without names are counted from 0.
         header: whether the first line of a .csv names its columns. "auto" takes text for names,
             and 0, 1, 2, ... over other numbers; where numbers may be either it refuses.
-        binarize, scale, seed: as in `from_array`.
+        binarize, scale, seed, missing: as in `from_array`; "nan" is a number in a .csv.
 
     Raises:
         TypeError: the file holds text or objects (nothing is unpickled).
@@ -62,7 +63,7 @@ def from_file(
         if header != "auto" and path.suffix.lower() != ".csv":
             raise ValueError(f"got header={header}, expected none: only a .csv has one")
         x, labels = _READERS[path.suffix.lower()](path, key, labels_key, header)
-        return from_array(x, labels, binarize=binarize, scale=scale, seed=seed)
+        return from_array(x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
