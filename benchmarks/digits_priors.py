@@ -87,7 +87,7 @@ def run(name: str, data: pv.datasets.DataSet, seeds: list[int], samples: int) ->
     rows = []
     for seed, each in zip(seeds, runs, strict=True):
         reach = 6.0
-        while (found := by_quadrature(each.program, data.test.x, reach, 401))["mass"] < 0.999:
+        while (found := by_quadrature(each.program, data.test.x, reach, 401))["mass"] < 0.9999:
             if (reach := reach * 1.5) > 40:
                 break
         bound = pv.elbo(each.program, data.test, num_particles=50, seed=seed)
