@@ -135,6 +135,7 @@ NETWORKS = {
     "gated": networks.MLP(hidden=(5, 5), gated=True),
     "normed": networks.MLP(hidden=(5, 4), norm=True, activation="silu"),
     "residual": networks.MLP(hidden=(5, 5), residual=True, activation="relu"),
+    "linear": networks.MLP(hidden=()),
     "a function": lambda inputs, outputs: nn.Linear(inputs, outputs),
 }
 

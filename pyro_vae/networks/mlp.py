@@ -58,7 +58,7 @@ class MLP(Network, nn.Sequential):
     Args:
         inputs, outputs: lengths of vectors, or shapes of one row, which is flattened, or given its
             shape, here.  Without them it is a recipe, ``MLP(hidden=(300, 300))``.
-        hidden: the width of the hidden layer, or of each of several.
+        hidden: the width of the hidden layer, or of each of several; () is a linear map.
         activation: after each hidden layer; none follows a gated one.
         gated: hidden layers are :class:`Gated`.
         norm: layer normalization ahead of each activation.
@@ -92,11 +92,12 @@ class MLP(Network, nn.Sequential):
         if outputs is None:
             raise ValueError("outputs is None, expected a length or a shape: give outputs=")
         into, out = shape_of("inputs", inputs), shape_of("outputs", outputs)
-        widths = shape_of("hidden", hidden)
-        widths = (widths,) if isinstance(widths, int) else widths
+        several = isinstance(hidden, Sequence) and not isinstance(hidden, str)
+        width = () if several and not len(hidden) else shape_of("hidden", hidden)  # type: ignore[arg-type]
+        widths = (width,) if isinstance(width, int) else width
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}, expected one of {[*ACTIVATIONS]}")
-        plain = len(widths) == 1 and not (gated or norm or residual)
+        plain = len(widths) <= 1 and not (gated or norm or residual)
         if init_std == "auto":
             init_std = 0.01 if plain else None
         elif init_std is not None:

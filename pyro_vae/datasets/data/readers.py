@@ -63,9 +63,7 @@ def from_file(
         if header != "auto" and path.suffix.lower() != ".csv":
             raise ValueError(f"got header={header}, expected none: only a .csv has one")
         x, labels = _READERS[path.suffix.lower()](path, key, labels_key, header)
-        return from_array(
-            x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing
-        )
+        return from_array(x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
