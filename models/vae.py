@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.networks.base import length_of, shape_of
-from pyro_vae.posteriors.suiting import require_fit
+from pyro_vae.posteriors.suiting import kind_of, require_fit
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.parts import Part
 from pyro_vae.program.vae import VAE, built_by_name
@@ -158,6 +158,7 @@ def sized_parts(
     posterior = _sized("posterior", posterior, sizes | seen | {"network": encoder})
     prior = _sized("prior", prior, sizes | {"posterior": posterior})
     require_fit(posterior, prior)
+    _require_latents(likelihood, prior)
     parts = {"prior": prior, "likelihood": likelihood, "posterior": posterior}
     _require_one_size(parts)
     return {**parts, "missing": missing}
@@ -199,6 +200,19 @@ def _require_one_size(parts: Mapping[str, Any]) -> None:
                 f"{name} is {said}, expected one: leave it out of the parts, and pv.VAE.build "
                 "gives all of them the same"
             )
+
+
+def _require_latents(likelihood: Any, prior: Any) -> None:
+    """Shares that pass a softmax again are nearly equal, and reals are no shares: no word is said."""
+    wanted, there = (getattr(likelihood, "latents", None), getattr(prior, "support", None))
+    kinds = [None if each is None else kind_of(each) == "simplex" for each in (wanted, there)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        names = ["on the simplex" if each else "on the line" for each in kinds]
+        raise ValueError(
+            f"likelihood {type(likelihood).__name__} takes latents {names[0]}, and those of the "
+            f"prior {type(prior).__name__} are {names[1]}: pass "
+            f"{type(likelihood).__name__}(simplex={bool(kinds[1])}), or another prior"
+        )
 
 
 def _usual_posterior(prior: Any) -> Any:
@@ -253,7 +267,8 @@ def _sized(slot: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:
     """A finished part from a recipe, a class or a function; a module is taken as it is."""
     if isinstance(part, Part) and part.unsized:
         return part.sized(**sizes)
-    if isinstance(part, nn.Module) or not callable(part):
+    is_law = isinstance(part, torch.distributions.Distribution)  # which a VAE refuses
+    if isinstance(part, nn.Module) or not callable(part) or is_law:
         return part
     named = inspect.signature(part).parameters
     bound = part.keywords if isinstance(part, functools.partial) else {}

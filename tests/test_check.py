@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import nn
 
 import pyro_vae.models
-from pyro_vae import datasets
+from pyro_vae import datasets, likelihoods
 from pyro_vae.checking.report import check
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.program.base import Program
@@ -20,13 +20,17 @@ from pyro_vae.program.base import Program
 from .checks import Linear, mistake, mistakes
 
 MODELS = [module.name for module in pkgutil.iter_modules(pyro_vae.models.__path__)]
+NEEDED = {
+    "bayesian_vae": {"num_data": 20},
+    "vae": {"likelihood": likelihoods.Bernoulli()},
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_of_the_library_passes(name):
     """The folder is listed, so a new model is checked before anyone writes a test for it."""
     build = importlib.import_module(f"pyro_vae.models.{name}").build
-    program = build(6, **({"num_data": 20} if name == "bayesian_vae" else {}))
+    program = build(6, **NEEDED.get(name, {}))
 
     report = check(program, torch.randint(2, (20, 6)).float())
 
@@ -153,7 +157,7 @@ def test_values_under_a_mask_may_be_missing_and_no_others(real, rows):
 
     assert check(Masked(rows), x).num_rows == 8
     x[5, 1] = 8.0
-    assert "values from 0 to 8, expected 0 or 1" in mistake(Masked(rows), x)
+    assert "values from 0 to 8, such as 8 in row 5, expected 0 or 1" in mistake(Masked(rows), x)
 
 
 def test_latents_without_rsample_pass_and_the_report_says_so():

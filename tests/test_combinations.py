@@ -65,7 +65,12 @@ REST = [each for each in ALL if each not in QUICK]
 
 
 def program_of(prior, posterior, likelihood):
+    options = {}
+    if likelihood == "ProdLDA" and kind_of(support_of(PRIORS[prior])) == "simplex":
+        options["simplex"] = True
     likelihood = made(LIKELIHOODS[likelihood], **SIZES)
+    if options:
+        likelihood = type(likelihood)(J, D, **options)
     posterior = made(POSTERIORS[posterior], **SIZES)
     prior = made(PRIORS[prior], latent_dim=J)
     program = pv.VAE.build(
@@ -126,6 +131,7 @@ def test_all_three_together(names, tmp_path):
 
 
 def test_every_part_is_in_the_matrix():
-    assert {prior for prior, _ in LATENTS} == set(PRIORS)
+    of_all_rows = {name for name, cls in PRIORS.items() if not takes_covariates(cls)}
+    assert {prior for prior, _ in LATENTS} == of_all_rows
     assert {posterior for _, posterior in LATENTS} == set(POSTERIORS)
     assert len(QUICK) >= len(LIKELIHOODS)

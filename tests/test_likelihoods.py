@@ -202,6 +202,14 @@ def test_nothing_is_inferred_from_impossible_data(name, value, said):
         (lambda: likelihoods.Poisson(2, 3, share=True), "share=True without a library"),
         (lambda: likelihoods.Multinomial(2, 3, length=0), "length is 0"),
         (lambda: likelihoods.Multinomial(2, (2, 3)), "expected one number of words"),
+        (
+            lambda: pv.VAE.build(3, likelihood=likelihoods.ProdLDA(), prior=pv.priors.Dirichlet()),
+            r"takes latents on the line, and those .* on the simplex: pass ProdLDA\(simplex=True\)",
+        ),
+        (
+            lambda: pv.VAE.build(3, likelihood=likelihoods.ProdLDA(simplex=True)),
+            "takes latents on the simplex, and those of the prior Normal are on the line",
+        ),
         (lambda: likelihoods.ProdLDA(2, 3).top_words(["a"]), "vocabulary has 1 words, expected 3"),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_checkpoint_never_chooses_what_is_imported(tmp_path, monkeypatch, mode
     storage.write(tmp_path, saved)
     load = pv.load  # which is itself imported at first sight
     monkeypatch.setattr(run.importlib, "import_module", pytest.fail)
-    known = "known are bayesian_vae, bernoulli_vae, gaussian_vae, linear"
+    known = "known are bayesian_vae, bernoulli_vae, gaussian_vae, hierarchical_vae, linear"
     with pytest.raises(ValueError, match=known):
         load(tmp_path)
 

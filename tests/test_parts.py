@@ -108,7 +108,8 @@ def program_of(folder, part):
         parts["likelihood"] = pv.likelihoods.Bernoulli(J, D, H, given_dim=3)
         parts["posterior"] = pv.posteriors.Gaussian(D, J, H, given_dim=3)
     elif parts["posterior"] is None:
-        parts["posterior"] = pv.posteriors.suited(parts["prior"].support)(D, J, H)
+        support = getattr(parts["prior"], "support", constraints.real_vector)
+        parts["posterior"] = pv.posteriors.suited(support)(D, J, H)
     program = bernoulli_vae.build(D, latent_dim=J, hidden_dim=H, **parts)
     if isinstance(part, pv.likelihoods.Columns):
         return program, torch.cat([program.made_up_row() for _ in range(B)])
@@ -327,8 +328,8 @@ TAMPERED = {
     "extra argument": (form(arguments={"latent_dim": 2, "evil": 1}), "no argument 'evil'"),
     "wrong type": (form(arguments={"latent_dim": "2"}), r"prior\.latent_dim is '2', expected int"),
     "true for a number": (form(arguments={"latent_dim": True}), "latent_dim is True, expected int"),
-    "impossible value": (form(arguments={"latent_dim": -2}), "StandardNormal: latent_dim is -2"),
-    "far too large": (form(arguments={"latent_dim": 2**60}), "prior: StandardNormal: "),
+    "impossible value": (form(arguments={"latent_dim": -2}), "Normal: latent_dim is -2"),
+    "far too large": (form(arguments={"latent_dim": 2**60}), "prior: Normal: "),
     "a list": ([form(**{"class": "x.Y"})], r"prior\[0\] is Y?"),
     "an object": ({"!": "object", "class": "x.Y", "sha256": "0"}, "cannot be made"),
     "half an object": ({"!": "made"}, "cannot be made"),

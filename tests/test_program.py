@@ -226,7 +226,6 @@ def test_alpha_and_beta_are_precisions(option):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (pv.priors.StandardNormal, r"the class StandardNormal, .* StandardNormal\(\.\.\.\)"),
         (dist.Normal(0.0, 1.0), r"a Normal, .* let forward\(\) of a torch.nn.Module return it"),
         (3.0, "a float, expected a module that returns a distribution"),
     ],
@@ -234,3 +233,10 @@ def test_alpha_and_beta_are_precisions(option):
 def test_what_is_no_part_is_refused_where_it_is_passed(part, said):
     with pytest.raises(TypeError, match=f"prior is {said}"):
         bernoulli_vae.build(6, latent_dim=2, hidden_dim=4, prior=part)
+
+
+def test_a_class_is_no_part_of_a_finished_vae_and_build_gives_it_its_sizes():
+    vae = bernoulli_vae.build(6, latent_dim=2, hidden_dim=4, prior=pv.priors.Laplace)
+    assert vae.prior().event_shape == (2,)
+    with pytest.raises(TypeError, match=r"prior is the class Laplace, .* Laplace\(\.\.\.\)"):
+        pv.VAE(prior=pv.priors.Laplace, likelihood=vae.likelihood, posterior=vae.posterior)

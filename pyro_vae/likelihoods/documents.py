@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_vae import distributions, errors
 from pyro_vae.likelihoods.counts import start_at
@@ -97,6 +98,7 @@ class ProdLDA(Likelihood):
         super().__init__()
         topics, words = errors.whole("latent_dim", latent_dim), errors.whole("data_dim", data_dim)
         self.length, self.mixture, self.simplex = errors.whole("length", length), mixture, simplex
+        self.latents = constraints.simplex if simplex else constraints.real_vector
         self.topics = nn.Parameter(torch.empty(topics, words))
         nn.init.xavier_normal_(self.topics)
         self.norm = nn.BatchNorm1d(words, affine=False) if batch_norm else None

@@ -164,6 +164,7 @@ class Likelihood(Part):
       ``pv.sample`` show.
     * A likelihood of two arguments, ``forward(self, z, given)``, is called with the covariates too.
     * Its support says which x are possible, and ``fit`` refuses others before it starts.
+    * ``latents``: where z must lie, if that matters: on the simplex, say.
     * ``mean_range``: where a link such as a sigmoid keeps the mean in less than the support, say
       so, ``MeanRange(0.0, 1.0)``; else data far from there are learnt as noise without a word.
 
@@ -185,6 +186,7 @@ class Likelihood(Part):
     """
 
     mean_range: MeanRange | None = None
+    latents: Any = None  # where z must lie, a constraint of torch; None: anywhere
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         raise _unwritten(self, "forward(self, z)")

@@ -85,7 +85,8 @@ def _called(cls: Any, arguments: dict[str, Any]) -> Any:
             if value is p.empty or value is LATER:
                 break
             args.append(value)
-    return cls(*args, *rest.pop(many, ()), **rest)
+    more = () if many is None else rest.pop(many, ())
+    return cls(*args, *more, **rest)
 
 
 class _Signature:

@@ -98,7 +98,7 @@ def _part(module: nn.Module) -> Form:
     arguments = {} if record is None else record["arguments"]
     said: dict[str, Form] = {"class": type(module).__qualname__, **arguments}
     if record is None and not type(module).__module__.startswith("torch."):
-        held = {n: v for n, v in vars(module).items() if n not in NOT_ITS_OWN}
+        held = {n: v for n, v in sorted(vars(module).items()) if n not in NOT_ITS_OWN}
         held |= {n: module._buffers[n] for n in sorted(module._non_persistent_buffers_set)}
         constants, code = _written(module, {n: v for n, v in held.items() if not _is_plain(v)})
         said |= {n: recorded_form_of(v) for n, v in (held | constants).items() if _is_plain(v)}
