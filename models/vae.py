@@ -23,6 +23,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae import errors, likelihoods, posteriors, priors
@@ -92,6 +93,8 @@ def build(
         x = _observed(rows)
         given_dim = sum(t[0].numel() for name, t in rows.items() if name != "x")
         size = x.shape[1] if x.dim() == 2 else tuple(x.shape[1:])
+        if missing and x.is_floating_point():
+            x = _without_gaps(x)
         whole = x[x.flatten(1).isfinite().all(1)] if x.is_floating_point() else x
         if likelihood is None and len(whole) and bool(((whole == 0) | (whole == 1)).all()):
             parts["likelihood"] = likelihoods.Bernoulli()
@@ -230,6 +233,15 @@ def _observed(rows: dict[str, Tensor]) -> Tensor:
             "is x.reshape(-1, 1)"
         )
     return rows["x"]
+
+
+def _without_gaps(x: Tensor) -> Tensor:
+    """In each gap a value that its column has, so that what parts infer is that of all rows."""
+    flat = x.flatten(1)
+    seen, rows = ~flat.isnan(), torch.arange(len(flat), device=x.device).unsqueeze(1)
+    above = torch.where(seen, rows, -1).cummax(0).values  # the last row that has one
+    filled = flat.gather(0, torch.where(above < 0, seen.int().argmax(0), above))
+    return torch.where(filled.isnan(), 0.0, filled).reshape(x.shape)
 
 
 def _inferred(part: Any, x: Tensor) -> Any:

@@ -34,10 +34,10 @@ def comparison(digits):
 
 
 def test_every_objective_of_a_seed_starts_from_the_same_net(digits):
-    from pyro_vae.comparison.comparing import _built
+    from pyro_vae.comparison.comparing import built
 
-    one, two = (_built(lambda: build(digits), 5) for _ in range(2))
-    other = _built(lambda: build(digits), 6)
+    one, two = (built(lambda: build(digits), 5) for _ in range(2))
+    other = built(lambda: build(digits), 6)
     assert torch.equal(one.likelihood.network[0].weight, two.likelihood.network[0].weight)
     assert not torch.equal(one.likelihood.network[0].weight, other.likelihood.network[0].weight)
 

@@ -14,6 +14,7 @@ from pyro_vae.datasets import Data
 from pyro_vae.densities.particles import densities
 from pyro_vae.models import bayesian_vae, bernoulli_vae, gaussian_vae, linear_gaussian, logistic_lvm
 from pyro_vae.objectives import AEVB, MonteCarloEM, ReweightedWakeSleep
+from pyro_vae.recording.listing import classes_in
 
 
 class Untouched(pv.Program):
@@ -79,12 +80,22 @@ CALLS = {
     **{name: (getattr(pv.objectives, name), {}) for name in pv.objectives.__all__
        if name not in ("Objective", "State", "Autoencoder")},
 }  # fmt: skip
+SIZES = {"latent_dim": 2, "data_dim": 3, "inputs": 2, "outputs": 3, "num_categories": 4}
+for folder in ("priors", "likelihoods", "posteriors", "networks"):
+    for name, cls in classes_in(folder).items():
+        takes = inspect.signature(cls).parameters
+        if cls.__name__ == name and "groups" not in takes and name != "Convolutional":
+            sizes = {n: v for n, v in SIZES.items() if n in takes}
+            own = {"posterior": posteriors.Gaussian(3, 2, 4)} if "posterior" in takes else {}
+            own |= {"given_dim": 1} if name == "Conditional" else {}
+            own |= {"data_dim": 4} if name == "OneHotCategorical" else {}
+            CALLS[f"{folder}.{name}"] = (cls, sizes | own)
 WRONG = {"None": None, "inf": math.inf, "nan": math.nan, "-1": -1, "0": 0, "1.5": 1.5, "'3'": "3",
          "True": True, "1e300": 1e300, "1 + i": 1j}  # fmt: skip
 # Where one of these is no mistake: a seed may be below 0 but for data, some counts may be 0.
 ZERO = ("seed", "warmup", "whiten", "num_prior", "kl_warmup", "free_bits", "kl_weight", "insomnia",
         "baseline_decay", "jitter", "accumulate_steps", "weight_prior", "validation",
-        "epoch")  # fmt: skip
+        "epoch", "given_dim")  # fmt: skip
 
 
 def numbers_of(function):
@@ -133,6 +144,7 @@ CASES = {
     ]
     for call, (function, _) in CALLS.items()
     for name, kinds, _ in numbers_of(function)
+    if name not in ("loc", "low")  # any place on the line
 }
 
 

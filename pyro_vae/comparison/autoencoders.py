@@ -229,7 +229,8 @@ def _codes(program: nn.Module, x: Any, train: Any, seed: int, *, is_point: bool)
             for rows in (x, train)
         ]
     return Codes(
-        *at_codes,
+        at_codes[0],
+        at_codes[1],
         codes.reshape(n, -1).cpu().numpy(),
         prior.expand(n, *prior.shape[1:]).reshape(n, -1).cpu().numpy(),
         decoded.cpu().numpy(),

@@ -20,6 +20,9 @@ ADVICE = (
     'remove or impute it, or have a model leave it out: pass {"x": x.nan_to_num(), "seen": '
     'x.isfinite()}, and observe the likelihood under .mask(x["seen"])'
 )
+OF_PARTS = (  # of a program that can be told to leave it out
+    "remove or impute it, or say that NaN means missing, pv.VAE.build(..., missing=True)"
+)
 
 
 def usable_rows(x: Any, program: Any, *, learning: bool = False, whole: bool = True) -> Rows:
@@ -60,7 +63,8 @@ def not_taken(program: Any, x: Rows, *, learning: bool) -> str | None:
             name = next(n for n, rows in holes.items() if len(rows))
             for n, rows in holes.items():
                 name = n if bool((rows == row).any()) else name
-            return f'data "{name}" has a value that is not finite in row {row}, {bad[1]}: {ADVICE}'
+            advice = OF_PARTS if getattr(program, "missing", None) is False else ADVICE
+            return f'data "{name}" has a value that is not finite in row {row}, {bad[1]}: {advice}'
     return None
 
 

@@ -18,6 +18,8 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_vae.distributions.gaps import without_gaps
+
 
 class Plate(NamedTuple):
     """A plate as a site sees it.
@@ -131,7 +133,7 @@ class Site:
     @property
     def family(self) -> str:
         """The name of the distribution."""
-        return type(self.base).__name__
+        return type(without_gaps(self.base)).__name__
 
     @property
     def is_marked(self) -> bool:

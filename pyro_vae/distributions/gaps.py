@@ -90,6 +90,11 @@ def possible(support: Any, like: Tensor) -> Tensor:
     return biject_to(support)(zero)
 
 
+def without_gaps(law: Any) -> Any:
+    """The law of what may be missing; any other law as it is."""
+    return law.base_dist if isinstance(law, WithGaps) else law
+
+
 def with_gaps(law: Any) -> Any:
     """The same law, which leaves out what is missing: a product over single numbers.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.densities.observations import entries_of, entries_of_rows, observations_of
 from pyro_vae.densities.sites import Site, Sites
+from pyro_vae.distributions.gaps import without_gaps
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.program.rows import Rows
 
@@ -41,8 +42,9 @@ def means_of_x(program: Any, model: Sites, x: Rows, draws: int) -> dict[str, Ten
 def mean_of(site: Site, form: tuple[int, ...] | None, draws: int) -> Tensor:
     """The mean of a likelihood, in a form of its own or in the one that is given."""
     form = tuple(site.value.shape) if form is None else form
-    if isinstance(site.base, Categorical):
-        probs = site.base.probs
+    law = without_gaps(site.base)
+    if isinstance(law, Categorical):
+        probs = law.probs
         return probs.expand(*site.value.shape, probs.shape[-1]).reshape(*form, -1).clone()
     try:
         mean = site.law.mean

@@ -45,6 +45,7 @@ class Flow(Factorized):
         super().__init__(latent_dim)
         if kind not in ("spline", "affine"):
             raise ValueError(f'kind is {kind!r}, expected "spline" or "affine"')
+        bins = errors.whole("bins", bins, 2)
         self.transform = masked_flow(
             len(self.zero),
             transforms=transforms,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions.gaps import with_gaps
 from pyro_vae.program.base import Program
+from pyro_vae.program.laws import as_pyro
 from pyro_vae.program.rows import num_rows
 from pyro_vae.recording import form_of
 from pyro_vae.recording.recipes import Sizable
@@ -70,17 +71,17 @@ class VAE(Program):
             if isinstance(law, Mapping):
                 parts = {} if observed is None else self.likelihood.parts_of(observed)  # type: ignore[operator]
                 for name, each in law.items():
-                    pyro.sample(name, self._with_gaps(each), obs=parts.get(name))
+                    pyro.sample(name, self._with_gaps(each, name), obs=parts.get(name))
             else:  # (covariates alone leave x to draw)
-                pyro.sample("x", self._with_gaps(law), obs=observed)
+                pyro.sample("x", self._with_gaps(law, "x"), obs=observed)
 
     def guide(self, x: Any) -> None:
         """q(z | x)."""
         with pyro.plate("data", num_rows(x)):
             pyro.sample("z", self.posterior(_filled(x) if self.missing else x))
 
-    def _with_gaps(self, law: Any) -> Any:
-        return with_gaps(law) if self.missing else law
+    def _with_gaps(self, law: Any, site: str) -> Any:
+        return with_gaps(as_pyro(law, site)) if self.missing else law
 
     def made_up_row(self) -> Tensor | None:
         """One x, (1, ...), that the model draws; None where that takes covariates."""
@@ -139,6 +140,9 @@ def _require_part(name: str, part: Any) -> None:
         got, advice = f"a {type(part).__name__}", "see pyro_vae.program.parts"
     elif isinstance(part, Sizable) and part.unsized:
         raise ValueError(f"{name}: {part.say_unsized()}")
+    elif isinstance(part, nn.Module) and "_modules" not in vars(part):
+        got = f"a {type(part).__name__} whose __init__ calls no super().__init__()"
+        advice = "call it first"
     else:
         return
     raise TypeError(f"{name} is {got}, expected a module that returns a distribution: {advice}")

@@ -60,9 +60,32 @@ class _Made(type):
             recipe = cls.__new__(cls)
             if isinstance(recipe, nn.Module):
                 nn.Module.__init__(recipe)
-            vars(recipe)["_recipe"] = dict(bound.arguments)
+            vars(recipe)["_recipe"] = _by_name(bound)
             vars(recipe)["_record"] = recorded_as(cls, bound, whole=False)
             return recipe
+
+
+def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments, with those that ``**options`` took beside the others."""
+    found = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(name, {})
+    return found
+
+
+def _called(cls: Any, arguments: dict[str, Any]) -> Any:
+    """The class called with arguments by name, but for those that have none to a caller."""
+    rest, args = dict(arguments), []
+    parameters = list(inspect.signature(cls).parameters.values())
+    many = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    for p in parameters:
+        if p.kind is p.POSITIONAL_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and many in rest):
+            value = rest.pop(p.name, p.default)
+            if value is p.empty or value is LATER:
+                break
+            args.append(value)
+    return cls(*args, *rest.pop(many, ()), **rest)
 
 
 class _Signature:
@@ -92,7 +115,7 @@ class Sizable(Recorded, metaclass=_Made):
             return self
         names = inspect.signature(type(self)).parameters
         more = {n: v for n, v in options.items() if n in names and n not in self._recipe}
-        return type(self)(**self._recipe, **more)
+        return _called(type(self), self._recipe | more)
 
     def sized(self, **sizes: Any) -> Self:
         """The finished object of a recipe; anything else is returned as it is.
