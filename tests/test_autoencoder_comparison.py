@@ -17,21 +17,18 @@ def both():
     return pv.compare_autoencoder(
         digits,
         build=lambda: bernoulli_vae.build(digits.dim, latent_dim=2, hidden_dim=50),
-        samples=40_000,
+        samples=60_000,
         progress=False,
     )
 
 
-def test_an_autoencoder_reconstructs_better_and_leaves_the_prior(both):
+def test_an_autoencoder_reconstructs_what_it_has_seen_and_leaves_the_prior(both):
     table = both.table()
     autoencoder, vae = table.loc["auto-encoder"], table.loc["VAE"]
 
-    assert autoencoder["log p(x|z)"] > vae["log p(x|z)"]
-    assert autoencoder["error"] < vae["error"]
+    assert autoencoder["train"] > vae["train"]
     assert autoencoder["to prior"] > 0.1 > vae["to prior"]
     assert autoencoder["code spread"] > 1.4 * vae["code spread"]
-    # Each datum has a decoded draw nearby under the VAE alone.
-    assert autoencoder["data to draw"] > vae["data to draw"]
 
 
 def test_numbers_of_the_table_are_those_of_the_public_functions(both):
@@ -69,7 +66,7 @@ def test_rows_that_are_no_images_are_drawn_too(columns, latents, tmp_path):
     )
 
     assert len(both.plot().axes) == 6
-    assert both.table().drop(columns="log p(x|z)").notna().all(axis=None)
+    assert both.table().drop(columns=["log p(x|z)", "train"]).notna().all(axis=None)
 
 
 def test_data_without_parts_are_refused():

@@ -1,8 +1,9 @@
 r"""``compare_autoencoder``: a standard auto-encoder and a VAE of the same nets, side by side.
 
 The auto-encoder maximizes log p(x | z) at one code a datum; the VAE gives up some of that for codes
-that lie where its prior draws.  So one reconstructs better, and the other makes data: a draw z of
-the prior falls between the codes of an auto-encoder, on places that its decoder has never seen.
+that lie where its prior draws.  So one reconstructs what it has seen, at the end of a long training
+better than the other, and the other makes data: a draw z of the prior falls between the codes of an
+auto-encoder, on places that its decoder has never seen.
 
 How far codes and prior are apart is said by the energy distance,
 
@@ -51,7 +52,8 @@ class Codes:
     """What one of the two makes of held-out data and of its latent space.
 
     Attributes:
-        reconstruction: log p(x | z) (N,) at the code of each datum, in nats.
+        reconstruction: log p(x | z) (N,) at the code's mean of each datum, in nats.
+        reconstruction_train: the same of training data.
         codes: the latents (N, J): those that an auto-encoder gives, draws of the VAE's guide.
         prior: draws of the prior (N, J).
         decoded: what other draws of the prior decode to, the mean of p(x | z) (N, ...).
@@ -59,6 +61,7 @@ class Codes:
     """
 
     reconstruction: np.ndarray
+    reconstruction_train: np.ndarray
     codes: np.ndarray
     prior: np.ndarray
     decoded: np.ndarray
@@ -86,7 +89,8 @@ class AutoencoderComparison:
     def table(self) -> pd.DataFrame:
         """One row for each of the two, and one of what an ideal would have.
 
-        * ``log p(x|z)``: nats per held-out datum at its code, higher is better.  It is no bound.
+        * ``log p(x|z)``: nats per held-out datum at its code, higher is better, and ``train``: the
+          same of training data.  Neither is a bound.
         * ``error``: root mean square of reconstructions about the data, a number of x.
         * ``draw to data``: the distance, on the same scale, from what a draw of the prior decodes
           to, to the nearest held-out datum; ``data to draw``: from a datum to the nearest decoded
@@ -104,6 +108,7 @@ class AutoencoderComparison:
         half = len(prior) // 2
         rows["data and prior"] = {
             "log p(x|z)": np.nan,
+            "train": np.nan,
             "error": 0.0,
             "draw to data": nearest(self.train, self.data).mean(),
             "data to draw": nearest(self.data, self.train).mean(),
@@ -117,6 +122,7 @@ class AutoencoderComparison:
         error = (found.reconstructed - self.data).reshape(len(self.data), -1)
         return {
             "log p(x|z)": float(found.reconstruction.mean()),
+            "train": float(found.reconstruction_train.mean()),
             "error": float(np.sqrt(np.nanmean(error**2))),
             "draw to data": nearest(found.decoded, self.data).mean(),
             "data to draw": nearest(self.data, found.decoded).mean(),
@@ -193,7 +199,7 @@ def compare_autoencoder(
         program = built(build, seed)
         runs[name] = fit(program, data.train, how, samples=samples, seed=seed, **options)
         held_out, train = (_rows(program, part) for part in (data.test, data.train))
-        found[name] = _codes(program, held_out, seed, is_point=name == AUTOENCODER)
+        found[name] = _codes(program, held_out, train, seed, is_point=name == AUTOENCODER)
     values, others = (observed_rows(rows).cpu().numpy() for rows in (held_out, train))
     shape = getattr(data, "image_shape", None)
     return AutoencoderComparison(runs, found, values, others, shape)
@@ -203,7 +209,7 @@ def _rows(program: nn.Module, part: Any) -> Any:
     return map_rows(lambda t: t[:ROWS], as_rows(part, program))
 
 
-def _codes(program: nn.Module, x: Any, seed: int, *, is_point: bool) -> Codes:
+def _codes(program: nn.Module, x: Any, train: Any, seed: int, *, is_point: bool) -> Codes:
     """What a trained program makes of rows."""
     n = num_rows(x)
     codes = encode(program, x, num_draws=None if is_point else 1, seed=seed)
@@ -218,9 +224,13 @@ def _codes(program: nn.Module, x: Any, seed: int, *, is_point: bool) -> Codes:
     with torch.no_grad(), seeded(*Stream.PRIOR.key(seed)), evaluating(program):
         latents = latents_of(dreamt_sites(program, x, {})).values()
         (prior,) = (site.value for site in latents if not site.was_observed)
-        stats = Autoencoder().terms(program, x, EMPTY)[1]
+        at_codes = [
+            Autoencoder().terms(program, rows, EMPTY)[1]["reconstruction"].cpu().numpy()
+            for rows in (x, train)
+        ]
     return Codes(
-        stats["reconstruction"].cpu().numpy(),
+        at_codes[0],
+        at_codes[1],
         codes.reshape(n, -1).cpu().numpy(),
         prior.expand(n, *prior.shape[1:]).reshape(n, -1).cpu().numpy(),
         decoded.cpu().numpy(),
