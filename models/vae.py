@@ -203,7 +203,7 @@ def _require_one_size(parts: Mapping[str, Any]) -> None:
 
 
 def _require_latents(likelihood: Any, prior: Any) -> None:
-    """Shares that pass a softmax again are nearly equal, and reals are no shares, without a word."""
+    """Shares through a softmax again are nearly equal, and reals are no shares, without a word."""
     wanted, there = (getattr(likelihood, "latents", None), getattr(prior, "support", None))
     kinds = [None if each is None else kind_of(each) == "simplex" for each in (wanted, there)]
     if None not in kinds and kinds[0] != kinds[1]:
