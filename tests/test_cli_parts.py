@@ -284,8 +284,6 @@ def from_data(data, *, prior=None):
          "--model.prior.bounds is '0', expected 2 finite numbers with commas between or null"),
         (["--model.network", "MLP", "--model.network.hidden", "3.5,2"],
          "expected a whole number or whole numbers with commas between"),
-        (["--model.network", "MLP", "--model.network.hidden", ","],
-         "--model.network MLP: hidden"),
         (["--model.network", "MLP", "--model.hidden_dim", "3"], "give --model.network.OPTION"),
         (["--model.network", "Convolutional"], "--model.network Convolutional: "),
         (["--model.network", "MPL"], 'unknown "MPL", did you mean "MLP"?'),
