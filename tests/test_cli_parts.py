@@ -315,4 +315,4 @@ def test_a_table_with_gaps_trains_and_is_scored(tmp_path, monkeypatch, capsys):
     assert main(["evidence", "run", "--data", "table.csv", "--num_particles", "50"]) == 0
     flags.remove("--model.missing")
     assert main(["fit", "vae", *flags, "--steps", "2"]) == 2
-    assert "missing=True where NaN means" in capsys.readouterr().err
+    assert "give --model.missing where NaN means" in capsys.readouterr().err

@@ -240,7 +240,7 @@ def _one_line(error: BaseException) -> str:
 def _as_flags(message: str, verb: str) -> str:
     """A message of the package's with its arguments as flags: ``resume=True`` is ``--resume``."""
     names = "|".join(inspect.signature(VERBS[verb]).parameters)
-    message = message.replace(" to pv.fit", "")
+    message = message.replace(" to pv.fit", "").replace("pass missing=True", "give --model.missing")
     message = re.sub(rf"(?<![\w.-])({names})=(True\b)?", r"--\1 ", message)
     message = re.sub(rf"^({names})(?= (is|needs|watches) )", r"--\1", message)
     return " ".join(message.split())
