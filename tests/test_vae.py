@@ -330,3 +330,20 @@ def test_parts_that_are_in_no_folder_are_seen_by_name():
     assert set(dir(priors)) >= {"StandardNormal"}
     for folder in ("priors", "likelihoods", "posteriors", "networks", "distributions"):
         assert getattr(pv, folder).__name__ == f"pyro_vae.{folder}"
+
+
+@pytest.mark.parametrize("use", ["check", "fit", "evidence", "elbo"])
+def test_a_value_that_is_not_possible_is_refused_beside_gaps_too(bits, use):
+    x = bits.clone()
+    x[0, 0], x[3, 1] = torch.nan, 8.0
+    vae = pv.VAE.build(
+        bits, latent_dim=J, hidden_dim=3, likelihood=likelihoods.Bernoulli(), missing=True
+    )
+    calls = {
+        "check": lambda: pv.check(vae, x),
+        "fit": lambda: pv.fit(vae, x, steps=1, engine="eager", progress=False),
+        "evidence": lambda: pv.log_evidence(vae, x, num_particles=20),
+        "elbo": lambda: pv.elbo(vae, x),
+    }
+    with pytest.raises(ValueError, match="8 in row 3, expected 0 or 1"):
+        calls[use]()

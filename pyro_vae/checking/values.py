@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from pyro_vae.checking.sites import Met, Mistakes, first_line, label
 from pyro_vae.densities.sites import Site, by_row
+from pyro_vae.distributions.gaps import NanAllowed, without_gaps
 from pyro_vae.posteriors import suggested
 
 
@@ -71,7 +72,8 @@ def possible_values(site: Site, where: str, mistakes: Mistakes, first_row: int =
     value, mask = site.value, site.mask
     if not isinstance(value, Tensor) or not value.numel() or mask is False:
         return
-    if value.is_floating_point() and not value.isfinite().all():
+    gaps = without_gaps(site.base) is not site.base  # NaN is a possible value there, others not
+    if value.is_floating_point() and not (value.isfinite() | (value.isnan() & gaps)).all():
         return  # shows in the density, with its row
     try:
         inside = _possible(site.law, value)
@@ -123,11 +125,14 @@ def _possible(whole: Any, value: Tensor) -> Tensor:
 
 
 def _advice_for_data(support: Any, value: Tensor) -> str:
-    low, high = value.min().item(), value.max().item()
-    binary = _without_events(support) is constraints.boolean
-    if getattr(support, "is_discrete", False) and not binary and bool((value % 1 != 0).any()):
+    known = value[~value.isnan()]
+    low, high = known.min().item(), known.max().item()
+    kind = _without_events(support)
+    kind = kind.support if isinstance(kind, NanAllowed) else kind
+    binary = kind is constraints.boolean
+    if getattr(support, "is_discrete", False) and not binary and bool((known % 1 != 0).any()):
         return "round them, or choose a likelihood for such values"
-    if low < 0 or not (binary or _without_events(support) is constraints.unit_interval):
+    if low < 0 or not (binary or kind is constraints.unit_interval):
         return "shift or scale x, or choose a likelihood for such values"
     if high > 1:
         divisor = divisor_for(high)
@@ -145,7 +150,8 @@ def divisor_for(high: float) -> int:
 
 
 def _range(value: Tensor) -> str:
-    return f"from {value.min().item():g} to {value.max().item():g}"
+    known = value[~value.isnan()]
+    return f"from {known.min().item():g} to {known.max().item():g}"
 
 
 def _without_events(constraint: Any) -> Any:
@@ -157,6 +163,8 @@ def _without_events(constraint: Any) -> Any:
 def describe(constraint: Any) -> str:
     """A constraint in one line, such as ``GreaterThan(lower_bound=0.0)``."""
     constraint = _without_events(constraint)
+    if isinstance(constraint, NanAllowed):
+        constraint = constraint.support
     if constraint is constraints.boolean:
         return "0 or 1"
     if constraint is constraints.nonnegative_integer:
