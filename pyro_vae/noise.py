@@ -63,6 +63,13 @@ class Stream(enum.IntEnum):
     PILOT = 24  # a first look at a fitted density, by chunk of rows
     DEFENSIVE = 25  # draws of the prior beside a fitted density's, by chunk of rows and of draws
     BOUND_AGAIN = 26  # seeds of further draws of what all data share, for the error of a bound
+    REFIT = 50  # a guide refitted to each datum, by chunk of rows and step
+    REFIT_SCORE = 51  # its ELBO before and after, by chunk of rows and of particles
+    REFINED = 52  # draws of a refitted guide, by chunk of rows and of particles
+    RESAMPLED = 53  # draws picked by their weights, by chunk of rows
+    POOL = 54  # draws of the guide where chains may start, by number
+    REPLICATED = 55  # data in place of those that were observed, by number
+    SIMULATED = 56  # data of the model to hold the observed ones against
 
     def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:
         """The key of this stream: (stream, seed, rank, numbers ...).

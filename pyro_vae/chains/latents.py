@@ -138,6 +138,11 @@ class Latents:
         sites = self._scored(program, x, {name: value for name, (value, _) in moved.items()})
         return _joint(sites, moved), self._log_law(sites, moved)
 
+    def log_det(self, u: Tensor) -> Tensor:
+        """log |det T'(u)|, (..., B): what log densities of z and of u differ by."""
+        terms = [log_det for _, log_det in self._forward(u).values()]
+        return sum(terms[1:], terms[0])
+
     def drawn(self, program: Any, x: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """An ancestral draw of the latents given the covariates, and its :meth:`log_terms`.
 
