@@ -102,6 +102,7 @@ class Refit(NamedTuple):
         rows: the data, with the offsets that were found.
         elbo_before: of the guide as it is, (N,).
         elbo: of the refitted guide, at the same noise, (N,).
+        elbo_error: its standard error.
         gain_error: the standard error of their difference.
         rising: by how much the ELBO rose in the last quarter of the run.
         taken_back: where the refit came out worse than the guide, which then stands in its place.
@@ -113,6 +114,7 @@ class Refit(NamedTuple):
     rows: dict[str, Tensor]
     elbo_before: Tensor
     elbo: Tensor
+    elbo_error: Tensor
     gain_error: Tensor
     rising: Tensor
     taken_back: Tensor
@@ -169,18 +171,18 @@ def refit(
         scored = scorer(chunk, [chunk[OFFSETS], late, end], seed, number)
         parts.append(_Chunk(*(column[:count] for column in _judged(scored, chunk, end))))
         advance(count)
-    offsets, before, elbo, gain_error, rising, back, *rest = map(
-        torch.cat, zip(*parts, strict=True)
-    )
-    evidence, gap_error = Evidence(*rest[:-1]), rest[-1]
-    rows = free.rows(x, offsets)
-    return Refit(free, rows, before, elbo, gain_error, rising, back, evidence, gap_error)
+    whole = _Chunk(*map(torch.cat, zip(*parts, strict=True)))
+    return Refit(
+        free, free.rows(x, whole.offsets), *whole[1:7], Evidence(*whole[7:-1]),
+        whole.gap_error,
+    )  # fmt: skip
 
 
 class _Chunk(NamedTuple):
     offsets: Tensor
     before: Tensor
     elbo: Tensor
+    elbo_error: Tensor
     gain_error: Tensor
     rising: Tensor
     taken_back: Tensor
@@ -267,6 +269,7 @@ def _judged(tables: list[Tensor], rows: dict[str, Tensor], end: Tensor) -> _Chun
         offsets,
         before.mean(0),
         log_w.mean(0),
+        log_w.std(0) / count,
         error.masked_fill(worse, 0.0),
         (after - late).mean(0).masked_fill(worse, 0.0),
         worse,
