@@ -63,6 +63,11 @@ class Stream(enum.IntEnum):
     PILOT = 24  # a first look at a fitted density, by chunk of rows
     DEFENSIVE = 25  # draws of the prior beside a fitted density's, by chunk of rows and of draws
     BOUND_AGAIN = 26  # seeds of further draws of what all data share, for the error of a bound
+    SIMULATED = 60  # pairs of latents and data, by chunk of rows
+    RANKS = 61  # the guide's draws that latents are ranked among, by chunk of rows and of draws
+    BANDS = 62  # ranks without a fault, for what their curves stay within
+    PROFILE = 63  # the guide's draws of what a latent carries, by chunk of rows
+    SUBSET = 64  # which data are looked at more closely
 
     def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:
         """The key of this stream: (stream, seed, rank, numbers ...).
