@@ -41,6 +41,11 @@ class _Part(NamedTuple):
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def value_axis(self) -> int:
+        """Of the rows in the value itself."""
+        return self.axis - self.transform.codomain.event_dim + self.transform.domain.event_dim
+
 
 @dataclass(frozen=True)
 class Latents:

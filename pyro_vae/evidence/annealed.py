@@ -33,8 +33,13 @@ from pyro_vae.chains.convergence import split_rhat
 from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.paths import Origin, Path
 from pyro_vae.evaluation import event_size, row_chunks
-from pyro_vae.evidence.weights import Evidence, concatenated, first_rows, from_log_weights
-from pyro_vae.evidence.weights import pareto_khat
+from pyro_vae.evidence.weights import (
+    Evidence,
+    concatenated,
+    first_rows,
+    from_log_weights,
+    pareto_khat,
+)
 from pyro_vae.noise import Stream, seeded
 from pyro_vae.program.rows import Rows, num_rows, repeated
 
