@@ -37,6 +37,9 @@ MOST_DIMENSIONS = 2
 LIKELY = 50  # of the draws, the likeliest, whose quantiles are edges too
 ROUNDS = 40  # of halving
 MOST_CELLS = {1: 2000, 2: 20_000}  # of a datum
+ROUGH, FINE = 0.05, {1: 1e-8, 2: 1e-5}  # relative errors of a first grid, and of the second
+AT_ONCE = 2**19  # nodes
+MASSES = (1e-6, 0.01, 0.15, 0.5, 0.85, 0.99, 1 - 1e-6)  # of the posterior, between whose quantiles
 SETTLED = 0.01  # nats of error above which there is a warning
 # Nodes from 0 on, weights of Kronrod's rule and of Gauss's within it (0 where it has no node).
 RULES = {
@@ -95,10 +98,13 @@ def quadrature(
     dtype = draw(map_rows(lambda t: t[:1], x), *LOOK)[0].dtype
     rounding = torch.finfo(dtype).eps
     parts = []
-    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+    batch = min(batch_size, num_rows(x))
+    for number, (count, rows) in enumerate(row_chunks(x, batch)):
         grid = _Grid(partial(_score, scored, rows, at_once, dtype), latents.dim, rounding)
         edges, frame = _edges(draw, rows, seed, number, latents.dim)
-        parts.append(first_rows(grid.integrate(edges, frame), count))
+        rough = grid.integrate(edges, frame, ROUGH)
+        edges = torch.cat([edges, _quantiles(rough, len(edges))], 1).sort(1).values
+        parts.append(first_rows(_evidence(grid.integrate(edges, frame, FINE[latents.dim]), batch), count))
         advance(count)
     found = concatenated(parts)
     open_ = int((~(found.standard_error <= SETTLED)).sum())
@@ -197,14 +203,14 @@ class _Grid:
         self.kronrod = torch.cartesian_prod(*[kronrod] * dim).view(-1, dim).prod(-1)
         self.gauss = torch.cartesian_prod(*[gauss] * dim).view(-1, dim).prod(-1)
 
-    def integrate(self, edges: Tensor, frame: Frame) -> Evidence:
-        """From cells between edges (B, E, J)."""
+    def integrate(self, edges: Tensor, frame: Frame, relative: float) -> _Cells:
+        """From cells between edges (B, E, J), up to a relative error of each datum's integral."""
         data = len(edges)
         cells = self._evaluated(*self._between(edges), frame)
         for _ in range(ROUNDS):
             log_z, error = _totals(cells, data)
             number = torch.bincount(cells.datum, minlength=data)
-            tolerance = self._tolerance(log_z)
+            tolerance = self._tolerance(log_z).clamp_min(relative)
             share = (cells.log_error - log_z[cells.datum]).exp()
             going = (error > tolerance) & (number < MOST_CELLS[self.dim])
             split = going[cells.datum] & (share > (tolerance / (2 * number))[cells.datum])
@@ -214,13 +220,11 @@ class _Grid:
             children = self._evaluated(*self._halves(parents), frame)
             kept = cells.of(~split)
             cells = _Cells(*(torch.cat(pair) for pair in zip(kept, children, strict=True)))
-        log_z, error = _totals(cells, data)
-        nothing, none = torch.zeros_like(log_z), torch.full_like(log_z, math.nan)
-        return Evidence(log_z, error, none, nothing, log_z - error, log_z + error, none)
+        return cells
 
     def _tolerance(self, log_z: Tensor) -> Tensor:
         """Of the relative error; what rounding of log p(u, x) leaves open is not halved away."""
-        return (8 * self._rounding * log_z.abs().nan_to_num(0.0, 0.0, 0.0)).clamp_min(1e-9)
+        return 8 * self._rounding * log_z.abs().nan_to_num(0.0, 0.0, 0.0)
 
     def _between(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         data, number = edges.shape[0], edges.shape[1] - 1
@@ -244,6 +248,12 @@ class _Grid:
         return cells.datum.repeat(len(lows)), torch.cat(lows), torch.cat(highs)
 
     def _evaluated(self, datum: Tensor, low: Tensor, high: Tensor, frame: Frame) -> _Cells:
+        size = max(1, AT_ONCE // len(self.nodes))
+        pieces = zip(datum.split(size), low.split(size), high.split(size), strict=True)
+        found = [self._piece(*piece, frame) for piece in pieces]
+        return _Cells(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+    def _piece(self, datum: Tensor, low: Tensor, high: Tensor, frame: Frame) -> _Cells:
         half = (high - low) / 2
         nodes = self.nodes.to(low).unsqueeze(1)  # (n, 1, J)
         u, log_slope = frame.u(datum, low + half * (1 + nodes))  # (n, M, J), (n, M)
@@ -257,6 +267,40 @@ class _Grid:
             datum, low, high, kronrod.log() + top + log_volume,
             (kronrod - gauss).abs().log() + top + log_volume,
         )  # fmt: skip
+
+
+def _evidence(cells: _Cells, data: int) -> Evidence:
+    log_z, error = _totals(cells, data)
+    nothing, none = torch.zeros_like(log_z), torch.full_like(log_z, math.nan)
+    return Evidence(log_z, error, none, nothing, log_z - error, log_z + error, none)
+
+
+def _quantiles(cells: _Cells, data: int) -> Tensor:
+    """Where in each dimension the posterior is, by a rough grid: (B, Q, J).
+
+    Cells with an edge there have nodes where it counts, so that their error is one.
+    """
+    log_z, _ = _totals(cells, data)
+    weight = (cells.log_value - log_z[cells.datum]).exp()
+    found = []
+    for dim in range(cells.low.shape[1]):
+        order = cells.low[:, dim].argsort(stable=True)
+        order = order[cells.datum[order].argsort(stable=True)]
+        datum, low, high = cells.datum[order], cells.low[order, dim], cells.high[order, dim]
+        below = weight[order].cumsum(0)
+        number = torch.bincount(datum, minlength=data)
+        first = number.cumsum(0) - number
+        last = first + number - 1
+        below = below - (below[first] - weight[order][first])[datum]
+        places = []
+        for place in MASSES:
+            # The first cell of each datum up to whose end there is so much.
+            reached = (below >= place) | (torch.arange(len(datum), device=datum.device) == last[datum])
+            index = torch.where(reached, torch.arange(len(datum), device=datum.device), len(datum))
+            at = index.new_full((data,), len(datum)).scatter_reduce(0, datum, index, "amin")
+            places.append(low[at] if place < 0.5 else high[at])
+        found.append(torch.stack(places, 1))
+    return torch.stack(found, -1)
 
 
 def _totals(cells: _Cells, data: int) -> tuple[Tensor, Tensor]:
