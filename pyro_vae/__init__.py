@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyro_vae.predictive import decode, encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.program.parts import Likelihood, Posterior, Prior
+    from pyro_vae.refinement import Refinement, refine
     from pyro_vae.runs import Run, load
     from pyro_vae.training import fit
 
@@ -68,6 +69,8 @@ _HOME = {
     "encode": "predictive",
     "reconstruct": "predictive",
     "to_inference_data": "inference_data",
+    "refine": "refinement",
+    "Refinement": "refinement",
     "PyroVaeWarning": "errors",
 }
 _MODULES = (
@@ -86,6 +89,7 @@ __all__ = [
     "Prior",
     "Program",
     "PyroVaeWarning",
+    "Refinement",
     "Run",
     "check",
     "compare",
@@ -108,6 +112,7 @@ __all__ = [
     "posteriors",
     "priors",
     "reconstruct",
+    "refine",
     "sample",
     "to_inference_data",
 ]
