@@ -63,6 +63,11 @@ class Stream(enum.IntEnum):
     PILOT = 24  # a first look at a fitted density, by chunk of rows
     DEFENSIVE = 25  # draws of the prior beside a fitted density's, by chunk of rows and of draws
     BOUND_AGAIN = 26  # seeds of further draws of what all data share, for the error of a bound
+    POSTERIOR_OF_RUNS = 40  # draws that ArviZ reads, of the second and later of several programs
+    PRIOR_OF_RUNS = 41  # the same of the prior
+    PREDICTIONS = 42  # draws given held-out data
+    KL_TERMS = 43  # draws that a KL term is averaged over, by chunk of rows and of particles
+    SUMMARY = 44  # draws that are summarized and not kept
 
     def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:
         """The key of this stream: (stream, seed, rank, numbers ...).
