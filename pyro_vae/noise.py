@@ -68,6 +68,7 @@ class Stream(enum.IntEnum):
     PREDICTIONS = 42  # draws given held-out data
     KL_TERMS = 43  # draws that a KL term is averaged over, by chunk of rows and of particles
     SUMMARY = 44  # draws that are summarized and not kept
+    REFINED = 45  # seeds of the refined draws of a batch of rows
     SIMULATED = 60  # pairs of latents and data, by chunk of rows
     RANKS = 61  # the guide's draws that latents are ranked among, by chunk of rows and of draws
     BANDS = 62  # ranks without a fault, for what their curves stay within

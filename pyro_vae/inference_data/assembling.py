@@ -62,9 +62,7 @@ def statistics(
     }
 
 
-def kl_terms(
-    parts: Sequence[Mapping[str, np.ndarray]], terms: Terms, naming: Naming
-) -> Variables:
+def kl_terms(parts: Sequence[Mapping[str, np.ndarray]], terms: Terms, naming: Naming) -> Variables:
     """KL terms by latent, of each coordinate where these are independent."""
     found = {}
     for name, variable in terms.names.items():

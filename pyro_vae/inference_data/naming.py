@@ -34,15 +34,21 @@ class Naming:
         dims: for a variable the names of its dimensions, those of the data left out or first.
         coords: values along a dimension.
         rows: coordinates of ``data``: its numbers, and perhaps labels.
+        chains: what the chains are called.
     """
 
     def __init__(
-        self, look: Look, dims: Dims | None, coords: Coords | None, rows: Mapping[str, np.ndarray]
+        self,
+        look: Look,
+        dims: Dims | None,
+        coords: Coords | None,
+        rows: Mapping[str, np.ndarray],
+        chains: np.ndarray,
     ) -> None:
         self._said = {written(name): _words(name, d) for name, d in (dims or {}).items()}
         self._inferred = {written(name): found for name, found in _inferred(look).items()}
         self._coords = {name: np.asarray(values) for name, values in (coords or {}).items()}
-        self._rows = dict(rows)
+        self._rows, self._chains = dict(rows), chains
         self._sizes: dict[str, tuple[int, str]] = {}  # dimension -> size, and a variable with it
         self._names: dict[str, tuple[str, ...]] = {}
 
@@ -119,6 +125,8 @@ class Naming:
         """What stands along a dimension."""
         if dim in self._coords:
             return self._coords[dim]
+        if dim == "chain" and size == len(self._chains):  # the prior may have one alone
+            return self._chains
         return self._rows["data"] if dim == "data" else np.arange(size)
 
     def coords(self, sizes: Mapping[str, int]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Plan:
         shared, own: names of latents that all data share, and of those of each datum.
         observed: what each site observes, (N, ...), whole numbers as such.
         whole: integer types of sites.
-        terms: the KL terms, of latents of data that share none.
+        terms: the KL terms.
     """
 
     program: nn.Module
@@ -83,7 +83,7 @@ class Plan:
     own: list[str]
     observed: dict[str, Tensor]
     whole: dict[str, torch.dtype]
-    terms: Terms | None
+    terms: Terms
 
     @classmethod
     def of(
@@ -97,7 +97,7 @@ class Plan:
         observed = observed_values(program, rows, batch_size)
         whole = whole_types(x, look, observed)
         own = [name for name in form.latents if not look.guide[name].is_global]
-        terms = None if shared else Terms(look, draws)
+        terms = Terms(look, draws)
         return cls(program, look, form, shared, own, cast(observed, whole), whole, terms)
 
     @property
@@ -143,7 +143,7 @@ def training_curves(sources: Sequence[Source], chains: np.ndarray) -> Any:
     import xarray as xr
 
     found = []
-    for chain, source in zip(chains, sources, strict=True):
+    for chain, source in zip(chains, sources, strict=len(sources) > 1):
         if source.run is None or not len(source.run.history):
             continue
         frame = source.run.history.select_dtypes("number").set_index("step")

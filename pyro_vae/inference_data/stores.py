@@ -1,7 +1,7 @@
 """Where variables go, a batch of rows after the other: into memory, netCDF or zarr.
 
-A file has another name until it is whole, in a folder beside its own that ends in ``.partial``: what
-is killed leaves nothing that looks finished.
+A file has another name until it is whole, in a folder beside it that ends in ``.partial``: what is
+killed leaves nothing that looks finished.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class Store(abc.ABC):
     def finish(self) -> dict[str, Any]:
         """The data sets of all groups, those of a file opened and not read."""
 
+    @abc.abstractmethod
     def drop(self) -> None:
         """Leave nothing behind: something failed."""
 
@@ -132,6 +133,9 @@ class Memory(Store):
                 own = xr.Dataset(own, coords=self._coords[group])
             found[group] = own.assign_attrs(self.about(group))
         return found
+
+    def drop(self) -> None:
+        self._groups.clear()
 
 
 class File(Store):
@@ -262,9 +266,7 @@ class Zarr(File):
         groups = list(zarr.open_group(self._partial, mode="r").group_keys())
         zarr.consolidate_metadata(self._partial, zarr_format=2)
         self._done()
-        return {
-            g: xr.open_dataset(self.path, group=g, engine="zarr", chunks=None) for g in groups
-        }
+        return {g: xr.open_dataset(self.path, group=g, engine="zarr", chunks=None) for g in groups}
 
 
 def require_path(out: Any) -> Path:
