@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pyro_vae.errors import PyroVaeWarning
     from pyro_vae.evidence import Evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
-    from pyro_vae.inference_data import to_inference_data
+    from pyro_vae.inference_data import summarize, to_inference_data
     from pyro_vae.predictive import decode, encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.program.parts import Likelihood, Posterior, Prior
@@ -67,6 +67,7 @@ _HOME = {
     "decode": "predictive",
     "encode": "predictive",
     "reconstruct": "predictive",
+    "summarize": "inference_data",
     "to_inference_data": "inference_data",
     "PyroVaeWarning": "errors",
 }
@@ -109,6 +110,7 @@ __all__ = [
     "priors",
     "reconstruct",
     "sample",
+    "summarize",
     "to_inference_data",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from pyro_vae.inference_data.datasets import attributes_of, container, notes_of
 from pyro_vae.inference_data.draws import Groups, observed_values
 from pyro_vae.inference_data.further import Refined, calibration_places
 from pyro_vae.inference_data.judging import judged
-from pyro_vae.inference_data.limits import bytes_of, refuse_names, refuse_size
-from pyro_vae.inference_data.naming import Naming, rows_of, written
+from pyro_vae.inference_data.limits import bytes_of, refuse_size
+from pyro_vae.inference_data.naming import Naming, refuse_names, rows_of, written
 from pyro_vae.inference_data.programs import (
     Plan,
     Source,
@@ -35,6 +36,12 @@ from pyro_vae.inference_data.stores import require_path, store_for
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, num_rows
 from pyro_vae.progress import counting
+
+GROUPS = (  # in the order in which they are shown
+    "posterior", "posterior_refined", "sample_stats", "posterior_predictive", "log_likelihood",
+    "prior", "prior_predictive", "prior_sbc", "predictions", "observed_data", "constant_data",
+    "predictions_constant_data", "training",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def converted(sources: Sequence[Source], x: Any, options: Options) -> Any:
             conversion.store.drop()
             raise
     conversion.warn()
-    return wrapped(datasets)
+    return wrapped({group: datasets[group] for group in GROUPS if group in datasets})
 
 
 class Conversion:
@@ -172,9 +179,11 @@ class Conversion:
             self._put("prior_sbc", calibration_places(self.plans, self.rows, o, self.naming))
         if self.plans[0].shared:
             self._put_draws([chain.shared() for chain in drawing], of_data=False)
-        label = f"{name or 'the result'}, {self.needed / 2**20:,.0f} MiB"
+        label = f"{name or 'the result'}, {self.needed / 2**20:,.3g} MiB"
         told = False if name is None and o.progress is None else o.progress
         total = self.count + (0 if self.new_rows is None else num_rows(self.new_rows))
+        if told is None and not sys.stderr.isatty():  # where no line stands until a minute is over
+            print(f"{label}: {total:,} data", file=sys.stderr, flush=True)
         with counting(told, total, label=label) as advance:
             self._put_batches(drawing, advance)
             if self.new_rows is not None:

@@ -19,6 +19,7 @@ from pyro_vae.densities.dreams import draws_of
 from pyro_vae.densities.look import Look, looking
 from pyro_vae.densities.observations import entries_of_rows
 from pyro_vae.densities.particles import densities, takes_repeated
+from pyro_vae.densities.plates import plate_named_by
 from pyro_vae.densities.rules import require_rows
 from pyro_vae.densities.sites import latents_of, values_of
 from pyro_vae.densities.tables import Densities, tabulated
@@ -157,13 +158,40 @@ def drawn(
         yield result
 
 
-def latents_alone(size: int) -> Chunk:
-    """The guide's latents of each datum, without running the model."""
+class GuideAlone(nn.Module):
+    """A program whose model is its guide: its particles are latents, and no model runs.
 
-    def draw(program: Any, rows: Rows) -> Groups:
-        guide = latents_of(sites_of(program, "guide", repeated(rows, size)))
-        own = {name: site.value for name, site in guide.items() if not site.is_global}
-        return by_particle({"posterior": own}, size, num_rows(rows))
+    Args:
+        program: whose guide it is.
+    """
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+        self.plate = plate_named_by(program)
+
+    def guide(self, x: Rows) -> Any:
+        return self.program.guide(x)
+
+    def model(self, x: Rows) -> Any:
+        return self.program.guide(x)
+
+
+def latents_alone(size: int) -> Chunk:
+    """The guide's latents of each datum; what depends on x alone is computed once.
+
+    (Of several latents in the first two calls of a form for each particle.)
+    """
+
+    def draw(alone: Any, rows: Rows) -> Groups:
+        guide = latents_of(sites_of(alone, "guide", rows))
+        if len(guide) == 1:
+            ((name, site),) = guide.items()
+            values = site.law.sample((size,))
+            if values.shape[1:] == site.value.shape:
+                return {"posterior": {name: site.rows_first(values).transpose(0, 1)}}
+        d = densities(alone, rows, size, reparameterize=False)
+        return by_particle({"posterior": dict(d.latents)}, size, num_rows(rows))
 
     return draw
 

@@ -1,12 +1,9 @@
-"""What is refused before anything is drawn: results that are too large, names that collide."""
+"""How large a result will be, and what is refused for it before anything is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from pyro_vae.inference_data.naming import AXES, LABEL, written
 from pyro_vae.inference_data.programs import Plan
 
 
@@ -44,21 +41,6 @@ def refuse_size(needed: int, most: str, rows: int, particles: int, max_bytes: in
             f"draws of each{most}, more than max_bytes = "
             f"{max_bytes / 2**20:,.0f} MiB: pass fewer rows, lower num_draws (or chains, "
             'num_prior), raise max_bytes, or write it to a file, out="posterior.nc"'
-        )
-
-
-def refuse_names(names: Sequence[str], labels: bool) -> None:
-    twice = {written(n) for n in names if sum(written(n) == written(m) for m in {*names}) > 1}
-    if twice:
-        raise ValueError(
-            f'two sites or entries of x are written as "{min(twice)}", because a slash becomes a '
-            "dot: rename one"
-        )
-    reserved = {*names} & {*AXES, *([LABEL] if labels else [])}
-    if reserved:
-        raise ValueError(
-            f'"{min(reserved)}" is the name of a dimension of the result and of a site or an entry '
-            "of x: rename the site or the entry"
         )
 
 

@@ -158,6 +158,22 @@ def rows_of(x: Any, count: int) -> dict[str, np.ndarray]:
     return found
 
 
+def refuse_names(names: Sequence[str], labels: bool) -> None:
+    """Refuse names that two things would have."""
+    twice = {written(n) for n in names if sum(written(n) == written(m) for m in {*names}) > 1}
+    if twice:
+        raise ValueError(
+            f'two sites or entries of x are written as "{min(twice)}", because a slash becomes a '
+            "dot: rename one"
+        )
+    reserved = {*names} & {*AXES, *([LABEL] if labels else [])}
+    if reserved:
+        raise ValueError(
+            f'"{min(reserved)}" is the name of a dimension of the result and of a site or an entry '
+            "of x: rename the site or the entry"
+        )
+
+
 def _words(name: str, dims: Any) -> list[str | None]:
     if isinstance(dims, str) or not isinstance(dims, Iterable):
         raise TypeError(

@@ -60,9 +60,8 @@ class Store(abc.ABC):
                 for dim, size in zip(v.dims, shapes[name], strict=True)
             }
             known = self._sizes.setdefault(group, {})
-            fresh = {dim: size for dim, size in sizes.items() if dim not in known}
-            known |= fresh
-            self._create(group, new, shapes, naming.coords(fresh))
+            known |= sizes
+            self._create(group, new, shapes, naming.coords(known))
             self._known |= {(group, name) for name in new}
         self._write(group, {n: (self._place(v, start), v.values) for n, v in variables.items()})
 
@@ -84,7 +83,7 @@ class Store(abc.ABC):
         shapes: Mapping[str, tuple[int, ...]],
         coords: Mapping[str, Any],
     ) -> None:
-        """Make room for variables of these shapes, and write new coordinates."""
+        """Make room for variables of these shapes, and write all coordinates of the group."""
 
     @abc.abstractmethod
     def _write(self, group: str, values: Mapping[str, tuple[tuple[Any, ...], np.ndarray]]) -> None:
