@@ -343,7 +343,9 @@ def test_too_large_a_result_is_refused_before_anything_is_drawn(oracle, x, monke
         pytest.fail("drew")
 
     monkeypatch.setattr(chains, "drawn", never)
-    with pytest.raises(ValueError, match=r"lower num_draws .* raise max_bytes, or write it to a file"):
+    with pytest.raises(
+        ValueError, match=r"lower num_draws .* raise max_bytes, or write it to a file"
+    ):
         to_inference_data(oracle, x, num_draws=500, max_bytes=2**20)
 
 

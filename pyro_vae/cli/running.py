@@ -147,7 +147,9 @@ def _folder_and_model(verb: str, given: Given) -> tuple[str | None, Model | None
         spec = "vae"
     if verb in TAKE_RUNS and spec is not None and Path(spec).is_dir():
         spec, folder = given.last("program"), spec
-    also = "" if verb not in TAKE_RUNS else ", and no folder of a run is there; pass what --out named"
+    also = (
+        "" if verb not in TAKE_RUNS else ", and no folder of a run is there; pass what --out named"
+    )
     return folder, None if spec is None else find_model(spec, also)
 
 
