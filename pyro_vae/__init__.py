@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pyro_vae.errors import PyroVaeWarning
     from pyro_vae.evidence import Evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
-    from pyro_vae.inference_data import to_inference_data
+    from pyro_vae.inference_data import summarize, to_inference_data
     from pyro_vae.predictive import decode, encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.program.parts import Likelihood, Posterior, Prior
@@ -68,6 +68,7 @@ _HOME = {
     "decode": "predictive",
     "encode": "predictive",
     "reconstruct": "predictive",
+    "summarize": "inference_data",
     "to_inference_data": "inference_data",
     "refine": "refinement",
     "Refinement": "refinement",
@@ -114,6 +115,7 @@ __all__ = [
     "reconstruct",
     "refine",
     "sample",
+    "summarize",
     "to_inference_data",
 ]
 

@@ -69,6 +69,11 @@ class Stream(enum.IntEnum):
     ANNEALED_BACK = 33  # the same from the posterior down
     ANNEALED_SETTLING = 34  # moves at the posterior before that
     QUADRATURE = 36  # draws that say where a grid shall be fine, by chunk of rows
+    POSTERIOR_OF_RUNS = 40  # draws that ArviZ reads, of the second and later of several programs
+    PRIOR_OF_RUNS = 41  # the same of the prior
+    PREDICTIONS = 42  # draws given held-out data
+    KL_TERMS = 43  # draws that a KL term is averaged over, by chunk of rows and of particles
+    SUMMARY = 44  # draws that are summarized and not kept
     REFIT = 50  # a guide refitted to each datum, by chunk of rows and step
     REFIT_SCORE = 51  # its ELBO before and after, by chunk of rows and of particles
     REFINED = 52  # draws of a refitted guide, by chunk of rows and of particles
