@@ -195,7 +195,7 @@ def log_evidence(
         with counting(progress, num_rows(rows), label="log p(x)") as advance:
             evidence = _estimate(program, rows, look, options, true_latents, drawn, advance)
         known = true_latents is not None or drawn is not None
-        says = measured(look, x, rows, _in_words(method, proposal, known))
+        says = measured(look, x, rows, _in_words(method, proposal, known), options.draws)
     require_numbers(evidence.value, "log p(x)")
     _judge(evidence, options, known)
     return evidence._replace(measured=says)
@@ -218,6 +218,13 @@ class _Options(NamedTuple):
 
     def some(self, *names: str) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def draws(self) -> int:
+        """How many are averaged of a datum."""
+        numbers = {"importance": self.num_particles, "reciprocal": self.num_draws // 2}
+        numbers |= {"annealed": self.chains, "sandwich": self.chains}
+        return numbers.get(self.method, 1)
 
     @property
     def pieces(self) -> dict[str, Any]:
@@ -309,8 +316,7 @@ def _judge(evidence: Evidence, options: _Options, known: bool) -> None:
     """Say what is not to be trusted."""
     method, proposal = options.method, options.proposal
     if method in ("importance", "reciprocal"):
-        draws = options.num_particles if method == "importance" else options.num_draws // 2
-        warn_about_tails(evidence.khat, consequence(method, proposal), draws)
+        warn_about_tails(evidence.khat, consequence(method, proposal), options.draws)
         if method == "importance":
             more = "raise num_particles"
             if proposal == "guide":
