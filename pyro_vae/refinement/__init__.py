@@ -1,0 +1,1 @@
+"""Draws of the posterior that are better than the guide's."""
