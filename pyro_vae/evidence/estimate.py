@@ -91,10 +91,10 @@ def log_evidence(
     Where it does not, "sandwich" tells within which bounds log p(x) lies.  Its upper bound starts
     from draws of the posterior.  Of simulated data these are known: pass the latents that x was
     made from as ``true_latents``, or a whole number in place of x, and it is an upper bound
-    whatever the chains do (bidirectional Monte Carlo).  Of real data the ends of ``warmup`` moves of
-    HMC stand in for them, and it is an upper bound *given that these chains have converged*: where
-    they all miss a mode, so may both bounds.  Where the guide's khat is below 1/2 the chi-square
-    bound is taken if it is tighter.
+    whatever the chains do (bidirectional Monte Carlo).  Of real data the ends of ``warmup`` moves
+    of HMC stand in for them, and it is an upper bound *given that these chains have converged*:
+    where they all miss a mode, so may both bounds.  Where the guide's khat is below 1/2 the
+    chi-square bound is taken if it is tighter.
 
     The paper's appendix D is "reciprocal"; importance sampling from "hmc" comes along as its
     ``lower``, and where it lies above, the difference is counted as error: chains that are all

@@ -1,4 +1,4 @@
-"""What an estimate of log p(x) was measured on: numbers of other data or units say nothing of it."""
+"""What an estimate of log p(x) was measured on: which data, and in which unit."""
 
 from __future__ import annotations
 

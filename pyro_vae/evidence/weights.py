@@ -174,7 +174,7 @@ class Evidence(NamedTuple):
         return float(self.value.std() / math.sqrt(len(self.value)))
 
     def to_arviz(self, dim: str = "datum") -> Any:
-        """An ELPD object for ArviZ, of either line: ``az.compare``, ``plot_compare``, ``plot_khat``.
+        """An ELPD object for ArviZ, of either line, for its ``compare`` and the plots thereof.
 
         ``elpd_i`` is log p(x_i) and ``pareto_k`` our khat.  Stacking, which ``az.compare`` does by
         default, exponentiates log p(x_i): beyond 700 nats that is 0 or infinite, so pass
@@ -256,12 +256,12 @@ def _within(stratum: Tensor, shares: Tensor) -> Tensor:
 
 def first_rows(evidence: Evidence, count: int) -> Evidence:
     """Of a chunk that repeats its last row, those that count."""
-    return evidence._replace(
-        **{name: column[:count] for name, column in evidence.columns().items()}
-    )
+    columns: dict[str, Any] = {n: column[:count] for n, column in evidence.columns().items()}
+    return evidence._replace(**columns)
 
 
 def concatenated(parts: list[Evidence]) -> Evidence:
     """Evidence of all rows from that of their chunks."""
-    columns = [part.columns().values() for part in parts]
-    return Evidence(*(torch.cat(column) for column in zip(*columns, strict=True)))
+    tables = [part.columns().values() for part in parts]
+    columns: list[Any] = [torch.cat(column) for column in zip(*tables, strict=True)]
+    return Evidence(*columns)
