@@ -191,11 +191,12 @@ def log_evidence(
     require_program(program)
     with torch.no_grad(), evaluating(program):
         rows, drawn = _rows(program, x, like, options.seed)
+        truth = true_latents if drawn is None else drawn
         look = Look.at(program, rows)
         require_possible_data(look, rows)
         with counting(progress, num_rows(rows), label="log p(x)") as advance:
-            evidence = _estimate(program, rows, look, options, true_latents, drawn, advance)
-        known = true_latents is not None or drawn is not None
+            evidence = _estimate(program, rows, look, options, truth, advance)
+        known = truth is not None
         says = measured(look, x, rows, _in_words(method, proposal, known), options.draws)
     require_numbers(evidence.value, "log p(x)")
     _judge(evidence, options, known)
@@ -238,7 +239,8 @@ def _rows(
     """The data; where x is a number, simulated ones and their latents."""
     if isinstance(x, int) and not isinstance(x, bool):
         number = errors.whole("x", x, why="so many data are simulated")
-        return simulate(program, number, like=like, seed=seed)
+        pairs = simulate(program, number, like=like, seed=seed)
+        return pairs.x, pairs.latents
     if like is not None:
         raise ValueError(
             "like is given beside data, expected it where x is a number of data to simulate: "
@@ -253,7 +255,6 @@ def _estimate(
     look: Look,
     options: _Options,
     true_latents: Mapping[str, Tensor] | None,
-    drawn: dict[str, Tensor] | None,
     advance: Any,
 ) -> Evidence:
     method, particles = options.method, options.num_particles
@@ -275,11 +276,9 @@ def _estimate(
         )  # fmt: skip
         if method == "annealed":
             return annealed(program, rows, how, advance).below
-        latents, truth = Latents.of(program, few), None
+        truth = None
         if true_latents is not None:
-            truth = unconstrained(latents, true_latents, rows)
-        elif drawn is not None:
-            truth = latents.unconstrain({name: drawn[name] for name in latents.names})
+            truth = unconstrained(Latents.of(program, few), true_latents, rows)
         return sandwich(
             program, rows, how, advance, moves=options.warmup, truth=truth,
             num_particles=particles, from_guide=options.proposal == "guide",
