@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyro_vae.checking import check
     from pyro_vae.comparison import AutoencoderComparison, Comparison, compare, compare_autoencoder
     from pyro_vae.errors import PyroVaeWarning
-    from pyro_vae.evidence import Evidence, elbo, log_evidence
+    from pyro_vae.evidence import Evidence, compare_evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
     from pyro_vae.inference_data import summarize, to_inference_data
     from pyro_vae.predictive import decode, encode, reconstruct, sample
@@ -59,6 +59,7 @@ _HOME = {
     "fit": "training",
     "load": "runs",
     "Run": "runs",
+    "compare_evidence": "evidence",
     "elbo": "evidence",
     "log_evidence": "evidence",
     "Evidence": "evidence",
@@ -95,6 +96,7 @@ __all__ = [
     "check",
     "compare",
     "compare_autoencoder",
+    "compare_evidence",
     "datasets",
     "distributions",
     "elbo",
