@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.evidence.elpd import to_elpd
+from pyro_vae.evidence.measured import Measured
 
 NOTICEABLE = 0.05  # of the sum of weights: what a few draws may carry before it hangs on them
 ENOUGH = 1000  # draws from which khat sees most tails
@@ -177,6 +179,11 @@ class Evidence(NamedTuple):
     lower: Tensor
     upper: Tensor
     rhat: Tensor
+    measured: Measured | None = None
+
+    def columns(self) -> dict[str, Tensor]:
+        """What there is of each datum, by name."""
+        return {name: column for name, column in self._asdict().items() if name != "measured"}
 
     def mean(self) -> float:
         """The average over data, nats per datum."""
@@ -186,15 +193,36 @@ class Evidence(NamedTuple):
         """Of the mean over these data, for more data like them."""
         return float(self.value.std() / math.sqrt(len(self.value)))
 
+    def to_arviz(self, dim: str = "datum") -> Any:
+        """An ELPD object for ArviZ, of either line, for its ``compare`` and the plots thereof.
+
+        ``elpd_i`` is log p(x_i) and ``pareto_k`` our khat.  Stacking, which ``az.compare`` does by
+        default, exponentiates log p(x_i): beyond 700 nats that is 0 or infinite, so pass
+        ``method="BB-pseudo-BMA"`` for images.  ``pv.compare_evidence`` needs no weights and refuses
+        what is not comparable.
+
+        Args:
+            dim: what the dimension of the data is called.
+        """
+        draws = 1 if self.measured is None else self.measured.draws
+        return to_elpd(self.value, self.khat, draws, dim)
+
     def __repr__(self) -> str:
-        bad = int((~(self.khat <= 0.7)).sum())  # nan is no good sign
-        apart = int((self.rhat > MOST_RHAT).sum())
-        chains = "" if self.rhat.isnan().all() else f", R-hat above {MOST_RHAT} for {apart}"
-        return (
-            f"Evidence(mean {self.mean():.3f} nats, standard error over data "
-            f"{self.mean_standard_error():.3f}, median ESS {float(self.ess.median()):.1f}, "
-            f"khat not below 0.7 for {bad} of {len(self.value)} data{chains})"
-        )
+        rows, parts = len(self.value), [f"mean {self.mean():.3f} nats"]
+        parts.append(f"standard error over data {self.mean_standard_error():.3f}")
+        if bool((self.upper.isfinite() & (self.lower < self.upper)).any()):
+            bounds = float(self.lower.mean()), float(self.upper.mean())
+            parts.append("between {:.3f} and {:.3f}".format(*bounds))
+        if not self.ess.isnan().all():
+            bad = int((~(self.khat <= 0.7)).sum())  # nan is no good sign
+            parts.append(f"median ESS {float(self.ess.median()):.1f}")
+            if not self.khat.isnan().all():
+                parts.append(f"khat not below 0.7 for {bad} of {rows} data")
+        if not self.rhat.isnan().all():
+            apart = int((self.rhat > MOST_RHAT).sum())
+            parts.append(f"R-hat above {MOST_RHAT} for {apart}")
+        said = "" if self.measured is None else f"; {self.measured}"
+        return f"Evidence({', '.join(parts)}{said})"
 
 
 def from_log_weights(log_w: Tensor, stratum: Tensor | None = None) -> Evidence:
@@ -248,9 +276,12 @@ def _within(stratum: Tensor, shares: Tensor) -> Tensor:
 
 def first_rows(evidence: Evidence, count: int) -> Evidence:
     """Of a chunk that repeats its last row, those that count."""
-    return Evidence(*(column[:count] for column in evidence))
+    columns: dict[str, Any] = {n: column[:count] for n, column in evidence.columns().items()}
+    return evidence._replace(**columns)
 
 
 def concatenated(parts: list[Evidence]) -> Evidence:
     """Evidence of all rows from that of their chunks."""
-    return Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    tables = [part.columns().values() for part in parts]
+    columns: list[Any] = [torch.cat(column) for column in zip(*tables, strict=True)]
+    return Evidence(*columns)
