@@ -133,7 +133,7 @@ def exact_point(program, x, beta):
 
     Its precision is I + b W^T W / s^2.
     """
-    weight, noise = program.weight, program.noise.factor()[0, 0]
+    weight, noise = program.weight.detach(), program.noise.factor()[0, 0].detach()
     precision = torch.eye(len(weight.T)) + beta * weight.T @ weight / noise**2
     covariance = precision.inverse()
     mean = beta * (x - program.bias) @ weight @ covariance / noise**2

@@ -243,7 +243,7 @@ def test_simulated_data_miss_what_the_data_miss():
     assert found.findings()[0].verdict == "good"
     law = dist.MultivariateNormal(torch.zeros(3), torch.ones(3, 3) + 0.25 * torch.eye(3))
     exact = law.log_prob(x[:, [0, 1, 3]]).double()
-    torch.testing.assert_close(found.log_evidence, exact, atol=0.3, rtol=0)
+    torch.testing.assert_close(found.log_evidence, exact, atol=0.6, rtol=0)
 
 
 def test_the_rate_of_outliers_by_chance_is_exact():

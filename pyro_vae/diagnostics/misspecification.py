@@ -135,6 +135,7 @@ def misspecification(
         ValueError: of ``pv.log_evidence``; or a model that observes a function of x.
     """
     level, seed = errors.within("level", level, "(0, 1)"), errors.seed_number(seed)
+    evidence = {"progress": False, **evidence}
     rows = usable_rows(x, program)
     count = num_rows(rows)
     num_simulated = errors.whole(
