@@ -36,8 +36,8 @@ from pyro_vae.program.calling import evaluating
 from pyro_vae.progress import Record, counting
 
 Statistic = Callable[[Any], Any]
-FEATURES = "mean of each feature"
-FREQUENCIES = "frequency of each category"
+FEATURES = "furthest mean of a feature, in its sds,"
+FREQUENCIES = "furthest frequency of a category, in its sds,"
 
 
 class Check(NamedTuple):
