@@ -43,8 +43,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     al. (2024, arXiv:1507.02646), on the min(K / 5, 3 sqrt K) largest weights.  Each column is a
     datum of its own: one fit for a whole batch would measure the batch's size.
     """
-    num_particles = len(log_w)
-    tail = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
+    tail = tail_length(len(log_w))
     # What densities of this precision differ by without meaning it.
     rounding = 64 * torch.finfo(log_w.dtype).eps if log_w.is_floating_point() else 0.0
     log_w = log_w.double()
@@ -62,7 +61,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     tied = (spread[:, 1:] <= noise).sum(1)
     whole = fitted & (excess > 0).all(1) & (tied < 0.1 * tail)
     if whole.any():
-        shape[whole] = _fit_generalized_pareto(excess[whole])
+        shape[whole] = _fit_generalized_pareto(excess[whole])[0]
     total = (log_w - largest[:, -1]).exp().sum(0)  # as the weights: relative to the largest
     for row in (fitted & ~whole).nonzero().flatten().tolist():
         above = spread[row, 1:] > noise[row]  # ties with the threshold are no excess
@@ -78,11 +77,31 @@ def _of_ties(excess: Tensor, weights: Tensor, total: Tensor, noise: Tensor) -> T
         return math.inf
     if bool(weights[-1].log() - weights[0].log() <= noise):
         return 0.0
-    return _fit_generalized_pareto(excess.unsqueeze(0))[0]
+    return _fit_generalized_pareto(excess.unsqueeze(0))[0][0]
 
 
-def _fit_generalized_pareto(excess: Tensor) -> Tensor:
-    """Posterior mean of k for sorted excesses (B, n)."""
+def tail_length(num_particles: int) -> int:
+    """M, how many of K weights the fit is to."""
+    return math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
+
+
+def fitted_tail(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The M largest weights of each datum in ascending order, and the Pareto law fitted to them.
+
+    Args:
+        log_w: log weights whose largest is zero, (K, B), float64.
+
+    Returns:
+        Their numbers (M, B), the log of the threshold (B,), and shape and scale (B,).
+    """
+    largest, order = log_w.topk(tail_length(len(log_w)) + 1, dim=0)
+    threshold = largest[-1]
+    excess = (largest[:-1].flip(0).exp() - threshold.exp()).T
+    return order[:-1].flip(0), threshold, *_fit_generalized_pareto(excess)
+
+
+def _fit_generalized_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior mean of k for sorted excesses (B, n), and the scale that goes with it."""
     n = excess.shape[1]
     grid = 30 + int(math.sqrt(n))
     steps = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device)
@@ -94,7 +113,8 @@ def _fit_generalized_pareto(excess: Tensor) -> Tensor:
     posterior = log_likelihood.softmax(-1)
     mean_b = (b * posterior).sum(-1, keepdim=True)
     shape = torch.log1p(-mean_b * excess).mean(-1)
-    return (n * shape + 10 * 0.5) / (n + 10)  # ten observations' worth of k = 1/2
+    scale = -shape / mean_b.squeeze(-1)
+    return (n * shape + 10 * 0.5) / (n + 10), scale  # ten observations' worth of k = 1/2
 
 
 def warn_about_tails(khat: Tensor, consequence: str, num_draws: int = ENOUGH) -> None:
