@@ -179,7 +179,7 @@ def trained(seed, data):
 def test_runs_are_chains_called_by_their_seeds_and_bring_their_curves():
     data = pv.datasets.load("digits")
     runs = [trained(seed, data) for seed in (3, 8)]
-    x = data.test[:6]
+    x = data.test[:4]
     result = converted(runs, x, chains=None, num_draws=40)
     assert result["posterior"]["chain"].values.tolist() == [3, 8]
     assert result["sample_stats"]["khat"].dims == ("chain", "data")
@@ -243,7 +243,7 @@ def test_places_of_an_exact_guide_are_uniform_and_those_of_a_narrow_one_are_not(
         return group["z"].values
 
     z = places()
-    assert 0 < z.min() and z.max() < 1 and abs(z.std() - 12**-0.5) < 0.03
+    assert z.min() > 0 and z.max() < 1 and abs(z.std() - 12**-0.5) < 0.03
     with torch.no_grad():
         oracle.guide_noise.set(0.2 * oracle.posterior_precision().inverse())
     assert places().std() > 0.36
