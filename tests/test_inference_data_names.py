@@ -10,7 +10,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.evidence.weights import pareto_khat
-from pyro_vae.models import bernoulli_vae, linear_gaussian
+from pyro_vae.models import bayesian_vae, bernoulli_vae, linear_gaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore:khat exceeds:pyro_vae.PyroVaeWarning")
 
@@ -228,6 +228,35 @@ def test_predictions_are_of_the_held_out_data():
     np.testing.assert_array_equal(result["predictions_constant_data"]["x"].values, new.numpy())
     mean = oracle.posterior(new).mean.detach().numpy()
     assert np.abs(group["z"].mean(("chain", "draw")).values - mean).max() < 0.3
+
+
+@pytest.mark.parametrize("method", ["psis", "hmc"])
+def test_refined_draws_of_a_narrow_guide_are_of_the_posterior(method):
+    oracle = linear_gaussian.build(3, latent_dim=2, posterior="full")
+    x = torch.randn(4, 3)
+    with torch.no_grad():
+        oracle.guide_is_exact_posterior()
+        oracle.guide_noise.set(0.5 * oracle.posterior_precision().inverse())
+    size = 3 if method == "psis" else 4  # rows; chains take seconds
+    result = converted(oracle, x, num_draws=250, refined=method, batch_size=size)
+    refined = result["posterior_refined"]["z"]
+    assert refined.dims == ("chain", "draw", "data", "z_dim") and refined.shape == (2, 250, 4, 2)
+    exact = oracle.posterior(x)
+    sd = exact.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt().detach().numpy()
+    mean = refined.mean(("chain", "draw")).values - exact.mean.detach().numpy()
+    assert np.abs(mean / sd).max() < 0.35
+    assert np.abs(refined.std(("chain", "draw")).values / sd - 1).max() < 0.3
+    narrow = result["posterior"]["z"].std(("chain", "draw")).values / sd
+    assert np.abs(narrow - 0.5**0.5).max() < 0.1
+    said = "refined_khat" if method == "psis" else "refined_rhat"
+    assert result["sample_stats"][said].dims == ("data",)
+
+
+def test_what_is_done_for_each_datum_is_refused_where_data_share_latents():
+    program = bayesian_vae.build(4, num_data=9, latent_dim=2, hidden_dim=3)
+    for options in ({"num_simulations": 20}, {"refined": "hmc"}):
+        with pytest.raises(ValueError, match="is done for each datum: leave it out"):
+            converted(program, torch.zeros(9, 4), **options)
 
 
 def test_places_of_an_exact_guide_are_uniform_and_those_of_a_narrow_one_are_not():
