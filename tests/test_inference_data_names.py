@@ -230,7 +230,7 @@ def test_predictions_are_of_the_held_out_data():
     assert np.abs(group["z"].mean(("chain", "draw")).values - mean).max() < 0.3
 
 
-@pytest.mark.parametrize("method", ["psis", "hmc"])
+@pytest.mark.parametrize("method", ["psis", pytest.param("hmc", marks=pytest.mark.slow)])
 def test_refined_draws_of_a_narrow_guide_are_of_the_posterior(method):
     oracle = linear_gaussian.build(3, latent_dim=2, posterior="full")
     x = torch.randn(4, 3)
