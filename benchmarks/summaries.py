@@ -32,9 +32,7 @@ def main() -> int:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"{args.rows:,} data x {args.latents} latents, {args.draws:,} draws of each")
-    print(
-        f"{seconds:.1f} s on {torch.get_num_threads()} threads; result {found.nbytes / 2**20:.0f} MiB"
-    )
+    print(f"{seconds:.1f} s on {torch.get_num_threads()} threads; result {found.nbytes:,} bytes")
     print(f"peak memory {peak / 2**20:.2f} GiB, of which {before / 2**20:.2f} before")
     return 0
 

@@ -198,6 +198,15 @@ def test_runs_are_chains_called_by_their_seeds_and_bring_their_curves():
     assert np.abs(one.mean(0) - two.mean(0)).max() < 1.5  # of sd 1 / sqrt(40)
 
 
+def test_a_run_without_a_guide_is_refused_and_not_shown_as_a_posterior():
+    vae = bernoulli_vae.build(6, latent_dim=2, hidden_dim=4)
+    x = (torch.rand(8, 6) < 0.5).float()
+    run = pv.fit(vae, x, pv.objectives.MonteCarloEM(), steps=1, progress=False)
+    for function in (converted, pv.summarize):
+        with pytest.raises(ValueError, match=r"MonteCarloEM.* trains no guide"):
+            function(run, x)
+
+
 def test_lists_that_are_no_chains_are_refused():
     x = torch.zeros(4, 3)
     one = linear_gaussian.build(3, latent_dim=2)
