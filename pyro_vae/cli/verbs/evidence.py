@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pyro_vae import defaults, errors
+from pyro_vae import defaults
 from pyro_vae.cli.building import Model
-from pyro_vae.cli.sources import Binarization, Header, open_data, put, results
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.cli.judged import open_judged
+from pyro_vae.cli.sources import Binarization, Header, put, results
 
 
 def run_evidence(
@@ -51,37 +50,19 @@ def run_evidence(
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
         header: whether the first line of a .csv names the columns; auto finds out.
     """
-    if num_data is not None:
-        errors.whole("--num_data", num_data)
+    judged = open_judged(
+        folder, model, data, num_data, seed, binarize, data_dir, scale, key, labels_key, header
+    )
     import pyro_vae as pv
 
-    run = _loaded(folder, None) if folder is not None and model is None else None
-    gaps = model.options.get("missing") if model else getattr(run.program, "missing", False)  # type: ignore[union-attr]
-    loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header, bool(gaps))
-    mine: Any = None if model is None else model.make(loaded, seed)
-    trained = True
-    if folder is None:
-        made, name = mine, f"{model.name if model else ''}, untrained"
-    else:
-        run = _loaded(folder, mine) if run is None else run
-        made, name = run.program, folder
-        trained = not str(run.manifest["objective"]).startswith("MonteCarloEM")
-        width = list(loaded.test.x.shape[1:])
-        if run.manifest["row"].get("shape", width) != width:
-            raise ValueError(
-                f"--data {data} has rows of shape {width}, expected "
-                f"{run.manifest['row']['shape']} as {folder} was trained on"
-            )
-        _warn_about_other_data(run.manifest, loaded, data)
     if proposal == "auto":
-        proposal = "guide" if trained else "hmc"
-    elif proposal == "guide" and not trained and method == "importance":
+        proposal = "guide" if judged.has_guide else "hmc"
+    elif proposal == "guide" and not judged.has_guide and method == "importance":
         raise ValueError(f"{folder} was trained without a guide; use --proposal hmc")
-    test = loaded.test if num_data is None else loaded.test[:num_data]
     with results(out, "pandas"):
         found = pv.log_evidence(
-            made, test, method=method, proposal=proposal, num_particles=num_particles,
-            num_draws=num_draws, seed=seed,
+            judged.program, judged.test, method=method, proposal=proposal,
+            num_particles=num_particles, num_draws=num_draws, seed=seed,
         )  # fmt: skip
         if out is not None:
             import pandas as pd
@@ -94,7 +75,7 @@ def run_evidence(
         rows = len(found.value)
         noise = float(found.standard_error.square().sum().sqrt()) / rows
         how = "reciprocal, HMC draws" if method == "reciprocal" else f"importance, {proposal}"
-        print(f"{name} on {rows:,} test rows of {loaded.name} ({how})")
+        print(f"{judged.name} on {rows:,} test rows of {judged.loaded.name} ({how})")
         print(
             f"log p(x) {found.mean():.3f} ± {found.mean_standard_error():.3f} nats per datum "
             f"(standard error over data; of the sampling {noise:.3f})"
@@ -104,30 +85,3 @@ def run_evidence(
         if out is not None:
             print(f"written: {out / 'evidence.csv'}")
     return 0
-
-
-# --- parts --------------------------------------------------------------------------------------
-
-
-def _loaded(folder: str, program: Any) -> Any:
-    """The saved run; where its program cannot be built by name, the flag that names it is told."""
-    import pyro_vae as pv
-
-    try:
-        return pv.load(folder, program)
-    except ValueError as error:
-        if program is None and "program=mine" in str(error):
-            why = str(error).split(":")[0]
-            raise ValueError(f"{why}: pass --program path/to/file.py:build") from error
-        raise
-
-
-def _warn_about_other_data(manifest: dict[str, Any], loaded: Any, data: str) -> None:
-    if manifest["data_digest"] != loaded.train.digest:
-        how = manifest["binarize"]
-        warnings.warn(
-            f"the run was trained on other data than --data {data} with binarize "
-            f"{loaded.binarize}: its own were binarized {how}",
-            PyroVaeWarning,
-            stacklevel=2,
-        )
