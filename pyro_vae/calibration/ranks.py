@@ -222,7 +222,7 @@ def _quantities(rows: Rows, among_draws: Scored, at_truth: Scored, own: dict[str
 
 
 def coordinates(latents: Mapping[str, Tensor], lead: int = 1) -> Iterator[tuple[str, Tensor]]:
-    """Every number of every latent by name, "z[0]", "w[2,1]", "k": each with ``lead`` dimensions."""
+    """Every number of every latent by name, "z[0]", "w[2,1]", "k", with ``lead`` dimensions."""
     for site, value in latents.items():
         flat = value.reshape(*value.shape[:lead], -1)
         for number, place in enumerate(itertools.product(*map(range, value.shape[lead:]))):

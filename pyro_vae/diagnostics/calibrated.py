@@ -119,9 +119,7 @@ class Calibration:
         if abs(test.location) >= abs(test.spread) and test.p_location < self.level:
             return f"draws too {'low' if test.location > 0 else 'high'}"
         if test.p_spread < self.level:
-            return (
-                "too narrow, overconfident" if test.spread > 0 else "too wide, underconfident"
-            )
+            return "too narrow, overconfident" if test.spread > 0 else "too wide, underconfident"
         return "right in place and width but of another shape"
 
     def _sized(self, names: list[str]) -> str:

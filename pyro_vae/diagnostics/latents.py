@@ -32,7 +32,7 @@ from pyro_vae.diagnostics.findings import Finding, named
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.rows import Rows, map_rows, num_rows, repeated
+from pyro_vae.program.rows import Rows, map_rows, num_rows
 
 ACTIVE = 0.01  # variance over data of a posterior mean, in units of the prior's variance
 DRAWS = 100  # of the guide for each datum
@@ -103,7 +103,10 @@ class LatentProfile:
 
     def _on_activity(self) -> Finding:
         active = self.active
-        number, still = len(self.names), [n for n, a in zip(self.names, active, strict=True) if not a]
+        number, still = (
+            len(self.names),
+            [n for n, a in zip(self.names, active, strict=True) if not a],
+        )
         if not active.any():
             text = (
                 f"the guide has collapsed: the data move no latent's posterior mean ({number} "

@@ -77,9 +77,7 @@ def reliability(
     program: Any, x: Any, *, num_particles: int, bound_particles: int, seed: int, progress: Any
 ) -> Reliability:
     """Importance weights and bounds of all data."""
-    evidence = log_evidence(
-        program, x, num_particles=num_particles, seed=seed, progress=progress
-    )
+    evidence = log_evidence(program, x, num_particles=num_particles, seed=seed, progress=progress)
     return Reliability(evidence, elbo(program, x, num_particles=bound_particles, seed=seed))
 
 

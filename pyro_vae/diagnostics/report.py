@@ -27,9 +27,9 @@ from pyro_vae.diagnostics.modes import modes
 from pyro_vae.diagnostics.predictive_checks import predictive_checks
 from pyro_vae.diagnostics.reliability import reliability, sandwich, some_rows
 from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.progress import counting
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.progress import counting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,11 +213,15 @@ def diagnose(
         trust = asked("weights", reliability, program, rows, bound_particles=100, **given)
         few = some_rows(num_rows(rows), close, seed)
         near = map_rows(lambda t: t[few.to(t.device)], rows)
-        value = trust.evidence.value[few] if trust is not None else torch.full((len(few),), torch.nan)
+        value = (
+            trust.evidence.value[few] if trust is not None else torch.full((len(few),), torch.nan)
+        )
         latents = None if truths is None else {n: v[few.to(v.device)] for n, v in truths.items()}
         asked("log p(x)", sandwich, program, near, few, value, latents=latents, **common)
         pairs = simulate(program, num_simulations, like=rows, seed=seed)
-        ranked = asked("calibration", _calibration, program, pairs, num_draws, quantities, level, **common)
+        ranked = asked(
+            "calibration", _calibration, program, pairs, num_draws, quantities, level, **common
+        )
         if ranked is not None and ranked.failed:
             made = map_rows(lambda t: t[:close], pairs.x)
             asked("modes", modes, program, made, torch.arange(len(few)), **common)
