@@ -59,7 +59,49 @@ def reporter(
         yield report
 
 
-def line_a_minute(label: str, total: int, every: float = 60.0) -> Callable[[Record], None]:
+@contextlib.contextmanager
+def counting(
+    progress: bool | Callable[[Record], Any] | None,
+    total: int,
+    *,
+    label: str,
+    unit: str = " data",
+) -> Iterator[Callable[..., None]]:
+    """A line for work that is counted and has no bound: ``advance(n)`` says that n more are done.
+
+    By the rules of :func:`reporter`; a callable is given a :class:`Record` without columns, whose
+    ``samples`` is what is done so far.
+
+    Args:
+        progress: as of ``pv.fit``.
+        total: how much there is to do; the time that is left is estimated from it.
+        label: what is done.
+        unit: what is counted, with the space before it.
+    """
+    began, calls, done = time.monotonic(), 0, 0
+
+    def record(n: int) -> Record:
+        nonlocal calls, done
+        calls, done = calls + 1, min(done + n, total)
+        return Record(calls, done, time.monotonic() - began, {})
+
+    if callable(progress):
+        yield lambda n=1: progress(record(n))
+        return
+    if progress is None and not sys.stderr.isatty():
+        tell = line_a_minute(label, total, unit=unit)
+        yield lambda n=1: tell(record(n))
+        return
+    with tqdm(
+        total=total, desc=label, unit=unit, disable=progress is False, file=sys.stderr,
+        dynamic_ncols=True,
+    ) as line:  # fmt: skip
+        yield lambda n=1: line.update(record(n).samples - line.n) and None
+
+
+def line_a_minute(
+    label: str, total: int, every: float = 60.0, unit: str = " samples"
+) -> Callable[[Record], None]:
     """Prints a line on stderr at the first record after each minute."""
     told = time.monotonic()
 
@@ -67,7 +109,10 @@ def line_a_minute(label: str, total: int, every: float = 60.0) -> Callable[[Reco
         nonlocal told
         if time.monotonic() - told >= every:
             told = time.monotonic()
-            done = f"{record.samples:,} of {total:,} samples in {record.seconds:.0f} s"
+            done = f"{record.samples:,} of {total:,}{unit} in {record.seconds:.0f} s"
+            if not record.columns and record.samples:
+                left = record.seconds * (total - record.samples) / record.samples
+                done += f", {left:.0f} s left"
             numbers = [f"{name} {value}" for name, value in _shown(record).items()]
             print(f"{label}: {', '.join([done, *numbers])}", file=sys.stderr, flush=True)
 
