@@ -9,10 +9,10 @@ import numpy as np
 
 from pyro_vae.calibration import Ranks, Uniformity, uniformity
 from pyro_vae.calibration.ranks import DENSITIES
-from pyro_vae.calibration.uniformity import holm
+from pyro_vae.calibration.uniformity import ecdf_band, ecdf_difference, holm
 from pyro_vae.diagnostics.findings import Finding, named
 
-PROBS = (0.5, 0.9)  # of the intervals whose coverage is told
+Curves = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,17 @@ class Calibration:
         draws = self.ranks.num_draws
         noise = (1 + 1 / draws) * (draws - 1) / (draws - 3) if draws > 3 else 1.0
         return float(np.nanstd(self.z_scores[name]) / noise**0.5)
+
+    def curves(self, prob: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, Curves]:
+        """Places u, the band that uniform ranks stay within with this probability, and the curves.
+
+        Each is the share of ranks below (L + 1) u, less u.
+        """
+        ranks = self.ranks
+        number = len(next(iter(ranks.ranks.values())))
+        u, lower, upper = ecdf_band(number, ranks.num_draws, prob)
+        found = {n: ecdf_difference(r, ranks.num_draws, u) for n, r in ranks.ranks.items()}
+        return u, lower - u, upper - u, found
 
     @cached_property
     def contraction(self) -> dict[str, float]:

@@ -86,9 +86,9 @@ class Diagnosis:
         if not tests:
             return said.strip()
         return (
-            f"{said}{tests} of the answers are tests: each is wrong in {self.level:.2g} of all runs "
-            f"for a guide that is the posterior and data that are the model's, one of them or more "
-            f"in at most {min(1.0, tests * self.level):.2g}."
+            f"{said}{tests} of the answers are tests: for a guide that is the posterior, and data "
+            f"that are the model's, each is wrong in {self.level:.2g} of all runs, and one of them "
+            f"or more in at most {min(1.0, tests * self.level):.2g}."
         )
 
     def table(self) -> pd.DataFrame:
@@ -98,7 +98,7 @@ class Diagnosis:
         return latent_table(self.parts)
 
     def data_table(self) -> pd.DataFrame:
-        """A row a datum: khat, ESS, log p(x), ELBO, their difference, gaps where they were taken."""
+        """A row a datum: khat, ESS, log p(x), ELBO, their difference; bounds and gaps of some."""
         from pyro_vae.diagnostics.tables import data_table
 
         return data_table(self.parts)
@@ -145,7 +145,7 @@ def diagnose(
     distance             how far is it from the posterior?          log p(x) - ELBO, nats
     log p(x)             how closely is log p(x) known?             bounds from both sides
     calibration          is it the posterior of the model's data?   ranks of simulated latents
-    modes                has the posterior several modes?           chains; only where the ranks fail
+    modes                has the posterior several modes?           chains, where the ranks fail
     gaps                 what would another family, or a refit of   the guide refitted per datum
                          each datum, gain?
     active latents       which latents say something?               variance of posterior means
@@ -165,7 +165,7 @@ def diagnose(
             from the model.
         like: rows that say what x looks like, where x is a number and the program is no ``VAE``.
         num_particles: K draws of the guide for each datum's log p(x) and khat.
-        num_simulations: pairs (z, x) of the model; see :func:`~pyro_vae.calibration.simulated_ranks`.
+        num_simulations: pairs (z, x) of the model, for the ranks.
         num_draws: of the guide, among which each simulated latent is ranked.
         num_close: data that are looked at closely: bounds on log p(x), chains, a refit.
         quantities: further ones to rank, by name: functions of x and the latents by site to (B,).
@@ -266,8 +266,8 @@ class _Asked:
 
 
 def _calibration(
-    program: nn.Module, pairs: Simulated, num_draws: int,
-    quantities: Mapping[str, Quantity] | None, level: float, *, seed: int, progress: Any,
+    program: nn.Module, pairs: Simulated, *, num_draws: int,
+    quantities: Mapping[str, Quantity] | None, level: float, seed: int, progress: Any,
 ) -> Calibration:  # fmt: skip
     number = num_rows(pairs.x)
     with counting(progress, number, label="calibration") as advance:

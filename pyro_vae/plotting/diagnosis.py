@@ -96,18 +96,15 @@ def _bounds(part: Any, level: float) -> Any:
 
 def _calibration(part: Any, level: float) -> Any:
     """The distribution of ranks less the uniform one, with its band; and coverage."""
-    from pyro_vae.calibration.uniformity import ecdf_band, ecdf_difference
-
     ranks = part.ranks
-    number = len(next(iter(ranks.ranks.values())))
-    u, lower, upper = ecdf_band(number, ranks.num_draws, 1 - level)
+    u, lower, upper, curves = part.curves(1 - level)
     figure, axes = new_figure(3, width=4.6)
     latents = [name for name in ranks.ranks if ranks.is_latent[name]]
     others = [name for name in ranks.ranks if not ranks.is_latent[name]]
     for axis, names, title in ((axes[0, 0], latents, "latents"), (axes[0, 1], others, "densities")):
-        axis.fill_between(u, lower - u, upper - u, color="0.85", linewidth=0)
+        axis.fill_between(u, lower, upper, color="0.85", linewidth=0)
         for name, style in _styles(names, part.failed):
-            axis.plot(u, ecdf_difference(ranks.ranks[name], ranks.num_draws, u), **style)
+            axis.plot(u, curves[name], **style)
         axis.set(xlabel="rank of the truth, from 0 to 1", title=f"ranks of {title}")
         if any(name in part.failed for name in names):
             axis.legend(frameon=False, fontsize="small")
