@@ -68,8 +68,12 @@ class LatentProfile:
 
     @property
     def activity(self) -> Tensor:
-        """Variance over data of the posterior mean, over the prior's variance, (C,)."""
-        return self.mean.var(0) / self.prior.var(0).clamp_min(1e-300)
+        """Variance over data of the posterior mean, over the prior's variance, (C,).
+
+        Less what the noise of so many draws adds to a mean.
+        """
+        variance = (self.mean.var(0) - self.sd.square().mean(0) / DRAWS).clamp_min(0)
+        return variance / self.prior.var(0).clamp_min(1e-300)
 
     @property
     def active(self) -> Tensor:
