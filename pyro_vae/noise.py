@@ -68,6 +68,13 @@ class Stream(enum.IntEnum):
     BANDS = 62  # ranks without a fault, for what their curves stay within
     PROFILE = 63  # the guide's draws of what a latent carries, by chunk of rows
     SUBSET = 64  # which data are looked at more closely
+    ANNEALED_START = 30  # draws that annealing starts from, by chunk of rows
+    ANNEALED_PILOT = 31  # moves that find its temperatures, by chunk of rows and number
+    ANNEALED = 32  # its moves
+    ANNEALED_BACK = 33  # the same from the posterior down
+    ANNEALED_SETTLING = 34  # moves at the posterior before that
+    SIMULATED = 35  # data and the latents that they were made from
+    QUADRATURE = 36  # draws that say where a grid shall be fine, by chunk of rows
 
     def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:
         """The key of this stream: (stream, seed, rank, numbers ...).

@@ -22,7 +22,7 @@ from pyro_vae.densities.enumeration import model_sites
 from pyro_vae.densities.look import looking
 from pyro_vae.densities.scales import one_scale
 from pyro_vae.densities.sites import Site, Sites, base_law, latents_of, unmarked, values_of
-from pyro_vae.densities.traces import sites_of
+from pyro_vae.densities.traces import At, sites_of
 from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
@@ -40,6 +40,11 @@ class _Part(NamedTuple):
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def value_axis(self) -> int:
+        """Of the rows in the value itself."""
+        return self.axis - self.transform.codomain.event_dim + self.transform.domain.event_dim
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,13 @@ class Latents:
         moved = self._forward(u)
         sites = self._scored(program, x, {name: value for name, (value, _) in moved.items()})
         return _joint(sites, moved), self._log_law(sites, moved)
+
+    def log_guide(self, program: Any, x: Rows, u: Tensor) -> Tensor:
+        """log q(T(u) | x) + log |det T'(u)|, (B,): the guide's density of u."""
+        moved = self._forward(u)
+        sites = sites_of(program, "guide", x, At({name: value for name, (value, _) in moved.items()}))
+        terms = [moved[name][1] + sites[name].per_datum() for name in self.names]
+        return sum(terms[1:], terms[0])
 
     def drawn(self, program: Any, x: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """An ancestral draw of the latents given the covariates, and its :meth:`log_terms`.

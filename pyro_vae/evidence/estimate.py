@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,56 @@ from pyro_vae.chains.sampling import LEAST_WARMUP
 from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.missing import usable_rows
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.evidence.annealed import CHAINS as ANNEALED_CHAINS
+from pyro_vae.evidence.annealed import TEMPERATURES, Annealing, annealed
+from pyro_vae.evidence.exact import advice, discrete_latents, exact
 from pyro_vae.evidence.importance import importance, require_weights
+from pyro_vae.evidence.judging import (
+    consequence,
+    warn_about_bounds,
+    warn_about_chains,
+    warn_about_dimensions,
+    warn_about_rising,
+)
 from pyro_vae.evidence.markov import CHAINS, fitted_proposal, reciprocal, require_enough_draws
-from pyro_vae.evidence.weights import MOST_RHAT, Evidence, warn_about_tails
-from pyro_vae.program.calling import evaluating
-from pyro_vae.program.rows import map_rows
+from pyro_vae.evidence.measured import measured
+from pyro_vae.evidence.quadrature import quadrature
+from pyro_vae.evidence.sandwich import sandwich
+from pyro_vae.evidence.simulated import simulated, unconstrained
+from pyro_vae.evidence.weights import Evidence, warn_about_tails
+from pyro_vae.program.calling import evaluating, require_program
+from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.progress import counting
+
+Method = Literal["importance", "annealed", "reciprocal", "exact", "quadrature", "sandwich"]
+PROPOSALS: dict[str, tuple[str, ...]] = {
+    "importance": ("guide", "hmc"),
+    "annealed": ("guide", "prior"),
+    "sandwich": ("guide", "prior"),
+    "reciprocal": ("guide", "hmc", "prior"),  # of which it uses none, nor do the next two
+    "exact": ("guide", "hmc", "prior"),
+    "quadrature": ("guide", "hmc", "prior"),
+}
 
 
 def log_evidence(
     program: nn.Module,
     x: Any,
     *,
-    method: Literal["importance", "reciprocal"] = defaults.METHOD,
-    proposal: Literal["guide", "hmc"] = "guide",
+    method: Method = defaults.METHOD,
+    proposal: Literal["guide", "hmc", "prior"] = "guide",
     num_particles: int = defaults.NUM_PARTICLES,
     num_draws: int = defaults.NUM_DRAWS,
-    chains: int = CHAINS,
+    chains: int | None = None,
+    num_temperatures: int = TEMPERATURES,
     warmup: int = 100,
     leapfrog_steps: int = 10,
+    true_latents: Mapping[str, Tensor] | None = None,
+    like: Any = None,
     seed: int = defaults.SEED,
     batch_size: int | None = None,
     max_elements: int = 2**21,
+    progress: Any = None,
 ) -> Evidence:
     r"""Estimate log p(x) of each datum.
 
@@ -45,40 +73,66 @@ def log_evidence(
     importance   guide      p(x, z) / q(z given x) at guide draws      biased downward
     importance   hmc        p(x, z) / t(z), Student-t's per datum       biased downward
                             fitted to HMC draws, and the prior
+    annealed     guide or   weights of chains that are led from it to  biased downward
+                 prior      the posterior
     reciprocal   (hmc)      q(z) / p(x, z) at HMC draws, a kernel       biased *upward*
                             density q fitted to other HMC draws
+    sandwich     guide or   annealed, and back from the posterior:     between two bounds
+                 prior      ``lower`` and ``upper``
+    quadrature   (none)     p(x, z) over all z, by a grid that is      none but the grid's
+                            refined until it agrees; up to two
+                            unconstrained latent dimensions
+    exact        (none)     the program's own ``log_evidence(x)``, or  none
+                            a sum over few values of discrete latents
     ============ ========== ========================================== ===================
 
-    The last is the paper's appendix D; the second comes along as its ``lower``, and where it lies
-    above, the difference is counted as error: chains that are all stuck in one of two modes make
-    appendix D too low by log 2.  The second does not need chains that have met.  It looks for modes
-    from 500 draws of the prior for each chain and from all draws of the chains, gives each mode
-    that it finds a component, and draws from the prior too (K / 2 times, 500 at most), so that a
-    mode which the components miss shows in the standard error and khat.  A mode that no draw came
-    near, such as one of a thousandth of the prior's width in many dimensions, stays unseen,
-    whatever is printed.
+    Importance sampling needs a guide that covers the posterior, and says by khat whether it does.
+    Where it does not, "sandwich" tells within which bounds log p(x) lies.  Its upper bound starts
+    from draws of the posterior.  Of simulated data these are known: pass the latents that x was
+    made from as ``true_latents``, or a whole number in place of x, and it is an upper bound
+    whatever the chains do (bidirectional Monte Carlo).  Of real data the ends of ``warmup`` moves of
+    HMC stand in for them, and it is an upper bound *given that these chains have converged*: where
+    they all miss a mode, so may both bounds.  Where the guide's khat is below 1/2 the chi-square
+    bound is taken if it is tighter.
+
+    The paper's appendix D is "reciprocal"; importance sampling from "hmc" comes along as its
+    ``lower``, and where it lies above, the difference is counted as error: chains that are all
+    stuck in one of two modes make appendix D too low by log 2.  Importance sampling from "hmc"
+    does not need chains that have met.  It looks for modes from 500 draws of the prior for each
+    chain and from all draws of the chains, gives each mode that it finds a component, and draws
+    from the prior too (K / 2 times, 500 at most), so that a mode which the components miss shows
+    in the standard error and khat.  A mode that no draw came near, such as one of a thousandth of
+    the prior's width in many dimensions, stays unseen, whatever is printed.
 
     Of a discrete latent, khat sees the values that the guide drew.  One that it almost never draws
     and that holds most of the posterior leaves no trace: weights are even, and log p(x) may be too
-    low by any amount.
+    low by any amount.  "exact" sums over all values where they are few.
 
     Args:
         program: the program.
         x: data (N, ...): a tensor, an array, a dict or a ``Data`` (whose binarization is that of
-            its evaluation rows).
+            its evaluation rows); or a whole number, to simulate so many from the model.
         method: see the table.
-        proposal: see the table.  A model trained without a guide needs "hmc"; in a comparison of
-            algorithms it puts all of them on equal terms.
+        proposal: see the table.  A model trained without a guide needs "hmc" or "prior"; in a
+            comparison of algorithms these put all of them on equal terms.
         num_particles: K draws per datum of the proposal; khat needs about 1000 to see tails.
         num_draws: HMC draws per datum, of all its chains, that the proposal is fitted to, at
             least 5 for each unconstrained latent dimension; for "reciprocal" half of them fit and
             half are averaged, and 1000 or more are advisable.
-        chains: of each datum; the draws are dealt evenly to them.
+        chains: of each datum: 4 of HMC, among which draws are dealt evenly; 16 that are annealed.
+            (khat of the weights of fewer than 21 is nan.)
+        num_temperatures: T of each annealed chain.  The gap between the bounds falls with T; where
+            they lie is found by other chains before, for each datum.
         warmup, leapfrog_steps: of each chain; see ``pyro_vae.chains.sample_posterior``.
+        true_latents: for "sandwich", the latents that x was simulated from, by site, each with its
+            rows in front.
+        like: where x is a number: rows that say what x looks like and hold the covariates; not
+            needed for a ``VAE``.
         seed: of the noise.
         batch_size: rows at a time (default: 100 for the guide, 500 for HMC).
         max_elements: the largest number of elements (particles x rows x pixels) held at a time;
             memory stays bounded whatever K is.
+        progress: as of ``pv.fit``: None shows a line on a terminal, and one a minute elsewhere.
 
     The program is put into evaluation mode (no dropout) for as long as this takes.
 
@@ -88,97 +142,185 @@ def log_evidence(
     Raises:
         ValueError: data outside the likelihood's support; global latents, which have no share in a
             datum's evidence; a guide that is a point; too few draws for the latent dimensions;
-            latents that HMC cannot move (see :class:`~pyro_vae.chains.Latents`).
+            latents that HMC cannot move (see :class:`~pyro_vae.chains.Latents`), among them
+            discrete ones, with what to use.
 
     Warns:
         PyroVaeWarning: where there is no khat, or it is that of fewer than 100 draws; where it
-            exceeds 0.7, so that the average hangs on a few draws; where R-hat exceeds 1.1, for
-            "importance" only if the proposal leaves out a part of what the chains found; and for
-            "reciprocal" above five latent dimensions, where appendix D is not to be used.
+            exceeds 0.7, so that the average hangs on a few draws; where the estimate would still
+            rise with more draws, by its predicted bias Var(w / Ew) / 2K; where R-hat exceeds 1.1,
+            for "importance" only if the proposal leaves out a part of what the chains found; where
+            two bounds are more than a nat apart, or cross; and for "reciprocal" above five latent
+            dimensions, where appendix D is not to be used.
 
     Sources: Rezende, Mohamed & Wierstra (2014), appendix E; Kingma & Welling (2014), appendix D;
-    khat: Vehtari et al. (2024); R-hat: Gelman & Rubin (1992).
+    khat: Vehtari et al. (2024); R-hat: Gelman & Rubin (1992); annealing: Neal (2001); both bounds:
+    Grosse, Ghahramani & Adams (2015).
     """
-    if method not in ("importance", "reciprocal"):
-        raise ValueError(f'method is {method!r}, expected "importance" or "reciprocal"')
-    if proposal not in ("guide", "hmc"):
-        raise ValueError(f'proposal is {proposal!r}, expected "guide" or "hmc"')
+    if method not in PROPOSALS:
+        expected = ", ".join(f'"{name}"' for name in PROPOSALS)
+        raise ValueError(f"method is {method!r}, expected one of {expected}")
+    if proposal not in PROPOSALS[method]:
+        expected = " or ".join(f'"{name}"' for name in PROPOSALS[method])
+        raise ValueError(f"proposal is {proposal!r}, expected {expected} for method={method!r}")
+    if true_latents is not None and method != "sandwich":
+        raise ValueError(
+            f'true_latents are given for method={method!r}, expected them for "sandwich" alone, '
+            "whose upper bound starts from them"
+        )
+    annealing = method in ("annealed", "sandwich")
     from_guide = method == "importance" and proposal == "guide"
-    batch_size = (100 if from_guide else 500) if batch_size is None else batch_size
-    num_particles = errors.whole("num_particles", num_particles)
-    pieces = {
-        "seed": errors.seed_number(seed),
-        "batch_size": errors.whole("batch_size", batch_size),
-        "max_elements": errors.whole("max_elements", max_elements),
-    }
-    options = {
-        "num_draws": errors.whole("num_draws", num_draws),
-        "chains": errors.whole("chains", chains),
-        "warmup": errors.whole("warmup", warmup, LEAST_WARMUP, why="they tune the step"),
-        "leapfrog_steps": errors.whole("leapfrog_steps", leapfrog_steps),
-    }
-    rows = usable_rows(x, program)
+    if chains is None:
+        chains = ANNEALED_CHAINS if annealing else CHAINS
+    if batch_size is None:
+        batch_size = 100 if from_guide else 500
+    options = _Options(
+        method,
+        proposal,
+        num_particles=errors.whole("num_particles", num_particles),
+        num_draws=errors.whole("num_draws", num_draws),
+        chains=errors.whole("chains", chains),
+        num_temperatures=errors.whole("num_temperatures", num_temperatures),
+        warmup=errors.whole("warmup", warmup, LEAST_WARMUP, why="they tune the step"),
+        leapfrog_steps=errors.whole("leapfrog_steps", leapfrog_steps),
+        seed=errors.seed_number(seed),
+        batch_size=errors.whole("batch_size", batch_size),
+        max_elements=errors.whole("max_elements", max_elements),
+    )
+    require_program(program)
     with torch.no_grad(), evaluating(program):
+        rows, drawn = _rows(program, x, like, options.seed)
         look = Look.at(program, rows)
         require_possible_data(look, rows)
-        if from_guide:
-            require_weights(look)
-            evidence = importance(program, rows, num_particles=num_particles, **pieces)
-        else:
-            dim = Latents.of(program, map_rows(lambda t: t[:2], rows)).dim
-            require_enough_draws(options["num_draws"], options["chains"], dim)
-            options |= {"num_particles": num_particles, **pieces}
-            if method == "importance":
-                evidence = fitted_proposal(program, rows, **options)
-            else:
-                _warn_about_dimensions(dim)
-                evidence = reciprocal(program, rows, **options)
+        with counting(progress, num_rows(rows), label="log p(x)") as advance:
+            evidence = _estimate(program, rows, look, options, true_latents, drawn, advance)
+        known = true_latents is not None or drawn is not None
+        says = measured(look, x, rows, _in_words(method, proposal, known))
     require_numbers(evidence.value, "log p(x)")
-    particles = num_particles if method == "importance" else options["num_draws"] // 2
-    warn_about_tails(evidence.khat, _consequence(method, proposal), particles)
-    if not from_guide:
-        _warn_about_chains(evidence.rhat, method)
-    return evidence
+    _judge(evidence, options, known)
+    return evidence._replace(measured=says)
 
 
-def _warn_about_dimensions(dim: int) -> None:
-    if dim > 5:
-        warnings.warn(
-            f"the reciprocal estimate is not to be trusted with {dim} latent dimensions: a kernel "
-            'density misses the posterior above five; use method="importance"',
-            PyroVaeWarning,
-            stacklevel=3,
+class _Options(NamedTuple):
+    """The numbers of :func:`log_evidence`, checked."""
+
+    method: str
+    proposal: str
+    num_particles: int
+    num_draws: int
+    chains: int
+    num_temperatures: int
+    warmup: int
+    leapfrog_steps: int
+    seed: int
+    batch_size: int
+    max_elements: int
+
+    def some(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def pieces(self) -> dict[str, Any]:
+        return self.some("seed", "batch_size", "max_elements")
+
+
+def _rows(
+    program: nn.Module, x: Any, like: Any, seed: int
+) -> tuple[Rows, dict[str, Tensor] | None]:
+    """The data; where x is a number, simulated ones and their latents."""
+    if isinstance(x, int) and not isinstance(x, bool):
+        number = errors.whole("x", x, why="so many data are simulated")
+        call = f"pv.log_evidence(program, {number}, like=x)"
+        return simulated(program, number, like=like, seed=seed, call=call)
+    if like is not None:
+        raise ValueError(
+            "like is given beside data, expected it where x is a number of data to simulate: "
+            "leave it out"
+        )
+    return usable_rows(x, program), None
+
+
+def _estimate(
+    program: nn.Module,
+    rows: Rows,
+    look: Look,
+    options: _Options,
+    true_latents: Mapping[str, Tensor] | None,
+    drawn: dict[str, Tensor] | None,
+    advance: Any,
+) -> Evidence:
+    method, particles = options.method, options.num_particles
+    if method == "exact":
+        bounds = options.some("batch_size", "max_elements")
+        return exact(program, rows, look, advance, **bounds)
+    if method == "importance" and options.proposal == "guide":
+        require_weights(look)
+        found = importance(program, rows, advance, num_particles=particles, **options.pieces)
+        return found[0]
+    _require_real(look, method)
+    if method == "quadrature":
+        return quadrature(program, rows, advance, **options.pieces)
+    few = map_rows(lambda t: t[:2], rows)
+    if method in ("annealed", "sandwich"):
+        how = Annealing(
+            options.proposal,  # type: ignore[arg-type]
+            **options.some("chains", "num_temperatures", "leapfrog_steps"), **options.pieces,
+        )  # fmt: skip
+        if method == "annealed":
+            return annealed(program, rows, how, advance).below
+        latents, truth = Latents.of(program, few), None
+        if true_latents is not None:
+            truth = unconstrained(latents, true_latents, rows)
+        elif drawn is not None:
+            truth = latents.unconstrain({name: drawn[name] for name in latents.names})
+        return sandwich(
+            program, rows, how, advance, moves=options.warmup, truth=truth,
+            num_particles=particles, from_guide=options.proposal == "guide",
+        )  # fmt: skip
+    dim = Latents.of(program, few).dim
+    require_enough_draws(options.num_draws, options.chains, dim)
+    chains = options.some("num_draws", "chains", "warmup", "leapfrog_steps")
+    if method == "importance":
+        run = fitted_proposal
+    else:
+        run = reciprocal
+        warn_about_dimensions(dim)
+    return run(program, rows, advance, num_particles=particles, **chains, **options.pieces)
+
+
+def _require_real(look: Look, method: str) -> None:
+    """Refuse discrete latents where a method moves along gradients, with what to use."""
+    for name, site in discrete_latents(look).items():
+        raise ValueError(
+            f'latent site "{name}" is discrete ({site.family}), expected latents that move along '
+            f"gradients for method={method!r}: {advice(look)}"
         )
 
 
-def _warn_about_chains(rhat: Tensor, method: str) -> None:
-    apart = int((~(rhat <= MOST_RHAT)).sum())  # nan is no good sign
-    if apart:
-        why = {
-            "importance": "the proposal leaves out a part of what their chains found, or (where it "
-            "is inf) there are more modes than could be looked for",
-            "reciprocal": "their chains have not met, as in a posterior with several modes, or are "
-            "too short to tell",
-        }[method]
-        warnings.warn(
-            f"R-hat exceeds {MOST_RHAT} for {apart} of {len(rhat)} data: {why}, so log p(x) may be "
-            "wrong by more than its standard error and khat say; raise warmup, num_draws or "
-            "leapfrog_steps",
-            PyroVaeWarning,
-            stacklevel=3,
-        )
+def _in_words(method: str, proposal: str, known: bool) -> str:
+    of = {"importance": f"importance, {proposal}", "reciprocal": "reciprocal, HMC draws"}
+    of |= {"annealed": f"annealed from the {proposal}"}
+    ends = "draws of the posterior that are known" if known else "the ends of HMC chains"
+    of |= {"sandwich": f"sandwich, annealed from the {proposal} and back from {ends}"}
+    return of.get(method, method)
 
 
-def _consequence(method: str, proposal: str) -> str:
-    """What a large khat means there, and the next step."""
-    if method == "reciprocal":
-        return "the fitted density has heavier tails than their posterior; raise num_draws"
-    if proposal == "hmc":
-        return (
-            "the density fitted to HMC draws misses a part of their posterior, so their log p(x) "
-            "hangs on a few draws; raise num_draws or num_particles"
-        )
-    return (
-        "the guide misses a part of their posterior, so their log p(x) is too low by more than its "
-        "standard error says; raise num_particles or improve the guide"
-    )
+def _judge(evidence: Evidence, options: _Options, known: bool) -> None:
+    """Say what is not to be trusted."""
+    method, proposal = options.method, options.proposal
+    if method in ("importance", "reciprocal"):
+        draws = options.num_particles if method == "importance" else options.num_draws // 2
+        warn_about_tails(evidence.khat, consequence(method, proposal), draws)
+        if method == "importance":
+            more = "raise num_particles"
+            if proposal == "guide":
+                more += ', or use method="annealed" or "sandwich", where latents are continuous'
+            warn_about_rising(evidence, more)
+        if method == "reciprocal" or proposal == "hmc":
+            warn_about_chains(evidence.rhat, method)
+    if method == "annealed":
+        warn_about_rising(evidence, "raise num_temperatures or chains")
+    if method == "sandwich":
+        warn_about_bounds(evidence, known)
+        if not known:
+            warn_about_chains(evidence.rhat, method)

@@ -8,14 +8,17 @@ bound, tighter with K.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.particles import densities
 from pyro_vae.densities.sites import latents_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
+from pyro_vae.evidence.chi_square import chi_square_bound
 from pyro_vae.evidence.weights import Evidence, concatenated, from_log_weights
 from pyro_vae.noise import Stream
 from pyro_vae.program.rows import Rows, num_rows
@@ -55,16 +58,20 @@ def require_weights(look: Look, *, together: bool = False) -> None:
 def importance(
     program: nn.Module,
     x: Rows,
+    advance: Callable[..., None],
     *,
     num_particles: int,
     seed: int,
     batch_size: int,
     max_elements: int,
-) -> Evidence:
+) -> tuple[Evidence, Tensor]:
     """Importance sampling in row chunks of ``batch_size`` and particle chunks that fit.
 
     Memory is bounded by ``max_elements`` elements of (particles, rows, event) at a time, whatever
     K and N are.
+
+    Returns:
+        The evidence, and what the chi-square upper bound comes to, (N,): inf where there is none.
     """
     event = event_size(x)
     batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
@@ -75,6 +82,7 @@ def importance(
     pieces = -(-num_rows(x) // batch_size)
     function = RowFunction(program, _log_w(chunk), calls=pieces * chunks)
     parts: list[Evidence] = []
+    above: list[Tensor] = []
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
         table: Tensor | None = None
         for part in range(chunks):
@@ -82,8 +90,11 @@ def importance(
             if table is None:  # in one piece: small ones between large chunks scatter the memory
                 table = log_w.new_empty(chunks * chunk, count)
             table[part * chunk : (part + 1) * chunk] = log_w[:, :count]
-        parts.append(from_log_weights(table[:num_particles]))  # type: ignore[index]
-    return concatenated(parts)
+        log_w = table[:num_particles]  # type: ignore[index]
+        parts.append(from_log_weights(log_w))
+        above.append(chi_square_bound(log_w).above(parts[-1].khat))
+        advance(count)
+    return concatenated(parts), torch.cat(above)
 
 
 def _log_w(size: int) -> Any:

@@ -26,6 +26,7 @@ proposal, Hesterberg (1995); Owen & Zhou (2000).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,7 @@ MOST_DEFENSIVE = 500  # draws of the prior beside those of the fitted density
 def fitted_proposal(
     program: nn.Module,
     x: Rows,
+    advance: Callable[..., None],
     *,
     num_particles: int,
     seed: int,
@@ -75,6 +77,7 @@ def fitted_proposal(
         found = _explored(program, rows, seed, number, max_elements, **chains)
         scorer = _Scorer(program, rows, max_elements, found.latents)
         parts.append(first_rows(_sampled(scorer, found, num_particles, seed, number), count))
+        advance(count)
     return concatenated(parts)
 
 
@@ -159,6 +162,7 @@ def _log_weights(
 def reciprocal(
     program: nn.Module,
     x: Rows,
+    advance: Callable[..., None],
     *,
     num_particles: int,
     seed: int,
@@ -181,6 +185,7 @@ def reciprocal(
         below = _sampled(scorer, found, num_particles, seed, number)
         above = from_reciprocal_weights(log_r, split_rhat(draws))
         parts.append(first_rows(_bracket(below, above), count))
+        advance(count)
     return concatenated(parts)
 
 

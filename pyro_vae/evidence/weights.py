@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.evidence.measured import Measured
 
 NOTICEABLE = 0.05  # of the sum of weights: what a few draws may carry before it hangs on them
 ENOUGH = 1000  # draws from which khat sees most tails
@@ -157,6 +158,11 @@ class Evidence(NamedTuple):
     lower: Tensor
     upper: Tensor
     rhat: Tensor
+    measured: Measured | None = None
+
+    def columns(self) -> dict[str, Tensor]:
+        """What there is of each datum, by name."""
+        return {name: column for name, column in self._asdict().items() if name != "measured"}
 
     def mean(self) -> float:
         """The average over data, nats per datum."""
@@ -228,9 +234,10 @@ def _within(stratum: Tensor, shares: Tensor) -> Tensor:
 
 def first_rows(evidence: Evidence, count: int) -> Evidence:
     """Of a chunk that repeats its last row, those that count."""
-    return Evidence(*(column[:count] for column in evidence))
+    return evidence._replace(**{name: column[:count] for name, column in evidence.columns().items()})
 
 
 def concatenated(parts: list[Evidence]) -> Evidence:
     """Evidence of all rows from that of their chunks."""
-    return Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    columns = [part.columns().values() for part in parts]
+    return Evidence(*(torch.cat(column) for column in zip(*columns, strict=True)))
