@@ -73,7 +73,6 @@ class Stream(enum.IntEnum):
     ANNEALED = 32  # its moves
     ANNEALED_BACK = 33  # the same from the posterior down
     ANNEALED_SETTLING = 34  # moves at the posterior before that
-    SIMULATED = 35  # data and the latents that they were made from
     QUADRATURE = 36  # draws that say where a grid shall be fine, by chunk of rows
 
     def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:

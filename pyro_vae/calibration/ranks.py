@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from pyro_vae import errors
-from pyro_vae.calibration.simulation import Simulated, simulate
 from pyro_vae.densities.enumeration import model_sites
 from pyro_vae.densities.particles import densities
 from pyro_vae.densities.sites import values_of
@@ -36,6 +35,7 @@ from pyro_vae.densities.tables import tabulated
 from pyro_vae.densities.traces import At, sites_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.noise import Stream
+from pyro_vae.predictive.simulating import Simulated, simulate
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, num_rows
 

@@ -29,8 +29,9 @@ from pyro_vae.evidence.markov import CHAINS, fitted_proposal, reciprocal, requir
 from pyro_vae.evidence.measured import measured
 from pyro_vae.evidence.quadrature import quadrature
 from pyro_vae.evidence.sandwich import sandwich
-from pyro_vae.evidence.simulated import simulated, unconstrained
+from pyro_vae.evidence.truths import unconstrained
 from pyro_vae.evidence.weights import Evidence, warn_about_tails
+from pyro_vae.predictive.simulating import simulate
 from pyro_vae.program.calling import evaluating, require_program
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 from pyro_vae.progress import counting
@@ -230,8 +231,7 @@ def _rows(
     """The data; where x is a number, simulated ones and their latents."""
     if isinstance(x, int) and not isinstance(x, bool):
         number = errors.whole("x", x, why="so many data are simulated")
-        call = f"pv.log_evidence(program, {number}, like=x)"
-        return simulated(program, number, like=like, seed=seed, call=call)
+        return simulate(program, number, like=like, seed=seed)
     if like is not None:
         raise ValueError(
             "like is given beside data, expected it where x is a number of data to simulate: "

@@ -104,5 +104,3 @@ def consequence(method: str, proposal: str) -> str:
 
 def _warn(text: str) -> None:
     warnings.warn(text, PyroVaeWarning, stacklevel=4)
-
-

@@ -120,5 +120,3 @@ def _given(site: Site) -> str:
     if isinstance(law, (Binomial, BetaBinomial)):
         return "numbers of trials"
     return "" if not site.is_masked else "what a mask leaves in"
-
-

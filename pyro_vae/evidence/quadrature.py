@@ -104,7 +104,9 @@ def quadrature(
         edges, frame = _edges(draw, rows, seed, number, latents.dim)
         rough = grid.integrate(edges, frame, ROUGH)
         edges = torch.cat([edges, _quantiles(rough, len(edges))], 1).sort(1).values
-        parts.append(first_rows(_evidence(grid.integrate(edges, frame, FINE[latents.dim]), batch), count))
+        parts.append(
+            first_rows(_evidence(grid.integrate(edges, frame, FINE[latents.dim]), batch), count)
+        )
         advance(count)
     found = concatenated(parts)
     open_ = int((~(found.standard_error <= SETTLED)).sum())
@@ -150,9 +152,7 @@ class Frame(NamedTuple):
         return u, (width.log() - 2 * torch.log1p(-beyond)).sum(-1)
 
 
-def _edges(
-    draw: RowFunction, rows: Rows, seed: int, number: int, dim: int
-) -> tuple[Tensor, Frame]:
+def _edges(draw: RowFunction, rows: Rows, seed: int, number: int, dim: int) -> tuple[Tensor, Frame]:
     """Edges of cells in each dimension, (B, E, J), in coordinates of the frame."""
     key = Stream.QUADRATURE.key(seed, number)
     start = candidates(draw, rows, seed_of(*key) >> 1, keep=LIKELY)
@@ -295,7 +295,9 @@ def _quantiles(cells: _Cells, data: int) -> Tensor:
         places = []
         for place in MASSES:
             # The first cell of each datum up to whose end there is so much.
-            reached = (below >= place) | (torch.arange(len(datum), device=datum.device) == last[datum])
+            reached = (below >= place) | (
+                torch.arange(len(datum), device=datum.device) == last[datum]
+            )
             index = torch.where(reached, torch.arange(len(datum), device=datum.device), len(datum))
             at = index.new_full((data,), len(datum)).scatter_reduce(0, datum, index, "amin")
             places.append(low[at] if place < 0.5 else high[at])
@@ -315,5 +317,3 @@ def _totals(cells: _Cells, data: int) -> tuple[Tensor, Tensor]:
 
     value = total(values)
     return value.log() + top, total(cells.log_error) / value
-
-

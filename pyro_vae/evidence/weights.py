@@ -234,7 +234,9 @@ def _within(stratum: Tensor, shares: Tensor) -> Tensor:
 
 def first_rows(evidence: Evidence, count: int) -> Evidence:
     """Of a chunk that repeats its last row, those that count."""
-    return evidence._replace(**{name: column[:count] for name, column in evidence.columns().items()})
+    return evidence._replace(
+        **{name: column[:count] for name, column in evidence.columns().items()}
+    )
 
 
 def concatenated(parts: list[Evidence]) -> Evidence:

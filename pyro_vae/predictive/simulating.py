@@ -19,8 +19,8 @@ from pyro_vae.densities.sites import latents_of
 from pyro_vae.evaluation import RowFunction, row_chunks
 from pyro_vae.noise import Stream
 from pyro_vae.predictive.drawing import form_of_x
-from pyro_vae.program.calling import evaluating
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.program.calling import evaluating, require_program
+from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
 
 
 class Simulated(NamedTuple):
@@ -55,7 +55,8 @@ def simulate(
             or under a mask; or where latents are shared by all data.
     """
     number, seed = errors.whole("number", number), errors.seed_number(seed)
-    form = form_of_x(program, like, "like=x, or the data themselves in place of a number")
+    require_program(program)
+    form = form_of_x(program, like, f"{number} data with like=x")
     form = map_rows(partial(torch.Tensor.index_select, dim=0, index=_cycled(form, number)), form)
     found: list[Simulated] = []
     with torch.no_grad(), evaluating(program):
@@ -111,4 +112,4 @@ def _first(t: Tensor, count: int) -> Tensor:
 
 
 def _cycled(form: Rows, number: int) -> Tensor:
-    return torch.arange(number) % num_rows(form)
+    return torch.arange(number, device=device_of(form)) % num_rows(form)

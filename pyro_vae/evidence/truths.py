@@ -1,42 +1,14 @@
-"""Data from the model with the latents that they were made from: of each a draw of its posterior."""
+"""Latents that data were simulated from: of each posterior one exact draw."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.chains.latents import Latents
-from pyro_vae.densities.dreams import dream
-from pyro_vae.noise import Stream, seeded
-from pyro_vae.predictive.drawing import form_of_x
-from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
-
-
-def simulated(
-    program: nn.Module, num_data: int, *, like: Any, seed: int, call: str
-) -> tuple[Rows, dict[str, Tensor]]:
-    """Draw z ~ p(z), x ~ p(x | z): rows, and the latents in each site's own shape.
-
-    Args:
-        program: the program.
-        num_data: N.
-        like: rows that say what x looks like and hold the covariates, which are taken in order and
-            again from the first where they are too few; not needed for a ``VAE``.
-        seed: of the draws.
-        call: what the user wrote, for the message where ``like`` is missing.
-
-    Raises:
-        ValueError: where draws of the model's observations are none of x.
-    """
-    form = form_of_x(program, like, call)
-    index = torch.arange(num_data, device=device_of(form)) % num_rows(form)
-    rows = map_rows(partial(torch.index_select, dim=0, index=index), form)
-    with torch.no_grad(), seeded(*Stream.SIMULATED.key(seed)):
-        return dream(program, rows)
+from pyro_vae.program.rows import Rows, num_rows
 
 
 def unconstrained(latents: Latents, values: Mapping[str, Tensor], rows: Rows) -> Tensor:
