@@ -89,9 +89,7 @@ class Walker:
         moving: Evaluate = evaluate
         noise = keyed(*self._key(self._moves))
         self._moves += 1
-        m = transition(
-            moving, self.u, self.here.at(beta), step, self.leapfrog_steps, JITTER, noise
-        )
+        m = transition(moving, self.u, self.here.at(beta), step, self.leapfrog_steps, JITTER, noise)
         self.u = m.u
         pairs = zip(last[0], self.here, strict=True)
         self.here = Ends(*(_chosen(m.accepted, new, old) for new, old in pairs))
@@ -210,9 +208,7 @@ def anneal_back(walker: Walker, schedule: Schedule, chains: int, tick: Tick) -> 
     return log_w.unflatten(0, (chains, -1))
 
 
-def settled(
-    walker: Walker, schedule: Schedule, chains: int, moves: int, tick: Tick
-) -> Tensor:
+def settled(walker: Walker, schedule: Schedule, chains: int, moves: int, tick: Tick) -> Tensor:
     """Moves at beta = 1: the draws of the second half, (S, C, B, J)."""
     one, step = walker.u.new_ones(len(walker.u)), schedule.step[-1].repeat(chains)
     kept = []

@@ -146,7 +146,9 @@ class Latents:
     def log_guide(self, program: Any, x: Rows, u: Tensor) -> Tensor:
         """log q(T(u) | x) + log |det T'(u)|, (B,): the guide's density of u."""
         moved = self._forward(u)
-        sites = sites_of(program, "guide", x, At({name: value for name, (value, _) in moved.items()}))
+        sites = sites_of(
+            program, "guide", x, At({name: value for name, (value, _) in moved.items()})
+        )
         terms = [moved[name][1] + sites[name].per_datum() for name in self.names]
         return sum(terms[1:], terms[0])
 

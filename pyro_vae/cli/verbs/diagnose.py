@@ -72,5 +72,7 @@ def run_diagnose(
             put(out / "latents.csv", found.table().to_csv)
             put(out / "data.csv", found.data_table().to_csv)
             names = [f"{name}.png" for name in found.plot(out)]
-            print(f"\nwritten to {out}: {', '.join(['diagnosis.txt, latents.csv, data.csv', *names])}")
+            print(
+                f"\nwritten to {out}: {', '.join(['diagnosis.txt, latents.csv, data.csv', *names])}"
+            )
     return 0
