@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from pyro_vae.checking import check
     from pyro_vae.comparison import AutoencoderComparison, Comparison, compare, compare_autoencoder
     from pyro_vae.errors import PyroVaeWarning
-    from pyro_vae.evidence import Evidence, elbo, log_evidence
+    from pyro_vae.evidence import Evidence, compare_evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
-    from pyro_vae.inference_data import to_inference_data
+    from pyro_vae.inference_data import summarize, to_inference_data
     from pyro_vae.predictive import decode, encode, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.program.parts import Likelihood, Posterior, Prior
+    from pyro_vae.refinement import Refinement, refine
     from pyro_vae.runs import Run, load
     from pyro_vae.training import fit
 
@@ -58,6 +59,7 @@ _HOME = {
     "fit": "training",
     "load": "runs",
     "Run": "runs",
+    "compare_evidence": "evidence",
     "elbo": "evidence",
     "log_evidence": "evidence",
     "Evidence": "evidence",
@@ -67,7 +69,10 @@ _HOME = {
     "decode": "predictive",
     "encode": "predictive",
     "reconstruct": "predictive",
+    "summarize": "inference_data",
     "to_inference_data": "inference_data",
+    "refine": "refinement",
+    "Refinement": "refinement",
     "PyroVaeWarning": "errors",
 }
 _MODULES = (
@@ -86,10 +91,12 @@ __all__ = [
     "Prior",
     "Program",
     "PyroVaeWarning",
+    "Refinement",
     "Run",
     "check",
     "compare",
     "compare_autoencoder",
+    "compare_evidence",
     "datasets",
     "distributions",
     "elbo",
@@ -108,7 +115,9 @@ __all__ = [
     "posteriors",
     "priors",
     "reconstruct",
+    "refine",
     "sample",
+    "summarize",
     "to_inference_data",
 ]
 

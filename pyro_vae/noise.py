@@ -63,17 +63,28 @@ class Stream(enum.IntEnum):
     PILOT = 24  # a first look at a fitted density, by chunk of rows
     DEFENSIVE = 25  # draws of the prior beside a fitted density's, by chunk of rows and of draws
     BOUND_AGAIN = 26  # seeds of further draws of what all data share, for the error of a bound
-    SIMULATED = 60  # pairs of latents and data, by chunk of rows
-    RANKS = 61  # the guide's draws that latents are ranked among, by chunk of rows and of draws
-    BANDS = 62  # ranks without a fault, for what their curves stay within
-    PROFILE = 63  # the guide's draws of what a latent carries, by chunk of rows
-    SUBSET = 64  # which data are looked at more closely
     ANNEALED_START = 30  # draws that annealing starts from, by chunk of rows
     ANNEALED_PILOT = 31  # moves that find its temperatures, by chunk of rows and number
     ANNEALED = 32  # its moves
     ANNEALED_BACK = 33  # the same from the posterior down
     ANNEALED_SETTLING = 34  # moves at the posterior before that
     QUADRATURE = 36  # draws that say where a grid shall be fine, by chunk of rows
+    POSTERIOR_OF_RUNS = 40  # draws that ArviZ reads, of the second and later of several programs
+    PRIOR_OF_RUNS = 41  # the same of the prior
+    PREDICTIONS = 42  # draws given held-out data
+    KL_TERMS = 43  # draws that a KL term is averaged over, by chunk of rows and of particles
+    SUMMARY = 44  # draws that are summarized and not kept
+    REFIT = 50  # a guide refitted to each datum, by chunk of rows and step
+    REFIT_SCORE = 51  # its ELBO before and after, by chunk of rows and of particles
+    REFINED = 52  # draws of a refitted guide, by chunk of rows and of particles
+    RESAMPLED = 53  # draws picked by their weights, by chunk of rows
+    POOL = 54  # draws of the guide where chains may start, by number
+    REPLICATED = 55  # data in place of those that were observed, by number
+    SIMULATED = 60  # pairs of latents and data, by chunk of rows
+    RANKS = 61  # the guide's draws that latents are ranked among, by chunk of rows and of draws
+    BANDS = 62  # ranks without a fault, for what their curves stay within
+    PROFILE = 63  # the guide's draws of what a latent carries, by chunk of rows
+    SUBSET = 64  # which data are looked at more closely
 
     def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:
         """The key of this stream: (stream, seed, rank, numbers ...).

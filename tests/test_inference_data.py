@@ -13,7 +13,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.evidence.weights import pareto_khat
-from pyro_vae.inference_data import datasets, from_guide
+from pyro_vae.inference_data import chains, datasets
 from pyro_vae.inference_data.draws import drawn, posterior_groups
 from pyro_vae.inference_data.from_guide import to_inference_data
 from pyro_vae.models import bernoulli_vae
@@ -278,13 +278,15 @@ def test_chunks_of_rows_and_particles_are_put_where_they_belong(oracle, x):
     """Whatever the chunks, lp is that of the draws beside it, and no two draws are equal."""
     plain = posterior_groups(["x"], True, lambda draws: draws)
     with torch.no_grad():
-        groups = drawn(oracle, x, plain, 23, (0,), 4, max_elements=5 * 4 * 3)
-    z = torch.from_numpy(groups["posterior"]["z"])
+        batches = list(drawn(oracle, x, plain, 23, (0,), 4, max_elements=5 * 4 * 3))
+    assert [len(batch["posterior"]["z"][0]) for batch in batches] == [4, 4, 1]
+    z = torch.from_numpy(np.concatenate([batch["posterior"]["z"] for batch in batches], 1))
     assert z.shape == (23, 9, 2) and len(z.flatten().unique()) == z.numel()
     with torch.no_grad():
         mean = z @ oracle.weight.T + oracle.bias
         by_hand = dist.MultivariateNormal(mean, scale_tril=oracle.noise.factor()).log_prob(x)
-    torch.testing.assert_close(torch.from_numpy(groups["log_likelihood"]["x"]), by_hand)
+    found = np.concatenate([batch["log_likelihood"]["x"] for batch in batches], 1)
+    torch.testing.assert_close(torch.from_numpy(found), by_hand)
 
 
 # --- ArviZ and files ------------------------------------------------------------------------------
@@ -340,8 +342,10 @@ def test_too_large_a_result_is_refused_before_anything_is_drawn(oracle, x, monke
     def never(*args):
         pytest.fail("drew")
 
-    monkeypatch.setattr(from_guide, "drawn", never)
-    with pytest.raises(ValueError, match=r"lower num_draws .* or raise max_bytes"):
+    monkeypatch.setattr(chains, "drawn", never)
+    with pytest.raises(
+        ValueError, match=r"lower num_draws .* raise max_bytes, or write it to a file"
+    ):
         to_inference_data(oracle, x, num_draws=500, max_bytes=2**20)
 
 

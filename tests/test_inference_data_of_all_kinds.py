@@ -118,7 +118,10 @@ def test_weights_and_codes_of_a_bayesian_vae_stand_side_by_side():
             expected[c, d] = law.log_prob(x).detach().numpy()
     np.testing.assert_allclose(result["log_likelihood"]["x"].values, expected, rtol=1e-4)
     stats = result["sample_stats"]
-    assert set(stats.data_vars) == {"lp", "log_q"} and stats["lp"].dims == ("chain", "draw")
+    terms = {f"kl_{name}" for name in posterior.data_vars}
+    assert set(stats.data_vars) == {"lp", "log_q", *terms}
+    assert stats["lp"].dims == ("chain", "draw") and stats["kl_z"].dims == ("data", "z_dim")
+    assert stats["kl_likelihood.network.0.weight"].dims == weight.dims[2:]
     assert "khat and log_evidence are left out" in stats.attrs["note"]
     prior = sum(dist.Normal(0.0, 1.0).log_prob(v).flatten(2).sum(-1) for v in theta.values())
     prior = prior + dist.Normal(0.0, 1.0).log_prob(torch.from_numpy(posterior["z"].values)).sum(

@@ -146,10 +146,14 @@ class Latents:
     def log_guide(self, program: Any, x: Rows, u: Tensor) -> Tensor:
         """log q(T(u) | x) + log |det T'(u)|, (B,): the guide's density of u."""
         moved = self._forward(u)
-        sites = sites_of(
-            program, "guide", x, At({name: value for name, (value, _) in moved.items()})
-        )
+        values = {name: value for name, (value, _) in moved.items()}
+        sites = sites_of(program, "guide", x, At(values))
         terms = [moved[name][1] + sites[name].per_datum() for name in self.names]
+        return sum(terms[1:], terms[0])
+
+    def log_det(self, u: Tensor) -> Tensor:
+        """log |det T'(u)|, (..., B): what log densities of z and of u differ by."""
+        terms = [log_det for _, log_det in self._forward(u).values()]
         return sum(terms[1:], terms[0])
 
     def drawn(self, program: Any, x: Rows) -> tuple[Tensor, Tensor, Tensor]:

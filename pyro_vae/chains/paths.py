@@ -100,9 +100,9 @@ class Path:
             lifted = lift(self._both, self._parameters, x, u, probes=probes)
             if isinstance(lifted, Refusal):
                 logger.info("annealing runs the program's handlers: not captured: %s", lifted)
+                self._graphs[form] = lifted
             else:
-                lifted = (*split(lifted.graph, len(leaves)), lifted)
-            self._graphs[form] = lifted
+                self._graphs[form] = (*split(lifted.graph, len(leaves)), lifted)
         graph = self._graphs[form]
         if isinstance(graph, Refusal):
             return lambda u: self._both(self._parameters, x, u)

@@ -25,6 +25,7 @@ from pyro_vae.cli.verbs.data import run_data
 from pyro_vae.cli.verbs.evidence import run_evidence
 from pyro_vae.cli.verbs.fit import run_fit
 from pyro_vae.cli.verbs.parts import run_parts
+from pyro_vae.cli.verbs.posterior import run_posterior
 from pyro_vae.defaults import __version__
 from pyro_vae.errors import PyroVaeWarning
 
@@ -33,14 +34,17 @@ VERBS: dict[str, Callable[..., int]] = {
     "fit": run_fit,
     "compare": run_compare,
     "evidence": run_evidence,
+    "posterior": run_posterior,
     "parts": run_parts,
     "data": run_data,
 }
-TAKE_MODELS = ("check", "fit", "compare", "evidence")
+TAKE_RUNS = ("evidence", "posterior")  # or models
+TAKE_MODELS = ("check", "fit", "compare", *TAKE_RUNS)
 STANDS = {  # what stands without a flag
     "check": "MODEL",
     "fit": "MODEL",
     "evidence": "RUN_DIR|MODEL",
+    "posterior": "RUN_DIR|MODEL",
     "parts": "[FOLDER | NAME]",
     "data": "list | get NAME | verify NAME",
 }
@@ -125,7 +129,7 @@ def _run(verb: str, arguments: Sequence[str], files: list[Path]) -> int:
             return function(models[0], options["objective"], **options[""])
         case "check":
             return function(models[0], **options[""])
-        case "evidence":
+        case _ if verb in TAKE_RUNS:
             return function(folder, models[0] if models else None, **options[""])
         case "compare":
             return function(models, **options[""])
@@ -133,7 +137,7 @@ def _run(verb: str, arguments: Sequence[str], files: list[Path]) -> int:
 
 
 def _folder_and_model(verb: str, given: Given) -> tuple[str | None, Model | None]:
-    """A saved run's folder, and the model without its parts; ``evidence`` takes either."""
+    """A saved run's folder, and the model without its parts; some verbs take either."""
     if verb not in TAKE_MODELS:
         return None, None
     spec, folder = given.last("model.name"), None
@@ -141,9 +145,11 @@ def _folder_and_model(verb: str, given: Given) -> tuple[str | None, Model | None
         spec = given.positionals[0]
     elif verb == "compare" and spec is None and any(n.startswith("model.") for n, _ in given.pairs):
         spec = "vae"
-    if verb == "evidence" and spec is not None and Path(spec).is_dir():
+    if verb in TAKE_RUNS and spec is not None and Path(spec).is_dir():
         spec, folder = given.last("program"), spec
-    also = "" if verb != "evidence" else ", and no folder of a run is there; pass what --out named"
+    also = (
+        "" if verb not in TAKE_RUNS else ", and no folder of a run is there; pass what --out named"
+    )
     return folder, None if spec is None else find_model(spec, also)
 
 
@@ -205,7 +211,7 @@ def _own_flags(verb: str) -> list[Flag]:
         for f in flags_of(VERBS[verb])
     ]
     named = [MODEL] if verb in TAKE_MODELS else []
-    return [*named, *flags, *([PROGRAM] if verb == "evidence" else []), CONFIG]
+    return [*named, *flags, *([PROGRAM] if verb in TAKE_RUNS else []), CONFIG]
 
 
 # --- what is said -------------------------------------------------------------------------------

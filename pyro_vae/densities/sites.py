@@ -63,6 +63,7 @@ class Site:
         given: what it observed before.
         args, kwargs: further arguments of the distribution.
         enumeration: of ``infer={"enumerate": ...}``, "parallel" or "sequential".
+        event_dims: names of the dimensions of an event, ``infer={"event_dims": [...]}``.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Site:
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     enumeration: str | None = None
+    event_dims: tuple[str, ...] = ()
 
     # --- where it is, and what shape it has -----------------------------------------------------
 

@@ -48,6 +48,7 @@ def _site(message: Any, name_of_rows: str | None = None, rows: int = 0) -> Site:
         message["args"],
         message["kwargs"],
         infer.get("enumerate"),
+        tuple(infer.get("event_dims", ())),
     )
 
 

@@ -107,13 +107,14 @@ def annealed(
     for number, (count, rows) in enumerate(row_chunks(x, batch)):
         many = repeated(rows, how.chains)
         work = _Work(path, many, how, number, _ticker(advance, count))
-        below.append(first_rows(_from_below(work, back), count))
+        log_w = _from_below(work, back)
+        below.append(first_rows(_evidence(log_w, work.walker.u.dtype), count))
         if back:
             start = None
             if truth is not None:
                 index = torch.arange(batch, device=truth.device) + number * batch
                 start = truth[index.clamp_max(len(truth) - 1)].repeat(how.chains, 1)
-            above.append(first_rows(_from_above(work, start, moves), count))
+            above.append(first_rows(_from_above(work, log_w, start, moves), count))
     return Sandwich(concatenated(below), concatenated(above) if back else None)
 
 
@@ -139,11 +140,10 @@ class _Work:
         return Walker(self.ends, u, self.how.leapfrog_steps, key)
 
 
-def _from_below(work: _Work, more: bool) -> Evidence:
-    part = 0.25 if more else 0.7
-    log_w = anneal(work.walker, work.schedule, work.how.chains, lambda s: work.tick(0.3 + part * s))
-    work.log_w = log_w
-    return _evidence(log_w, work.walker.u.dtype)
+def _from_below(work: _Work, more: bool) -> Tensor:
+    """Forward: log weights (C, B)."""
+    part, chains = 0.25 if more else 0.7, work.how.chains
+    return anneal(work.walker, work.schedule, chains, lambda s: work.tick(0.3 + part * s))
 
 
 def _evidence(log_w: Tensor, dtype: torch.dtype) -> Evidence:
@@ -151,11 +151,11 @@ def _evidence(log_w: Tensor, dtype: torch.dtype) -> Evidence:
     return from_log_weights(log_w)._replace(khat=pareto_khat(log_w.to(dtype)))
 
 
-def _from_above(work: _Work, start: Tensor | None, moves: int) -> Evidence:
+def _from_above(work: _Work, log_w: Tensor, start: Tensor | None, moves: int) -> Evidence:
     """Backward: ``value`` is the upper bound of log p(x)."""
     chains, rhat = work.how.chains, None
     if start is None:
-        u = _resampled(work)
+        u = _resampled(work, log_w)
         walker = work.walk(u, Stream.ANNEALED_SETTLING)
         draws = settled(walker, work.schedule, chains, moves, lambda s: work.tick(0.55 + 0.2 * s))
         rhat = split_rhat(draws)
@@ -163,8 +163,8 @@ def _from_above(work: _Work, start: Tensor | None, moves: int) -> Evidence:
         walker = work.walk(start, Stream.ANNEALED_SETTLING)
         settled(walker, work.schedule, chains, FRESH, lambda s: work.tick(0.55 + 0.2 * s))
     walker = work.walk(walker.u, Stream.ANNEALED_BACK)
-    log_w = anneal_back(walker, work.schedule, chains, lambda s: work.tick(0.75 + 0.25 * s))
-    found = _evidence(-log_w, walker.u.dtype)
+    back = anneal_back(walker, work.schedule, chains, lambda s: work.tick(0.75 + 0.25 * s))
+    found = _evidence(-back, walker.u.dtype)
     return found._replace(
         value=-found.value,
         lower=torch.full_like(found.value, -torch.inf),
@@ -173,9 +173,9 @@ def _from_above(work: _Work, start: Tensor | None, moves: int) -> Evidence:
     )
 
 
-def _resampled(work: _Work) -> Tensor:
+def _resampled(work: _Work, log_w: Tensor) -> Tensor:
     """Where forward chains ended, each datum's drawn again by their weights."""
-    weights = work.log_w.nan_to_num(-torch.inf).softmax(0)  # (C, B)
+    weights = log_w.nan_to_num(-torch.inf).softmax(0)  # (C, B)
     weights = torch.where(weights.isfinite(), weights, 1.0)
     with seeded(*Stream.ANNEALED_START.key(work.how.seed, work.number, 1)):
         index = torch.multinomial(weights.T, len(weights), replacement=True).T

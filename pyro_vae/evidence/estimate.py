@@ -91,10 +91,10 @@ def log_evidence(
     Where it does not, "sandwich" tells within which bounds log p(x) lies.  Its upper bound starts
     from draws of the posterior.  Of simulated data these are known: pass the latents that x was
     made from as ``true_latents``, or a whole number in place of x, and it is an upper bound
-    whatever the chains do (bidirectional Monte Carlo).  Of real data the ends of ``warmup`` moves of
-    HMC stand in for them, and it is an upper bound *given that these chains have converged*: where
-    they all miss a mode, so may both bounds.  Where the guide's khat is below 1/2 the chi-square
-    bound is taken if it is tighter.
+    whatever the chains do (bidirectional Monte Carlo).  Of real data the ends of ``warmup`` moves
+    of HMC stand in for them, and it is an upper bound *given that these chains have converged*:
+    where they all miss a mode, so may both bounds.  Where the guide's khat is below 1/2 the
+    chi-square bound is taken if it is tighter.
 
     The paper's appendix D is "reciprocal"; importance sampling from "hmc" comes along as its
     ``lower``, and where it lies above, the difference is counted as error: chains that are all
@@ -191,12 +191,13 @@ def log_evidence(
     require_program(program)
     with torch.no_grad(), evaluating(program):
         rows, drawn = _rows(program, x, like, options.seed)
+        truth = true_latents if drawn is None else drawn
         look = Look.at(program, rows)
         require_possible_data(look, rows)
         with counting(progress, num_rows(rows), label="log p(x)") as advance:
-            evidence = _estimate(program, rows, look, options, true_latents, drawn, advance)
-        known = true_latents is not None or drawn is not None
-        says = measured(look, x, rows, _in_words(method, proposal, known))
+            evidence = _estimate(program, rows, look, options, truth, advance)
+        known = truth is not None
+        says = measured(look, x, rows, _in_words(method, proposal, known), options.draws)
     require_numbers(evidence.value, "log p(x)")
     _judge(evidence, options, known)
     return evidence._replace(measured=says)
@@ -221,6 +222,13 @@ class _Options(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
     @property
+    def draws(self) -> int:
+        """How many are averaged of a datum."""
+        numbers = {"importance": self.num_particles, "reciprocal": self.num_draws // 2}
+        numbers |= {"annealed": self.chains, "sandwich": self.chains}
+        return numbers.get(self.method, 1)
+
+    @property
     def pieces(self) -> dict[str, Any]:
         return self.some("seed", "batch_size", "max_elements")
 
@@ -231,7 +239,8 @@ def _rows(
     """The data; where x is a number, simulated ones and their latents."""
     if isinstance(x, int) and not isinstance(x, bool):
         number = errors.whole("x", x, why="so many data are simulated")
-        return simulate(program, number, like=like, seed=seed)
+        pairs = simulate(program, number, like=like, seed=seed)
+        return pairs.x, pairs.latents
     if like is not None:
         raise ValueError(
             "like is given beside data, expected it where x is a number of data to simulate: "
@@ -246,7 +255,6 @@ def _estimate(
     look: Look,
     options: _Options,
     true_latents: Mapping[str, Tensor] | None,
-    drawn: dict[str, Tensor] | None,
     advance: Any,
 ) -> Evidence:
     method, particles = options.method, options.num_particles
@@ -268,11 +276,9 @@ def _estimate(
         )  # fmt: skip
         if method == "annealed":
             return annealed(program, rows, how, advance).below
-        latents, truth = Latents.of(program, few), None
+        truth = None
         if true_latents is not None:
-            truth = unconstrained(latents, true_latents, rows)
-        elif drawn is not None:
-            truth = latents.unconstrain({name: drawn[name] for name in latents.names})
+            truth = unconstrained(Latents.of(program, few), true_latents, rows)
         return sandwich(
             program, rows, how, advance, moves=options.warmup, truth=truth,
             num_particles=particles, from_guide=options.proposal == "guide",
@@ -309,8 +315,7 @@ def _judge(evidence: Evidence, options: _Options, known: bool) -> None:
     """Say what is not to be trusted."""
     method, proposal = options.method, options.proposal
     if method in ("importance", "reciprocal"):
-        draws = options.num_particles if method == "importance" else options.num_draws // 2
-        warn_about_tails(evidence.khat, consequence(method, proposal), draws)
+        warn_about_tails(evidence.khat, consequence(method, proposal), options.draws)
         if method == "importance":
             more = "raise num_particles"
             if proposal == "guide":

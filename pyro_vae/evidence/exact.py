@@ -3,8 +3,8 @@ r"""log p(x) without an estimate: a program's own formula, or a sum over few val
 .. math:: \log p(x) = \log \sum_z p(z) \, p(x \mid z)
 
 over all joint values z that a datum's discrete latents can take.  The model runs at each of them,
-as it would at draws, so that it need not be written for enumeration; latents of the model alone that
-are marked for it are summed out within each run.
+as it would at draws, so that it need not be written for enumeration; latents of the model alone
+that are marked for it are summed out within each run.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def exact(
         many = "of which there is no list" if number is None else f"which has {number:,} values"
         raise ValueError(
             f"{type(program).__name__} has no log_evidence(x) of its own and latents "
-            f"({', '.join(latents_of(unmarked(look.model)))}) {many}, expected a formula or at most "
-            f'{MOST_VALUES:,} joint values to sum over: use method="quadrature" up to two '
+            f"({', '.join(latents_of(unmarked(look.model)))}) {many}, expected a formula or at "
+            f'most {MOST_VALUES:,} joint values to sum over: use method="quadrature" up to two '
             'dimensions, else method="sandwich", or "importance" where latents are discrete'
         )
     return _known(_by_sum(program, x, look, batch_size, max_elements, advance))
@@ -152,9 +152,11 @@ def _joint_values(latents: Sites) -> tuple[dict[str, Tensor], dict[str, int]]:
     tables = {}
     for name, site in latents.items():
         support, copies = _support(site), _copies(site)
-        index = torch.tensor(list(itertools.product(range(len(support)), repeat=copies)))  # type: ignore[arg-type]
+        if support is None:
+            raise RuntimeError(f"{name} has no list of values")
+        index = torch.tensor(list(itertools.product(range(len(support)), repeat=copies)))
         event = site.rows_first(site.value)[0].shape
-        tables[name] = support[index.to(support.device)].reshape(len(index), *event)  # type: ignore[index]
+        tables[name] = support[index.to(support.device)].reshape(len(index), *event)
     numbers = [range(len(table)) for table in tables.values()]
     joint = torch.tensor(list(itertools.product(*numbers)))
     values = {n: t[joint[:, k].to(t.device)] for k, (n, t) in enumerate(tables.items())}

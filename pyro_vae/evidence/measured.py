@@ -1,4 +1,4 @@
-"""What an estimate of log p(x) was measured on: numbers of other data or units say nothing of it."""
+"""What an estimate of log p(x) was measured on: which data, and in which unit."""
 
 from __future__ import annotations
 
@@ -53,19 +53,21 @@ class Measured(NamedTuple):
         binarize: of the data, where a ``Data`` says so, else None.
         digest: of the rows that were scored, sha256.
         unit: of the likelihood.
+        draws: of a datum, that were averaged; 1 where none were.
     """
 
     method: str
     binarize: str | None
     digest: str
     unit: Unit
+    draws: int = 1
 
     def __str__(self) -> str:
         pixels = "" if self.binarize in (None, "none") else f", binarized: {self.binarize}"
         return f"{self.method}; {self.unit}; data {self.digest[:8]}{pixels}"
 
 
-def measured(look: Look, x: Any, rows: Rows, method: str) -> Measured:
+def measured(look: Look, x: Any, rows: Rows, method: str, draws: int) -> Measured:
     """What is to be known of an estimate.
 
     Args:
@@ -73,8 +75,10 @@ def measured(look: Look, x: Any, rows: Rows, method: str) -> Measured:
         x: the data as the user passed them.
         rows: the same on the program's terms.
         method: in words.
+        draws: of a datum.
     """
-    return Measured(method, getattr(x, "binarize", None), _digest(look, rows), _unit(look, rows))
+    binarize = getattr(x, "binarize", None)
+    return Measured(method, binarize, _digest(look, rows), _unit(look, rows), draws)
 
 
 def _digest(look: Look, rows: Rows) -> str:

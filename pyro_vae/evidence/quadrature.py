@@ -3,8 +3,8 @@ r"""log p(x) by a grid over the latents, for one or two unconstrained dimensions
 .. math:: p(x) = \int p(u, x) \, du
 
 Each datum has a grid of its own.  It begins with cells between quantiles of draws of the prior and
-of the likeliest of them, and two that reach to infinity, so that what the prior reaches is looked at
-whether or not it seems to count: well separated modes are found.  Every cell is integrated by a
+of the likeliest of them, and two that reach to infinity, so that what the prior reaches is looked
+at whether or not it seems to count: well separated modes are found.  Every cell is integrated by a
 Gauss-Kronrod rule, whose two results differ by what is wrong with the cell, and cells that are not
 good enough are halved until the datum's is.  A mode that lies between all nodes of the first grid
 (in one dimension about 1/200 of the prior's width, in two 1/80) and that no draw came near is not

@@ -29,8 +29,8 @@ def unconstrained(latents: Latents, values: Mapping[str, Tensor], rows: Rows) ->
         if value is None or value.dim() == 0 or len(value) != num_rows(rows):
             got = "nothing" if value is None else f"shape {tuple(value.shape)}"
             raise ValueError(
-                f'true_latents has {got} for "{part.name}", expected {num_rows(rows)} rows, one for '
-                "each datum: pass the latents that x was simulated from, by site"
+                f'true_latents has {got} for "{part.name}", expected {num_rows(rows)} rows, one '
+                "for each datum: pass the latents that x was simulated from, by site"
             )
         placed[part.name] = value.detach().movedim(0, part.value_axis)
     u = latents.unconstrain(placed)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.evidence.elpd import to_elpd
 from pyro_vae.evidence.measured import Measured
 
 NOTICEABLE = 0.05  # of the sum of weights: what a few draws may carry before it hangs on them
@@ -42,8 +43,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     al. (2024, arXiv:1507.02646), on the min(K / 5, 3 sqrt K) largest weights.  Each column is a
     datum of its own: one fit for a whole batch would measure the batch's size.
     """
-    num_particles = len(log_w)
-    tail = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
+    tail = tail_length(len(log_w))
     # What densities of this precision differ by without meaning it.
     rounding = 64 * torch.finfo(log_w.dtype).eps if log_w.is_floating_point() else 0.0
     log_w = log_w.double()
@@ -61,7 +61,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     tied = (spread[:, 1:] <= noise).sum(1)
     whole = fitted & (excess > 0).all(1) & (tied < 0.1 * tail)
     if whole.any():
-        shape[whole] = _fit_generalized_pareto(excess[whole])
+        shape[whole] = _fit_generalized_pareto(excess[whole])[0]
     total = (log_w - largest[:, -1]).exp().sum(0)  # as the weights: relative to the largest
     for row in (fitted & ~whole).nonzero().flatten().tolist():
         above = spread[row, 1:] > noise[row]  # ties with the threshold are no excess
@@ -77,11 +77,31 @@ def _of_ties(excess: Tensor, weights: Tensor, total: Tensor, noise: Tensor) -> T
         return math.inf
     if bool(weights[-1].log() - weights[0].log() <= noise):
         return 0.0
-    return _fit_generalized_pareto(excess.unsqueeze(0))[0]
+    return _fit_generalized_pareto(excess.unsqueeze(0))[0][0]
 
 
-def _fit_generalized_pareto(excess: Tensor) -> Tensor:
-    """Posterior mean of k for sorted excesses (B, n)."""
+def tail_length(num_particles: int) -> int:
+    """M, how many of K weights the fit is to."""
+    return math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
+
+
+def fitted_tail(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The M largest weights of each datum in ascending order, and the Pareto law fitted to them.
+
+    Args:
+        log_w: log weights whose largest is zero, (K, B), float64.
+
+    Returns:
+        Their numbers (M, B), the log of the threshold (B,), and shape and scale (B,).
+    """
+    largest, order = log_w.topk(tail_length(len(log_w)) + 1, dim=0)
+    threshold = largest[-1]
+    excess = (largest[:-1].flip(0).exp() - threshold.exp()).T
+    return order[:-1].flip(0), threshold, *_fit_generalized_pareto(excess)
+
+
+def _fit_generalized_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior mean of k for sorted excesses (B, n), and the scale that goes with it."""
     n = excess.shape[1]
     grid = 30 + int(math.sqrt(n))
     steps = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device)
@@ -93,7 +113,8 @@ def _fit_generalized_pareto(excess: Tensor) -> Tensor:
     posterior = log_likelihood.softmax(-1)
     mean_b = (b * posterior).sum(-1, keepdim=True)
     shape = torch.log1p(-mean_b * excess).mean(-1)
-    return (n * shape + 10 * 0.5) / (n + 10)  # ten observations' worth of k = 1/2
+    scale = -shape / mean_b.squeeze(-1)
+    return (n * shape + 10 * 0.5) / (n + 10), scale  # ten observations' worth of k = 1/2
 
 
 def warn_about_tails(khat: Tensor, consequence: str, num_draws: int = ENOUGH) -> None:
@@ -172,15 +193,36 @@ class Evidence(NamedTuple):
         """Of the mean over these data, for more data like them."""
         return float(self.value.std() / math.sqrt(len(self.value)))
 
+    def to_arviz(self, dim: str = "datum") -> Any:
+        """An ELPD object for ArviZ, of either line, for its ``compare`` and the plots thereof.
+
+        ``elpd_i`` is log p(x_i) and ``pareto_k`` our khat.  Stacking, which ``az.compare`` does by
+        default, exponentiates log p(x_i): beyond 700 nats that is 0 or infinite, so pass
+        ``method="BB-pseudo-BMA"`` for images.  ``pv.compare_evidence`` needs no weights and refuses
+        what is not comparable.
+
+        Args:
+            dim: what the dimension of the data is called.
+        """
+        draws = 1 if self.measured is None else self.measured.draws
+        return to_elpd(self.value, self.khat, draws, dim)
+
     def __repr__(self) -> str:
-        bad = int((~(self.khat <= 0.7)).sum())  # nan is no good sign
-        apart = int((self.rhat > MOST_RHAT).sum())
-        chains = "" if self.rhat.isnan().all() else f", R-hat above {MOST_RHAT} for {apart}"
-        return (
-            f"Evidence(mean {self.mean():.3f} nats, standard error over data "
-            f"{self.mean_standard_error():.3f}, median ESS {float(self.ess.median()):.1f}, "
-            f"khat not below 0.7 for {bad} of {len(self.value)} data{chains})"
-        )
+        rows, parts = len(self.value), [f"mean {self.mean():.3f} nats"]
+        parts.append(f"standard error over data {self.mean_standard_error():.3f}")
+        if bool((self.upper.isfinite() & (self.lower < self.upper)).any()):
+            bounds = float(self.lower.mean()), float(self.upper.mean())
+            parts.append("between {:.3f} and {:.3f}".format(*bounds))
+        if not self.ess.isnan().all():
+            bad = int((~(self.khat <= 0.7)).sum())  # nan is no good sign
+            parts.append(f"median ESS {float(self.ess.median()):.1f}")
+            if not self.khat.isnan().all():
+                parts.append(f"khat not below 0.7 for {bad} of {rows} data")
+        if not self.rhat.isnan().all():
+            apart = int((self.rhat > MOST_RHAT).sum())
+            parts.append(f"R-hat above {MOST_RHAT} for {apart}")
+        said = "" if self.measured is None else f"; {self.measured}"
+        return f"Evidence({', '.join(parts)}{said})"
 
 
 def from_log_weights(log_w: Tensor, stratum: Tensor | None = None) -> Evidence:
@@ -234,12 +276,12 @@ def _within(stratum: Tensor, shares: Tensor) -> Tensor:
 
 def first_rows(evidence: Evidence, count: int) -> Evidence:
     """Of a chunk that repeats its last row, those that count."""
-    return evidence._replace(
-        **{name: column[:count] for name, column in evidence.columns().items()}
-    )
+    columns: dict[str, Any] = {n: column[:count] for n, column in evidence.columns().items()}
+    return evidence._replace(**columns)
 
 
 def concatenated(parts: list[Evidence]) -> Evidence:
     """Evidence of all rows from that of their chunks."""
-    columns = [part.columns().values() for part in parts]
-    return Evidence(*(torch.cat(column) for column in zip(*columns, strict=True)))
+    tables = [part.columns().values() for part in parts]
+    columns: list[Any] = [torch.cat(column) for column in zip(*tables, strict=True)]
+    return Evidence(*columns)

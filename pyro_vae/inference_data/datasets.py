@@ -1,4 +1,4 @@
-"""Arrays as xarray data sets with named dimensions, and these as what ArviZ reads."""
+"""What the groups say about themselves, and the class that holds them for the installed ArviZ."""
 
 from __future__ import annotations
 
@@ -7,39 +7,56 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import nn
 
 from pyro_vae.defaults import __version__
-from pyro_vae.inference_data.draws import as_array
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-AXES = ("chain", "draw", "data")
 NOTES = {
     "posterior": "draws come from the guide q(z | x), neither weighted nor resampled",
     "sample_stats": "lp = log p(x, z) and log_q = log q(z | x) of the posterior group's draws; "
-    "their difference is the log importance weight that khat and log_evidence rest on; nats",
+    "their difference log_weight is what khat, ess, elbo and log_evidence are computed from; nats",
     "log_likelihood": "log p(x | z) at draws of z, nats. Not for az.loo or az.waic: where each "
     "datum has latents of its own they amount to the harmonic mean of p(x | z), which fails even "
     "at exact posterior draws. Compare models by log_evidence in sample_stats",
 }
 
+NOTES |= {
+    "posterior_refined": "draws of pv.refine for the same data, to lay over the guide's",
+    "predictions": "of other data: latents from the guide q(z | x) that sees them, and x drawn at "
+    "these; the data themselves are in predictions_constant_data",
+    "prior_sbc": "where latents that were drawn from the prior lie among the guide's draws at the "
+    "data drawn from them, as places from 0 to 1, uniform if the guide is the posterior; a draw is "
+    "a simulated datum",
+    "training": "the history of each run by step, means since the record before; nats per datum",
+}
+CHAINS = {
+    False: ". Chains deal out independent draws of one guide, so r_hat near 1 says nothing of it",
+    True: ". Chains are independent trainings, so r_hat says how far they agree about a datum; "
+    "latents that trainings may turn, mirror or exchange disagree without harm",
+}
 SHARED_NOTES = {
     "posterior": NOTES["posterior"] + "; one draw of what has no dimension data serves all rows",
     "sample_stats": "lp = log p(x, z) and log_q = log q(z | x) of all rows together, nats; ",
 }
 
 
-def notes_of(shared: bool, own: bool) -> dict[str, str]:
+def notes_of(shared: bool, own: bool, several: bool) -> dict[str, str]:
     """What each group says about itself.
 
     Args:
         shared: whether there are latents that all data share.
         own: whether there are latents of each datum.
+        several: whether chains are programs.
     """
+    notes = _notes(shared, own)
+    return notes | {"posterior": notes["posterior"] + CHAINS[several]}
+
+
+def _notes(shared: bool, own: bool) -> dict[str, str]:
     if not shared:
         return NOTES
     if own:
@@ -74,41 +91,6 @@ def container() -> Callable[[dict[str, xr.Dataset]], Any]:
     from xarray import DataTree
 
     return DataTree.from_dict
-
-
-def written(name: str) -> str:
-    """The name of a variable: neither netCDF nor a tree of groups has any with a slash."""
-    return name.replace("/", ".")
-
-
-def as_dataset(
-    values: dict[str, Any],
-    axes: tuple[str, ...],
-    chains: int | None = None,
-    sites: dict[str, str] | None = None,
-) -> xr.Dataset:
-    """Variables with the leading dimensions ``axes`` and, for each event dimension, its own.
-
-    Where ``chains`` is given, the draws that are in front are dealt to that many.  A slash in a
-    name becomes a dot.
-    """
-    import xarray as xr
-
-    variables: dict[str, Any] = {}
-    coordinates: dict[str, np.ndarray] = {}
-    for name, value in values.items():
-        array = as_array(value)
-        if chains is not None:
-            array = array.reshape(chains, -1, *array.shape[1:])
-        event = array.shape[len(axes) :]
-        site = written((sites or {}).get(name, name))
-        own = [f"{site}_dim" if len(event) == 1 else f"{site}_dim_{i}" for i in range(len(event))]
-        variables[written(name)] = ((*axes, *own), array)
-        coordinates |= {dim: np.arange(size) for dim, size in zip(own, event, strict=True)}
-        if chains is not None:
-            sizes = zip(axes[:2], array.shape[:2], strict=True)
-            coordinates |= {axis: np.arange(size) for axis, size in sizes}
-    return xr.Dataset(variables, coords=coordinates)
 
 
 def attributes_of(program: nn.Module, x: Any, **settings: int) -> dict[str, Any]:

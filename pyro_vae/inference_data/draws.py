@@ -1,12 +1,12 @@
 """Draws of latents and data, with their densities, in the groups that ArviZ knows.
 
-A group is a dict of arrays (K, N, ...): K particles of N rows.  Chunks of rows and of particles
-bound what is held besides the result.
+A group is a dict of arrays (K, B, ...): K particles of a batch of B rows.  Batches and chunks of
+particles bound what is held besides the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from pyro_vae.densities.dreams import draws_of
 from pyro_vae.densities.look import Look, looking
 from pyro_vae.densities.observations import entries_of_rows
 from pyro_vae.densities.particles import densities, takes_repeated
+from pyro_vae.densities.plates import plate_named_by
 from pyro_vae.densities.rules import require_rows
-from pyro_vae.densities.sites import values_of
+from pyro_vae.densities.sites import latents_of, values_of
 from pyro_vae.densities.tables import Densities, tabulated
 from pyro_vae.densities.traces import sites_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
@@ -116,25 +117,32 @@ def by_particle(groups: Groups, particles: int, rows: int) -> Groups:
     }
 
 
+def pieces(x: Rows, particles: int, batch_size: int, max_elements: int = 2**21) -> tuple[int, int]:
+    """How many rows and how many particles of each are drawn at a time."""
+    event = event_size(x)
+    batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
+    return batch_size, max(1, min(particles, max_elements // (event * batch_size)))
+
+
 def drawn(
     program: nn.Module,
     x: Rows,
-    of_size: Callable[[int], Chunk],
+    of_size: OfSize,
     particles: int,
     key: tuple[int, ...],
     batch_size: int,
     max_elements: int = 2**21,
-) -> Groups:
-    """All particles of all rows, (K, N, ...), in chunks that bound what is held besides."""
-    event = event_size(x)
-    batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
-    size = max(1, min(particles, max_elements // (event * batch_size)))
+) -> Iterator[Groups]:
+    """All particles of a batch of rows after the other, (K, B, ...).
+
+    Chunks of particles bound what is held besides.
+    """
+    batch_size, size = pieces(x, particles, batch_size, max_elements)
     if size > 1 and not takes_repeated(program, next(row_chunks(x, batch_size))[1]):
         size = 1
     functions: dict[int, RowFunction] = {}
-    result: Groups = {}
-    start = 0
     for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+        result: Groups = {}
         for part, first in enumerate(range(0, particles, size)):
             now = min(size, particles - first)
             if now not in functions:
@@ -144,11 +152,65 @@ def drawn(
                 for name, value in values.items():
                     array = as_array(value)
                     if name not in whole:
-                        shape = (particles, num_rows(x), *array.shape[2:])
+                        shape = (particles, count, *array.shape[2:])
                         whole[name] = np.empty(shape, array.dtype)
-                    whole[name][first : first + now, start : start + count] = array[:, :count]
-        start += count
-    return result
+                    whole[name][first : first + now] = array[:, :count]
+        yield result
+
+
+class GuideAlone(nn.Module):
+    """A program whose model is its guide: its particles are latents, and no model runs.
+
+    Args:
+        program: whose guide it is.
+    """
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+        self.plate = plate_named_by(program)
+
+    def guide(self, x: Rows) -> Any:
+        return self.program.guide(x)
+
+    def model(self, x: Rows) -> Any:
+        return self.program.guide(x)
+
+
+def latents_alone(size: int) -> Chunk:
+    """The guide's latents of each datum; what depends on x alone is computed once.
+
+    (Of several latents in the first two calls of a form for each particle.)
+    """
+
+    def draw(alone: Any, rows: Rows) -> Groups:
+        guide = latents_of(sites_of(alone, "guide", rows))
+        if len(guide) == 1:
+            ((name, site),) = guide.items()
+            values = site.law.sample((size,))
+            if values.shape[1:] == site.value.shape:
+                return {"posterior": {name: site.rows_first(values).transpose(0, 1)}}
+        d = densities(alone, rows, size, reparameterize=False)
+        return by_particle({"posterior": dict(d.latents)}, size, num_rows(rows))
+
+    return draw
+
+
+def predictions(cast: Cast) -> OfSize:
+    """For a number of particles: latents of the guide, and x drawn at them."""
+
+    def of_size(size: int) -> Chunk:
+        def draw(program: Any, rows: Rows) -> Groups:
+            many = repeated(rows, size)
+            latents = values_of(sites_of(program, "guide", many))
+            replicated, _ = draws_of(program, many, latents)
+            return by_particle(
+                {"predictions": {**latents, **cast(replicated)}}, size, num_rows(rows)
+            )
+
+        return draw
+
+    return of_size
 
 
 def whole_types(x: Any, look: Look, values: Mapping[str, Tensor]) -> dict[str, torch.dtype]:

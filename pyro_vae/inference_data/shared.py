@@ -6,7 +6,7 @@ cut into chunks.  There is no log p(x) per datum then, and no weight of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,27 @@ def from_guide(observed: Sequence[str], predictive: bool, cast: Cast) -> tuple[C
     return shared, of_rows
 
 
+def latents_at(program: Any, both: tuple[Rows, Shared]) -> Groups:
+    """The guide's latents of the rows at a draw of the shared ones, without running the model."""
+    rows, given = both
+    latents = values_of(sites_of(program, "guide", rows, At(given)))
+    own = {name: value for name, value in latents.items() if name not in given}
+    return by_particle({"posterior": own}, 1, num_rows(rows))
+
+
+def predictions_at(cast: Cast) -> Callable[[Any, tuple[Rows, Shared]], Groups]:
+    """The same, and x drawn at them."""
+
+    def of_rows(program: Any, both: tuple[Rows, Shared]) -> Groups:
+        rows, given = both
+        latents = values_of(sites_of(program, "guide", rows, At(given)))
+        replicated, _ = draws_of(program, rows, latents)
+        own = {name: value for name, value in latents.items() if name not in given}
+        return by_particle({"predictions": {**own, **cast(replicated)}}, 1, num_rows(rows))
+
+    return of_rows
+
+
 def from_prior(predictive: bool, cast: Cast) -> tuple[Callable, Callable]:
     """A draw from the prior: of the shared latents, and of the rows at these."""
 
@@ -77,46 +98,49 @@ def from_prior(predictive: bool, cast: Cast) -> tuple[Callable, Callable]:
     return shared, of_rows
 
 
-def drawn_together(
+def shared_draws(
     program: nn.Module,
     x: Rows,
-    functions: tuple[Callable, Callable],
-    names: list[str],
+    function: Callable,
     draws: int,
     key: tuple[int, ...],
     batch_size: int,
-) -> tuple[Groups, dict[str, np.ndarray]]:
-    """All draws: what rows have, (S, N, ...), and the shared latents of these names, (S, ...).
+) -> list[Shared]:
+    """Draws of the latents that all data share."""
+    draw = RowFunction(program, function)
+    _, rows = next(row_chunks(x, batch_size))
+    return [draw(rows, *key, number, 0) for number in range(draws)]
 
-    Log densities are of all rows together, (S,): they stand in the group ``JOINT``.
+
+def drawn_together(
+    program: nn.Module,
+    x: Rows,
+    function: Callable,
+    given: list[Shared],
+    key: tuple[int, ...],
+    batch_size: int,
+) -> Iterator[Groups]:
+    """What a batch of rows has at each of these draws after the other, (S, B, ...).
+
+    The group ``JOINT`` has log densities that belong to no row, (S,).
     """
-    draw_shared, draw_rows = (RowFunction(program, function) for function in functions)
-    chunks = list(row_chunks(x, batch_size))
-    groups: Groups = {}
-    shared: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    joint: dict[str, np.ndarray] = {}
-    for draw in range(draws):
-        given = draw_shared(chunks[0][1], *key, draw, 0)
-        for name in names:
-            shared[name].append(as_array(given[name]))
-        start = 0
-        for number, (count, rows) in enumerate(chunks):
-            found = draw_rows((rows, given), *key, draw, number + 1)
-            for name, value in found.pop(JOINT, {}).items():
-                joint.setdefault(name, np.zeros(draws))
-                if number == 0:
-                    joint[name][draw] += float(value)
-            for group, values in found.items():
-                whole = groups.setdefault(group, {})
+    draw_rows = RowFunction(program, function)
+    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+        result: Groups = {}
+        for draw, shared in enumerate(given):
+            found = draw_rows((rows, shared), *key, draw, number + 1)
+            joint = {name: value[None] for name, value in found.pop(JOINT, {}).items()}
+            for group, values in {**found, **({JOINT: joint} if joint else {})}.items():
+                whole = result.setdefault(group, {})
                 for name, value in values.items():
                     array = as_array(value)[0]
+                    array = array if group == JOINT else array[:count]
                     if name not in whole:
-                        shape = (draws, num_rows(x), *array.shape[1:])
-                        whole[name] = np.empty(shape, array.dtype)
-                    whole[name][draw, start : start + count] = array[:count]
-            start += count
-    for name, value in groups.pop("sample_stats", {}).items():
-        joint[name] += value.sum(1, dtype=np.float64)
-    if joint:
-        groups[JOINT] = joint
-    return groups, {name: np.stack(values) for name, values in shared.items()}
+                        whole[name] = np.empty((len(given), *array.shape), array.dtype)
+                    whole[name][draw] = array
+        yield result
+
+
+def as_draws(given: list[Shared], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The shared latents of these names, (S, ...)."""
+    return {name: np.stack([as_array(each[name]) for each in given]) for name in names}

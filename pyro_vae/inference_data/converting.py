@@ -1,0 +1,281 @@
+"""From programs and data to the groups of one object, a batch of rows after the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vae.checking.guards import require_numbers
+from pyro_vae.densities.missing import usable_rows
+from pyro_vae.evidence.weights import warn_about_tails
+from pyro_vae.inference_data import assembling
+from pyro_vae.inference_data.assembling import Variables
+from pyro_vae.inference_data.chains import Batch, Chain, Sizes
+from pyro_vae.inference_data.constants import beside, true_values
+from pyro_vae.inference_data.datasets import attributes_of, container, notes_of
+from pyro_vae.inference_data.draws import Groups, observed_values
+from pyro_vae.inference_data.further import Refined, calibration_places
+from pyro_vae.inference_data.judging import judged
+from pyro_vae.inference_data.limits import bytes_of, refuse_size
+from pyro_vae.inference_data.naming import Naming, refuse_names, rows_of, written
+from pyro_vae.inference_data.programs import (
+    Plan,
+    Source,
+    cast,
+    chain_numbers,
+    require_alike,
+    training_curves,
+)
+from pyro_vae.inference_data.stores import require_path, store_for
+from pyro_vae.program.calling import evaluating
+from pyro_vae.program.rows import Rows, num_rows
+from pyro_vae.progress import counting
+
+GROUPS = (  # in the order in which they are shown
+    "posterior", "posterior_refined", "sample_stats", "posterior_predictive", "log_likelihood",
+    "prior", "prior_predictive", "prior_sbc", "predictions", "observed_data", "constant_data",
+    "predictions_constant_data", "training",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``to_inference_data`` was asked for."""
+
+    num_draws: int
+    chains: int
+    num_prior: int
+    predictive: bool
+    true_latents: Any
+    dims: Any
+    coords: Any
+    predictions: Any
+    num_simulations: int
+    refined: Any
+    seed: int
+    batch_size: int
+    max_bytes: int
+    out: Any
+    progress: bool | Callable | None
+
+
+def converted(sources: Sequence[Source], x: Any, options: Options) -> Any:
+    """The whole of ``to_inference_data``, after its arguments were checked."""
+    wrapped = container()  # before there is anything to lose
+    path = None if options.out is None else require_path(options.out)
+    with ExitStack() as stack:
+        for source in sources:
+            stack.enter_context(evaluating(source.program))
+        conversion = Conversion(sources, x, options)
+        conversion.refuse_size(path is None)
+        conversion.store = store_for(path, conversion.about, conversion.needed)
+        try:
+            conversion.fill(None if path is None else path.name)
+            datasets = conversion.store.finish()
+        except BaseException:
+            conversion.store.drop()
+            raise
+    conversion.warn()
+    return wrapped({group: datasets[group] for group in GROUPS if group in datasets})
+
+
+class Conversion:
+    """What is known before anything is drawn, and how the groups are filled.
+
+    Attributes:
+        plans: one for each program.
+        naming: of dimensions.
+        needed: bytes of the result.
+        store: where variables go.
+    """
+
+    store: Any
+
+    def __init__(self, sources: Sequence[Source], x: Any, options: Options) -> None:
+        self.sources, self.x, self.options = sources, x, options
+        o, several = options, len(sources) > 1
+        self.rows: Rows = usable_rows(x, sources[0].program)
+        self.count = num_rows(self.rows)
+        self.particles = o.num_draws if several else o.num_draws * o.chains  # of each program
+        self.plans = [
+            Plan.of(s.program, x, self.rows, o.predictive, o.batch_size, self.particles)
+            for s in sources
+        ]
+        require_alike(self.plans)
+        first = self.plans[0]
+        self.new_rows: Rows | None = None
+        if o.predictions is not None:
+            self.new_rows = usable_rows(o.predictions, first.program)
+        self.chains = chain_numbers(sources) if several else np.arange(o.chains)
+        truths = true_values(o.true_latents, first, self.count)
+        self.constants, likes = beside(x, self.rows, first, truths)
+        self.of_all = {f"true_{name}" for name in truths if name in first.shared}
+        self.naming = self._named(likes)
+        self.needed, self.most = bytes_of(
+            first,
+            self.count,
+            self.particles * len(sources),
+            o.num_prior * len(sources),
+            o.predictive,
+            0 if self.new_rows is None else num_rows(self.new_rows),
+            o.refined is not None,
+        )
+        self.khat: list[np.ndarray] = []
+
+    def _named(self, likes: dict[str, str]) -> Naming:
+        o, plan = self.options, self.plans[0]
+        naming = Naming(plan.look, o.dims, o.coords, rows_of(self.x, self.count), self.chains)
+        names = [*plan.form.latents, *plan.observed, *self.constants]
+        refuse_names(names, naming.has_labels)
+        for name, shape in plan.shapes.items():
+            naming.add(name, shape, of_data=name in plan.own)
+        for name, value in plan.observed.items():
+            naming.add(name, value.shape[1:])
+        for name, value in self.constants.items():
+            shape = np.shape(value)[0 if name in self.of_all else 1 :]
+            naming.add(name, shape, of_data=name not in self.of_all, like=likes.get(name, ""))
+        naming.done()
+        self._attributes = attributes_of(
+            plan.program, self.x, seed=o.seed, num_draws=o.num_draws, chains=len(self.chains)
+        ) | {f"site_{written(n)}": n for n in names if written(n) != n}
+        self._notes = notes_of(bool(plan.shared), bool(plan.own), len(self.plans) > 1)
+        return naming
+
+    def refuse_size(self, in_memory: bool) -> None:
+        if in_memory:
+            most = self.options.max_bytes
+            refuse_size(self.needed, self.most, self.count, self.particles, most)
+
+    def about(self, group: str) -> dict[str, Any]:
+        """The attributes of a group."""
+        note = {"note": self._notes[group]} if group in self._notes else {}
+        # Of local latents az.loo is wrong, whatever the draws.
+        loo = {"loo_is_valid": int(not self.plans[0].own)} if group == "log_likelihood" else {}
+        return {**({} if group == "training" else self._attributes), **note, **loo}
+
+    def warn(self) -> None:
+        if self.khat:
+            warn_about_tails(
+                torch.from_numpy(np.concatenate(self.khat)),
+                "the guide's draws miss a part of their posterior; see "
+                'sample_stats["khat"] before you read the draws as a posterior',
+            )
+
+    # --- groups -----------------------------------------------------------------------------------
+
+    def fill(self, name: str | None) -> None:
+        """Draw everything into the store; ``name`` is that of a file."""
+        o = self.options
+        sizes = Sizes(self.particles, o.num_prior, o.predictive, o.batch_size, o.seed)
+        drawing = [Chain(p, self.rows, number, sizes) for number, p in enumerate(self.plans)]
+        self._put_whole()
+        if o.num_simulations:
+            self._put("prior_sbc", calibration_places(self.plans, self.rows, o, self.naming))
+        if self.plans[0].shared:
+            self._put_draws([chain.shared() for chain in drawing], of_data=False)
+        label = f"{name or 'the result'}, {self.needed / 2**20:,.3g} MiB"
+        told = False if name is None and o.progress is None else o.progress
+        total = self.count + (0 if self.new_rows is None else num_rows(self.new_rows))
+        if told is None and not sys.stderr.isatty():  # where no line stands until a minute is over
+            print(f"{label}: {total:,} data", file=sys.stderr, flush=True)
+        with counting(told, total, label=label) as advance:
+            self._put_batches(drawing, advance)
+            if self.new_rows is not None:
+                self._put_predictions(drawing, self.new_rows, advance)
+
+    def _put(
+        self, group: str, variables: Variables, start: int = 0, naming: Naming | None = None
+    ) -> None:
+        rows = self.count if naming is None else num_rows(self.new_rows)  # type: ignore[arg-type]
+        self.store.put(group, variables, naming or self.naming, start, rows)
+
+    def _put_draws(
+        self,
+        parts: Sequence[Groups],
+        start: int = 0,
+        naming: Naming | None = None,
+        *,
+        of_data: bool = True,
+    ) -> None:
+        groups = assembling.draws(parts, len(self.chains), naming or self.naming, of_data=of_data)
+        for group, variables in groups.items():
+            self._put(group, variables, start, naming)
+
+    def _put_whole(self) -> None:
+        of_all = {n: v for n, v in self.constants.items() if n in self.of_all}
+        of_data = {n: v for n, v in self.constants.items() if n not in of_all}
+        self._put("observed_data", assembling.whole(self.plans[0].observed, self.naming))
+        if self.constants:
+            variables = assembling.whole(of_data, self.naming)
+            variables |= assembling.whole(of_all, self.naming, of_data=False)
+            self._put("constant_data", variables)
+        curves = training_curves(self.sources, self.chains)
+        if curves is not None:
+            self.store.add("training", curves)
+
+    def _put_batches(self, drawing: Sequence[Chain], advance: Callable[[int], Any]) -> None:
+        joint: list[dict[str, np.ndarray]] = [{} for _ in drawing]
+        shared, own = bool(self.plans[0].shared), bool(self.plans[0].own)
+        refined = None if self.options.refined is None else Refined(self.plans, self.options)
+        start = 0
+        for batch in zip(*(chain.batches() for chain in drawing), strict=True):
+            count = next(iter(batch[0].draws["log_likelihood"].values())).shape[1]
+            stats = assembling.kl_terms([b.kl for b in batch], self.plans[0].terms, self.naming)
+            if shared:
+                for each, sums in zip(batch, joint, strict=True):
+                    sum_up(each, sums)
+            else:
+                stats |= self._judged([each.draws["sample_stats"] for each in batch], ("data",))
+            self._put_draws([each.draws for each in batch], start)
+            self._put("sample_stats", stats, start)
+            if refined is not None:
+                self._put_draws(refined.draws(self.rows, start, count), start)
+            start += count
+            advance(count)
+        if shared:
+            stats = {} if own else self._judged(joint, ())
+            self._put_draws([{"sample_stats": sums} for sums in joint], of_data=False)
+            self._put("sample_stats", stats)
+
+    def _judged(self, tables: Sequence[dict[str, np.ndarray]], rows: tuple[str, ...]) -> Variables:
+        """Statistics of the weights, which join the tables of densities."""
+        found = []
+        for table in tables:
+            table["log_weight"] = table["lp"] - table["log_q"]
+            found.append(judged(table["lp"], table["log_q"]))
+            require_numbers(torch.from_numpy(found[-1]["log_evidence"]).reshape(-1), "log p(x)")
+            self.khat.append(found[-1]["khat"].reshape(-1))
+        return assembling.statistics(found, rows)
+
+    def _put_predictions(
+        self, drawing: Sequence[Chain], rows: Rows, advance: Callable[[int], Any]
+    ) -> None:
+        given, plan, count = self.options.predictions, self.plans[0], num_rows(rows)
+        naming = self.naming.of_other_rows(rows_of(given, count))
+        constants, _ = beside(given, rows, plan, {})
+        for name, value in constants.items():
+            naming.add(name, np.shape(value)[1:])
+        seen = cast(observed_values(plan.program, rows, self.options.batch_size), plan.whole)
+        self._put(
+            "predictions_constant_data", assembling.whole({**seen, **constants}, naming), 0, naming
+        )
+        start = 0
+        for groups in zip(*(chain.predictions(rows) for chain in drawing), strict=True):
+            self._put_draws(groups, start, naming)
+            done = next(iter(groups[0]["predictions"].values())).shape[1]
+            start += done
+            advance(done)
+
+
+def sum_up(batch: Batch, sums: dict[str, np.ndarray]) -> None:
+    """Add the log densities of a batch's rows to those of all rows together, (K,)."""
+    for name, table in batch.draws.pop("sample_stats").items():
+        if name not in sums:
+            sums[name] = batch.joint[name].astype(np.float64)
+        sums[name] = sums[name] + table.sum(1, dtype=np.float64)

@@ -1,0 +1,75 @@
+"""Groups that are made elsewhere: ranks of simulated latents, and draws better than the guide's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.calibration import simulated_ranks
+from pyro_vae.inference_data.assembling import Variable, Variables
+from pyro_vae.inference_data.draws import Groups
+from pyro_vae.inference_data.naming import Naming, written
+from pyro_vae.inference_data.programs import Plan
+from pyro_vae.noise import Stream, seed_of
+from pyro_vae.program.rows import Rows, map_rows
+
+AMONG = 99  # draws that a rank counts, so that ranks fall into 100 equal cells
+
+
+def calibration_places(
+    plans: Sequence[Plan], rows: Rows, options: Any, naming: Naming
+) -> Variables:
+    """Where simulated truths lie among the guide's draws, from 0 to 1: (chain, draw, ...).
+
+    A draw is a simulated pair of latents and data; a chain is a program.
+    """
+    found: list[dict[str, np.ndarray]] = []
+    for plan in plans:
+        ranks = simulated_ranks(
+            plan.program, rows, num_simulations=options.num_simulations, num_draws=AMONG,
+            seed=options.seed, batch_size=options.batch_size,
+        )  # fmt: skip
+        places, mine = ranks.pit(), {}
+        for name, shape in plan.shapes.items():
+            own = [places.pop(key) for key in list(places) if _is_of(key, name)]
+            if own and len(own) == math.prod(shape):
+                mine[name] = np.stack(own, -1).reshape(-1, *shape)
+        found.append(mine | places)
+    result = {}
+    for name in found[0]:
+        dims = naming.dims(name) if name in plans[0].shapes else ()
+        values = np.stack([each[name] for each in found])
+        result[written(name)] = Variable(("chain", "draw", *dims), values)
+    return result
+
+
+def _is_of(key: str, site: str) -> bool:
+    """Whether a quantity is a coordinate of a site: "z", "z[0]" or "z[0,1]"."""
+    return key == site or (key.startswith(f"{site}[") and key.endswith("]"))
+
+
+class Refined:
+    """Draws of ``refine`` for a batch of rows after the other."""
+
+    def __init__(self, plans: Sequence[Plan], options: Any) -> None:
+        self.plans, self.options = plans, options
+        chains = 1 if len(plans) > 1 else options.chains
+        self.particles = options.num_draws * chains
+
+    def draws(self, x: Rows, start: int, count: int) -> list[Groups]:
+        """The group of these rows, of each program."""
+        from pyro_vae.refinement import refine
+
+        rows = map_rows(lambda t: t[start : start + count], x)
+        parts = []
+        for number, plan in enumerate(self.plans):
+            seed = seed_of(*Stream.REFINED.key(self.options.seed, number, start)) >> 1
+            better = refine(
+                plan.program, rows, method=self.options.refined, num_draws=self.particles, seed=seed
+            )
+            values = {name: v.cpu().numpy() for name, v in better.values.items()}
+            parts.append({"posterior_refined": values})
+        return parts
