@@ -1,6 +1,7 @@
 r"""Whether a diagnosis says what is true: false alarms of each verdict, and what it finds.
 
-    python benchmarks/diagnosis.py [alarms | power | rejections | coverage | gaussian | speed] [--runs 200]
+    python benchmarks/diagnosis.py
+        [alarms | power | rejections | coverage | gaussian | speed] [--runs 200]
 
 * ``alarms``: the guide is the exact posterior of a linear-Gaussian model, new in each run, and the
   data are the model's own.  Printed is how often each verdict is "bad", with the stated rate.
@@ -30,11 +31,15 @@ from pyro_vae.diagnostics.latents import profile
 from pyro_vae.models import bernoulli_vae, linear_gaussian
 
 
-def oracle(seed: int, *, data_dim: int = 5, latent_dim: int = 2, scale: float = 1.0, shift: float = 0.0):
+def oracle(
+    seed: int, *, data_dim: int = 5, latent_dim: int = 2, scale: float = 1.0, shift: float = 0.0
+):
     """A linear-Gaussian program; its guide is the posterior, scaled and shifted."""
     torch.manual_seed(seed)
     weight = torch.randn(data_dim, latent_dim)
-    program = linear_gaussian.build(data_dim, latent_dim=latent_dim, posterior="full", weight=weight)
+    program = linear_gaussian.build(
+        data_dim, latent_dim=latent_dim, posterior="full", weight=weight
+    )
     program.guide_is_exact_posterior()
     with torch.no_grad():
         covariance = program.posterior_precision().inverse()
@@ -145,7 +150,9 @@ def coverage(runs: int) -> None:
         exact = 1 - 2 * norm.sf(norm.ppf(0.95) * scale)
         error = math.sqrt(exact * (1 - exact) / number)
         share = ranks.coverage(0.9)["z[0]"]
-        print(f"s = {scale}: exact {exact:.3%}, found {share:.3%}, {(share - exact) / error:+.1f} s.e.")
+        print(
+            f"s = {scale}: exact {exact:.3%}, found {share:.3%}, {(share - exact) / error:+.1f} s.e."
+        )
 
 
 def gaussian(runs: int) -> None:
@@ -189,7 +196,9 @@ def main() -> None:
         "alarms": alarms, "power": power, "coverage": coverage, "gaussian": gaussian,
         "speed": speed, "rejections": power_of_calibration,
     }  # fmt: skip
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("what", choices=chosen, nargs="?", default="alarms")
     parser.add_argument("--runs", type=int, default=200)
     given = parser.parse_args()

@@ -102,8 +102,8 @@ class Calibration:
             covered += f" to {max(shares):.1%}"
         if not self.failed:
             text = (
-                f"nothing against the guide: the ranks of {len(r.ranks)} quantities are uniform "
-                f"(smallest adjusted p {min(self.p_values.values()):.2g}; {what}); {covered}"
+                f"Nothing against the guide: the ranks of {len(r.ranks)} quantities are uniform "
+                f"(smallest adjusted p {min(self.p_values.values()):.2g}; {what}); {covered}."
             )
             return [Finding("calibration", "good", text, self.level)]
         ways: dict[str, list[str]] = {}
@@ -111,8 +111,8 @@ class Calibration:
             ways.setdefault(self._way(name), []).append(name)
         told = "; ".join(f"{way} ({self._sized(names)})" for way, names in ways.items())
         text = (
-            f"the guide is not the posterior: {told}. {len(self.failed)} of {len(r.ranks)} "
-            f"quantities fail ({what}); {covered}"
+            f"The guide is not the posterior: {told}. {len(self.failed)} of {len(r.ranks)} "
+            f"quantities fail ({what}); {covered}."
         )
         return [Finding("calibration", "bad", text, self.level)]
 

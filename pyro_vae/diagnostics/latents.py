@@ -111,16 +111,21 @@ class LatentProfile:
             len(self.names),
             [n for n, a in zip(self.names, active, strict=True) if not a],
         )
-        if not active.any():
+        moved = f"{int(active.sum())} of {number} latents are active"
+        low, error = self.information
+        if not active.any() and low < 3 * error:
             text = (
-                f"the guide has collapsed: the data move no latent's posterior mean ({number} "
-                f"with a variance below {ACTIVE} of the prior's), so z says nothing about x"
+                f"The guide has collapsed: the data move no latent's posterior mean ({number} "
+                f"with a variance below {ACTIVE} of the prior's), and the latents say nothing "
+                "about x."
             )
             return Finding("active latents", "bad", text)
-        moved = f"{int(active.sum())} of {number} latents are active"
+        if not active.any():
+            text = f"{moved} by their means, though the guide's width or shape follows the data."
+            return Finding("active latents", "note", text)
         if not still:
-            return Finding("active latents", "note", f"{moved}: the data move all of them")
-        text = f"{moved}; the guide gives the prior, or nearly so, for {named(still, 8)}"
+            return Finding("active latents", "note", f"{moved}: the data move all of them.")
+        text = f"{moved}; the data hardly move the mean of {named(still, 8)}."
         return Finding("active latents", "note", text)
 
     def _on_information(self) -> Finding:
@@ -129,14 +134,14 @@ class LatentProfile:
         ceiling = math.log(self.compared)
         if low > ceiling - SEEN:
             text = (
-                f"z carries between {low:.1f} nats about x (as much as {self.compared} data can "
-                f"show) and {rate:.1f} (the rate, KL(q || prior))"
+                f"The latents carry between {low:.1f} nats about x (as much as {self.compared} "
+                f"data can show) and {rate:.1f} (the rate, KL(q || prior))."
             )
         else:
             text = (
-                f"z carries {max(low, 0.0):.2f} ± {error:.2f} nats about x; the rate, "
+                f"The latents carry {max(low, 0.0):.2f} ± {error:.2f} nats about x; the rate, "
                 f"KL(q || prior), is {rate:.2f}: the rest, {max(rate - low, 0.0):.2f}, is the "
-                "distance of the aggregate posterior from the prior"
+                "distance of the aggregate posterior from the prior."
             )
         return Finding("information", "note", text)
 
@@ -148,8 +153,8 @@ class LatentProfile:
         question = "aggregate posterior"
         if not bad:
             text = (
-                f"over the data the guide's draws are distributed like the prior's (largest "
-                f"distance {distance.max():.3f}, smallest adjusted p {adjusted.min():.2g})"
+                f"Over the data the guide's draws are distributed like the prior's (largest "
+                f"distance {distance.max():.3f}, smallest adjusted p {adjusted.min():.2g})."
             )
             return Finding(question, "good", text, self.level)
         ratio = self.dispersion
@@ -160,10 +165,10 @@ class LatentProfile:
         said = f" ({'; '.join(how)})" if how else ""
         worst = bad[0]
         text = (
-            f"over the data the guide's draws are not the prior's{said}: {len(bad)} of "
+            f"Over the data the guide's draws are not the prior's{said}: {len(bad)} of "
             f"{len(self.names)} latents differ, most {self.names[worst]} (distance "
             f"{distance[worst]:.2f}, sd {float(ratio[worst]):.2f} of the prior's): draws of the "
-            "prior may decode to what no datum is like"
+            "prior may decode to what no datum is like."
         )
         return Finding(question, "bad", text, self.level)
 

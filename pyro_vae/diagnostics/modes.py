@@ -48,10 +48,10 @@ class Modes:
             return []
         along = [n for n, some in zip(self.names, self.several.any(0), strict=True) if some]
         text = (
-            f"the posterior has several modes (along {named(along)}) at {int(rows.sum())} of "
+            f"The posterior has several modes (along {named(along)}) at {int(rows.sum())} of "
             f"{len(rows)} data that chains looked at, such as {named(self.index[rows].tolist(), 3)}"
             f"; the guide's share of draws on one side is off by up to "
-            f"{float(self.held.max()):.0%}: a mixture or a flow as posterior= may hold them"
+            f"{float(self.held.max()):.0%}: a mixture or a flow as posterior= may hold them."
         )
         return [Finding("modes", "bad", text)]
 

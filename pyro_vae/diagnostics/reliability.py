@@ -51,15 +51,15 @@ class Reliability:
         large = [row for row in self.worst if not float(khat[row]) <= BAD_KHAT]
         middle = f"median khat {float(khat.nanmedian()):.2f}, ESS {float(ess.median()):.0f}"
         if not large:
-            text = f"khat is below {BAD_KHAT} for all {number:,} data ({middle})"
+            text = f"No datum has a khat above {BAD_KHAT} ({number:,} data; {middle})."
             found = [Finding("weights", "good", text, 0.0)]
         else:
             share = len(large) / number
             verdict = "bad" if share > FEW else "note"
             text = (
-                f"khat exceeds {BAD_KHAT} for {len(large):,} of {number:,} data, which the guide "
-                f"serves badly: its draws miss a part of their posterior (worst: {named(large)}; "
-                f"{middle}); log p(x) is too low there"
+                f"For {len(large):,} of {number:,} data khat exceeds {BAD_KHAT}: the guide serves "
+                f"them badly, its draws miss a part of their posterior (worst: {named(large)}; "
+                f"{middle}); log p(x) is too low there."
             )
             found = [Finding("weights", verdict, text, 0.0)]
         mean = float(self.distance.mean())
@@ -67,8 +67,8 @@ class Reliability:
         far = self.distance.argsort(descending=True)[:5].tolist()
         above = ", at least, because log p(x) is too low where khat is large" if large else ""
         text = (
-            f"the guide is {mean:.3f} ± {error:.3f} nats a datum from the posterior"
-            f"{above} (KL(q || posterior) = log p(x) - ELBO; farthest: {named(far)})"
+            f"The guide is {mean:.3f} ± {error:.3f} nats a datum from the posterior"
+            f"{above} (KL(q || posterior) = log p(x) - ELBO; farthest: {named(far)})."
         )
         return [*found, Finding("distance", "note", text)]
 
@@ -110,11 +110,9 @@ class Sandwich:
         lower, upper = self.bounds.lower, self.bounds.upper
         number = len(lower)
         data = f"{number} simulated data" if self.simulated else f"{number} of the data"
+        low, high = sorted([float(lower.mean()), float(upper.mean())])  # they may cross by noise
         width = float(self.gap.mean())
-        text = (
-            f"mean log p(x) of {data} lies between {float(lower.mean()):.2f} and "
-            f"{float(upper.mean()):.2f} nats, {width:.2f} apart"
-        )
+        text = f"Mean log p(x) of {data} lies between {low:.2f} and {high:.2f} nats"
         if not self.simulated:
             text += " (the upper bound holds for chains that have converged)"
         short = (lower - self.importance).clamp_min(0)
@@ -122,13 +120,13 @@ class Sandwich:
         if float(short.mean()) > CLOSE:
             text += (
                 f"; importance sampling from the guide is {float(short.mean()):.2f} nats too low "
-                f"there{f', most at {named(rows)}' if rows and not self.simulated else ''}"
+                f"there{f', most at {named(rows)}' if rows and not self.simulated else ''}."
             )
             return [Finding("log p(x)", "bad", text, 0.0)]
         if width > CLOSE:
-            text += ": not closely known, so compare models on it with care"
+            text += ": not closely known, so compare models on it with care."
             return [Finding("log p(x)", "note", text, None)]
-        return [Finding("log p(x)", "good", text, 0.0)]
+        return [Finding("log p(x)", "good", f"{text}.", 0.0)]
 
 
 def sandwich(

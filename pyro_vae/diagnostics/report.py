@@ -219,9 +219,8 @@ def diagnose(
         latents = None if truths is None else {n: v[few.to(v.device)] for n, v in truths.items()}
         asked("log p(x)", sandwich, program, near, few, value, latents=latents, **common)
         pairs = simulate(program, num_simulations, like=rows, seed=seed)
-        ranked = asked(
-            "calibration", _calibration, program, pairs, num_draws, quantities, level, **common
-        )
+        how = {"num_draws": num_draws, "quantities": quantities, "level": level, **common}
+        ranked = asked("calibration", _calibration, program, pairs, **how)
         if ranked is not None and ranked.failed:
             made = map_rows(lambda t: t[:close], pairs.x)
             asked("modes", modes, program, made, torch.arange(len(few)), **common)

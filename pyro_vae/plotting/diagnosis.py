@@ -13,6 +13,8 @@ from pyro_vae.plotting.figures import COLOURS, new_figure
 FINE, WRONG, OTHER = COLOURS[0], COLOURS[1], "0.6"
 MOST = 6  # latents with a picture of their own
 MOST_NAMES = 5  # in a legend
+MOST_CHECKS = 12
+TOP = 2.0  # of khat, on a picture
 
 
 def draw_diagnosis(
@@ -52,19 +54,36 @@ def _weights(part: Any, level: float) -> Any:
     left, right = axes[0]
     khat = np.sort(_array(part.evidence.khat))
     finite = np.isfinite(khat)
-    top = max(1.0, float(khat[finite].max(initial=0.0)) * 1.05)
+    highest = float(khat[finite].max(initial=0.0))
+    top = min(max(1.0, 1.05 * highest), TOP)
     share = (np.arange(len(khat)) + 0.5) / len(khat)
     large = ~(khat <= 0.7)
     left.axhspan(0.7, top, color=WRONG, alpha=0.08, linewidth=0)
     left.scatter(share[~large], khat[~large], s=8, color=FINE)
-    left.scatter(share[large], np.where(finite, khat, top)[large], s=8, color=WRONG)
+    left.scatter(
+        share[large], np.minimum(np.where(finite, khat, top), top)[large], s=8, color=WRONG,
+        clip_on=False,
+    )  # fmt: skip
+    if highest > top:
+        left.annotate(
+            f"up to {highest:.1f}", (0.98, top), xytext=(0, -4), textcoords="offset points",
+            ha="right", va="top", fontsize=8, color="0.4",
+        )  # fmt: skip
     left.set(
         xlabel="share of the data", ylabel=r"$\hat k$", xlim=(0, 1), ylim=(None, top),
         title=f"weights: {large.sum():,} of {len(khat):,} data above 0.7",
     )  # fmt: skip
     distance = _array(part.distance)
-    right.hist(distance, bins=min(50, max(5, len(distance) // 10)), color=FINE)
-    right.axvline(distance.mean(), color="black", linewidth=1)
+    most = float(np.quantile(distance, 0.98))
+    shown = distance[distance <= max(most, 1e-3)]
+    right.hist(shown, bins=min(50, max(5, len(shown) // 10)), color=FINE)
+    if len(shown) < len(distance):
+        right.text(
+            0.98, 0.95, f"{len(distance) - len(shown):,} more, up to {distance.max():.3g}",
+            transform=right.transAxes, ha="right", va="top", fontsize=8, color="0.4",
+        )  # fmt: skip
+    if distance.mean() <= most:
+        right.axvline(distance.mean(), color="black", linewidth=1)
     right.set(
         xlabel=r"$\log \hat p(x)$ - ELBO, nats", ylabel="data",
         title=f"distance to the posterior: mean {distance.mean():.2f} nats",
@@ -90,6 +109,7 @@ def _bounds(part: Any, level: float) -> Any:
         xlabel="datum, by the gap", ylabel="nats above the middle",
         title=f"log p(x) between its bounds (blue): {float((upper - lower).mean()):.2f} nats apart",
     )  # fmt: skip
+    _whole_numbers(axis)
     axis.legend(frameon=False)
     return figure
 
@@ -146,7 +166,9 @@ def _latents(part: Any, level: float) -> Any:
     axis.set(
         xlabel="latent, by activity", ylabel="variance of its mean / prior's",
         title=f"{int(_array(part.active).sum())} of {len(activity)} active",
+        ylim=(0, max(1.0, 1.05 * float(activity.max()))),
     )  # fmt: skip
+    _whole_numbers(axis)
     for axis, which in zip(axes[0, 1:], order, strict=True):
         mine, prior = _array(part.draw)[:, which], _array(part.prior)[:, which]
         low, high = np.quantile(np.concatenate([mine, prior]), [0.001, 0.999])
@@ -154,8 +176,72 @@ def _latents(part: Any, level: float) -> Any:
         axis.hist(prior, bins, density=True, color="0.8", label="prior")
         axis.hist(mine, bins, density=True, histtype="step", color=FINE, label="guide, all data")
         axis.set(xlabel=part.names[which], yticks=[], title=f"distance {distance[which]:.2f}")
-    axes[0, 1].legend(frameon=False, fontsize="small")
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
+
+
+def _gaps(part: Any, level: float) -> Any:
+    """The two gaps of each datum, one upon the other."""
+    figure, axes = new_figure(width=7.0)
+    axis = axes[0, 0]
+    family, network = _array(part.approximation), _array(part.amortization)
+    order = np.argsort(-(family + network))
+    places = np.arange(len(order))
+    axis.bar(places, family[order], color=FINE, label="approximation: the family")
+    base = np.maximum(family[order], 0)
+    axis.bar(places, network[order], bottom=base, color=WRONG, label="amortization: the network")
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(
+        xlabel="datum, by both gaps", ylabel="nats",
+        title=f"gaps: {family.mean():.2f} of the family, {network.mean():.2f} of the network",
+    )  # fmt: skip
+    _whole_numbers(axis)
+    axis.legend(frameon=False)
+    return figure
+
+
+def _predictions(part: Any, level: float) -> Any:
+    """Each statistic of the data among that of replicated data."""
+    checks = part.checks[:MOST_CHECKS]
+    columns = min(4, len(checks))
+    figure, axes = new_figure(columns, -(-len(checks) // columns), width=3.4, height=2.6)
+    adjusted = part.adjusted()
+    for axis, check, p in zip(axes.flat, checks, adjusted, strict=False):
+        made = _array(check.replicated)
+        axis.hist(made, bins=25, color="0.75")
+        axis.axvline(check.observed, color=WRONG if p <= part.level else FINE, linewidth=2)
+        of = f" of {check.site}" if check.site and len({c.site for c in part.checks}) > 1 else ""
+        axis.set_title(f"{check.statistic}{of}", fontsize="medium")
+        axis.set_yticks([])
+        axis.tick_params(axis="x", labelsize="small")
+    for axis in list(axes.flat)[len(checks) :]:
+        axis.remove()
+    figure.suptitle("statistics of the data (line) and of replicated data (grey)")
+    return figure
+
+
+def _misspecification(part: Any, level: float) -> Any:
+    """log p(x) of the data and of the model's own."""
+    figure, axes = new_figure(width=6.4)
+    axis = axes[0, 0]
+    data, own = _array(part.log_evidence), _array(part.simulated)
+    low, high = np.quantile(np.concatenate([data, own]), [0.002, 0.998])
+    bins = np.linspace(low, high, 41) if high > low else 10
+    axis.hist(own, bins, density=True, color="0.8", label="data of the model")
+    axis.hist(data, bins, density=True, histtype="step", linewidth=1.5, color=FINE, label="data")
+    axis.set(
+        xlabel=r"$\log \hat p(x)$, nats", yticks=[],
+        title=f"log p(x) of the data and of the model's own (p = {part.uniformity:.2g})",
+    )  # fmt: skip
+    axis.legend(frameon=False)
+    return figure
+
+
+def _whole_numbers(axis: Any) -> None:
+    """On the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _array(values: Any) -> np.ndarray:
