@@ -10,7 +10,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.evidence.weights import pareto_khat
-from pyro_vae.models import bernoulli_vae, linear_gaussian
+from pyro_vae.models import bayesian_vae, bernoulli_vae, linear_gaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore:khat exceeds:pyro_vae.PyroVaeWarning")
 
@@ -179,7 +179,7 @@ def trained(seed, data):
 def test_runs_are_chains_called_by_their_seeds_and_bring_their_curves():
     data = pv.datasets.load("digits")
     runs = [trained(seed, data) for seed in (3, 8)]
-    x = data.test[:6]
+    x = data.test[:4]
     result = converted(runs, x, chains=None, num_draws=40)
     assert result["posterior"]["chain"].values.tolist() == [3, 8]
     assert result["sample_stats"]["khat"].dims == ("chain", "data")
@@ -196,6 +196,15 @@ def test_runs_are_chains_called_by_their_seeds_and_bring_their_curves():
     one, two = other["posterior"]["z"][0].values, result["posterior"]["z"][1].values
     assert not np.isclose(one, two).any()
     assert np.abs(one.mean(0) - two.mean(0)).max() < 1.5  # of sd 1 / sqrt(40)
+
+
+def test_a_run_without_a_guide_is_refused_and_not_shown_as_a_posterior():
+    vae = bernoulli_vae.build(6, latent_dim=2, hidden_dim=4)
+    x = (torch.rand(8, 6) < 0.5).float()
+    run = pv.fit(vae, x, pv.objectives.MonteCarloEM(), steps=1, progress=False)
+    for function in (converted, pv.summarize):
+        with pytest.raises(ValueError, match=r"MonteCarloEM.* trains no guide"):
+            function(run, x)
 
 
 def test_lists_that_are_no_chains_are_refused():
@@ -230,6 +239,35 @@ def test_predictions_are_of_the_held_out_data():
     assert np.abs(group["z"].mean(("chain", "draw")).values - mean).max() < 0.3
 
 
+@pytest.mark.parametrize("method", ["psis", pytest.param("hmc", marks=pytest.mark.slow)])
+def test_refined_draws_of_a_narrow_guide_are_of_the_posterior(method):
+    oracle = linear_gaussian.build(3, latent_dim=2, posterior="full")
+    x = torch.randn(4, 3)
+    with torch.no_grad():
+        oracle.guide_is_exact_posterior()
+        oracle.guide_noise.set(0.5 * oracle.posterior_precision().inverse())
+    size = 3 if method == "psis" else 4  # rows; chains take seconds
+    result = converted(oracle, x, num_draws=250, refined=method, batch_size=size)
+    refined = result["posterior_refined"]["z"]
+    assert refined.dims == ("chain", "draw", "data", "z_dim") and refined.shape == (2, 250, 4, 2)
+    exact = oracle.posterior(x)
+    sd = exact.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt().detach().numpy()
+    mean = refined.mean(("chain", "draw")).values - exact.mean.detach().numpy()
+    assert np.abs(mean / sd).max() < 0.35
+    assert np.abs(refined.std(("chain", "draw")).values / sd - 1).max() < 0.3
+    narrow = result["posterior"]["z"].std(("chain", "draw")).values / sd
+    assert np.abs(narrow - 0.5**0.5).max() < 0.1
+    said = "refined_khat" if method == "psis" else "refined_rhat"
+    assert result["sample_stats"][said].dims == ("data",)
+
+
+def test_what_is_done_for_each_datum_is_refused_where_data_share_latents():
+    program = bayesian_vae.build(4, num_data=9, latent_dim=2, hidden_dim=3)
+    for options in ({"num_simulations": 20}, {"refined": "hmc"}):
+        with pytest.raises(ValueError, match="is done for each datum: leave it out"):
+            converted(program, torch.zeros(9, 4), **options)
+
+
 def test_places_of_an_exact_guide_are_uniform_and_those_of_a_narrow_one_are_not():
     oracle = linear_gaussian.build(3, latent_dim=2, posterior="full")
     x = torch.zeros(2, 3)
@@ -243,7 +281,7 @@ def test_places_of_an_exact_guide_are_uniform_and_those_of_a_narrow_one_are_not(
         return group["z"].values
 
     z = places()
-    assert 0 < z.min() and z.max() < 1 and abs(z.std() - 12**-0.5) < 0.03
+    assert z.min() > 0 and z.max() < 1 and abs(z.std() - 12**-0.5) < 0.03
     with torch.no_grad():
         oracle.guide_noise.set(0.2 * oracle.posterior_precision().inverse())
     assert places().std() > 0.36

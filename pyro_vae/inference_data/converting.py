@@ -20,7 +20,7 @@ from pyro_vae.inference_data.chains import Batch, Chain, Sizes
 from pyro_vae.inference_data.constants import beside, true_values
 from pyro_vae.inference_data.datasets import attributes_of, container, notes_of
 from pyro_vae.inference_data.draws import Groups, observed_values
-from pyro_vae.inference_data.further import Refined, calibration_places
+from pyro_vae.inference_data.further import Refined, calibration_places, require_own_latents
 from pyro_vae.inference_data.judging import judged
 from pyro_vae.inference_data.limits import bytes_of, refuse_size
 from pyro_vae.inference_data.naming import Naming, refuse_names, rows_of, written
@@ -109,6 +109,7 @@ class Conversion:
         ]
         require_alike(self.plans)
         first = self.plans[0]
+        require_own_latents(first, o)
         self.new_rows: Rows | None = None
         if o.predictions is not None:
             self.new_rows = usable_rows(o.predictions, first.program)
@@ -235,7 +236,9 @@ class Conversion:
             self._put_draws([each.draws for each in batch], start)
             self._put("sample_stats", stats, start)
             if refined is not None:
-                self._put_draws(refined.draws(self.rows, start, count), start)
+                better, said = refined.draws(self.rows, start, count)
+                self._put_draws(better, start)
+                self._put("sample_stats", assembling.statistics(said), start)
             start += count
             advance(count)
         if shared:

@@ -165,6 +165,8 @@ class GuideAlone(nn.Module):
         program: whose guide it is.
     """
 
+    program: Any
+
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
         self.program = program

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from pyro_vae import errors
 from pyro_vae.inference_data.converting import Options, converted
 from pyro_vae.inference_data.programs import sources_of
+from pyro_vae.refinement.result import Method
 
 CHAINS = 4  # that the draws of one program are dealt to
 
@@ -35,7 +36,7 @@ def to_inference_data(
     coords: Mapping[str, Any] | None = None,
     predictions: Any = None,
     num_simulations: int = 0,
-    refined: Literal["psis", "hmc"] | None = None,
+    refined: Method | None = None,
     seed: int = 0,
     batch_size: int = 100,
     max_bytes: int = 2**30,
@@ -110,9 +111,11 @@ def to_inference_data(
         predictions: held-out data; the guide sees them.
         num_simulations: simulated data for simulation-based calibration in ``prior_sbc``, which
             ArviZ 1 draws by ``plot_ecdf_pit(result)``; 0 leaves it out.
-        refined: draws of ``pv.refine`` by this method in a group ``posterior_refined``.  ArviZ 1
-            lays them over the guide's by ``plot_forest({"guide": {"posterior": ...}, ...})``; see
-            the example.
+        refined: draws of ``pv.refine`` by this method ("psis", "hmc" or "guide") in a group
+            ``posterior_refined``, their khat, ess or R-hat as ``refined_...`` in sample_stats.  Of
+            "hmc" chains are chains.  Both lines of ArviZ lay them over the guide's:
+            ``plot_forest([result["posterior"], result["posterior_refined"]])`` below 1, and
+            ``plot_forest({"guide": {"posterior": ...}, "refined": {"posterior": ...}})`` from 1 on.
         seed: of the noise; torch's global generator is neither read nor changed.
         batch_size: rows at a time; the noise depends on it.
         max_bytes: how large the result may be in memory.
@@ -155,8 +158,9 @@ def to_inference_data(
             f"chains is {chains} for {len(sources)} programs, expected one chain for each: leave "
             "it out"
         )
-    if refined not in (None, "psis", "hmc"):
-        raise ValueError(f'refined is {refined!r}, expected None, "psis" or "hmc"')
+    if refined is not None and refined not in get_args(Method):
+        names = ", ".join(get_args(Method))
+        raise ValueError(f"refined is {refined!r}, expected None or one of {names}")
     options = Options(
         num_draws=errors.whole("num_draws", num_draws),
         chains=chains,

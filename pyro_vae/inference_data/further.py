@@ -15,7 +15,9 @@ from pyro_vae.inference_data.naming import Naming, written
 from pyro_vae.inference_data.programs import Plan
 from pyro_vae.noise import Stream, seed_of
 from pyro_vae.program.rows import Rows, map_rows
+from pyro_vae.refinement import refine
 
+CHAINS = 4  # of Hamiltonian Monte Carlo, for one of several programs
 AMONG = 99  # draws that a rank counts, so that ranks fall into 100 equal cells
 
 
@@ -56,20 +58,38 @@ class Refined:
 
     def __init__(self, plans: Sequence[Plan], options: Any) -> None:
         self.plans, self.options = plans, options
-        chains = 1 if len(plans) > 1 else options.chains
-        self.particles = options.num_draws * chains
+        alone = len(plans) == 1
+        self.particles = options.num_draws * (options.chains if alone else 1)
+        # Those of one program are the object's; one of several programs has them all in its own.
+        self.chains = options.chains if alone else max(1, min(CHAINS, self.particles // 4))
 
-    def draws(self, x: Rows, start: int, count: int) -> list[Groups]:
-        """The group of these rows, of each program."""
-        from pyro_vae.refinement import refine
-
+    def draws(
+        self, x: Rows, start: int, count: int
+    ) -> tuple[list[Groups], list[dict[str, np.ndarray]]]:
+        """The group of these rows, and what says how far to trust it, of each program."""
         rows = map_rows(lambda t: t[start : start + count], x)
-        parts = []
+        parts, said = [], []
         for number, plan in enumerate(self.plans):
             seed = seed_of(*Stream.REFINED.key(self.options.seed, number, start)) >> 1
             better = refine(
-                plan.program, rows, method=self.options.refined, num_draws=self.particles, seed=seed
+                plan.program, rows, method=self.options.refined, num_draws=self.particles,
+                chains=self.chains, seed=seed, progress=False,
+            )  # fmt: skip
+            draws = {name: value.cpu().numpy() for name, value in better.values.items()}
+            parts.append({"posterior_refined": draws})
+            judged = {"khat": better.khat, "ess": better.ess, "rhat": better.rhat}
+            said.append(
+                {f"refined_{n}": v.cpu().numpy() for n, v in judged.items() if v is not None}
             )
-            values = {name: v.cpu().numpy() for name, v in better.values.items()}
-            parts.append({"posterior_refined": values})
-        return parts
+        return parts, said
+
+
+def require_own_latents(plan: Plan, options: Any) -> None:
+    """Refuse what is done for each datum where data share latents."""
+    asked = {"num_simulations": options.num_simulations, "refined": options.refined}
+    for name, value in asked.items():
+        if value and plan.shared:
+            raise ValueError(
+                f"{name} is {value!r} and all data share {', '.join(plan.shared)}, expected "
+                "latents of each datum alone, because it is done for each datum: leave it out"
+            )

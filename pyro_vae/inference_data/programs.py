@@ -32,7 +32,7 @@ def sources_of(given: Any) -> list[Source]:
 
     Raises:
         TypeError: something else.
-        ValueError: none at all; one program twice.
+        ValueError: none at all; one program twice; a run that trained no guide.
     """
     several = isinstance(given, (list, tuple))
     sources = []
@@ -43,6 +43,13 @@ def sources_of(given: Any) -> list[Source]:
             raise TypeError(
                 f"program is {type(each).__name__}, expected a program, what pv.fit returns, or a "
                 "list of either; two functions become one by pv.Program(model, guide)"
+            )
+        objective = str(sources[-1].run.manifest["objective"]) if is_run else ""
+        if objective.startswith("MonteCarloEM"):
+            raise ValueError(
+                f"the run was trained by {objective}, which trains no guide whose draws these "
+                "would be: use pyro_vae.chains.sample_posterior, or pass run.program for a guide "
+                "that was trained elsewhere"
             )
     if not sources:
         raise ValueError("the list of programs is empty, expected one program for each chain")

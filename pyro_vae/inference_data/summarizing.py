@@ -7,7 +7,8 @@ bounds what can be summarized.  The highest-density interval is the narrowest th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pyro_vae.densities.look import Look
 from pyro_vae.densities.missing import usable_rows
 from pyro_vae.inference_data.draws import GuideAlone, drawn, latents_alone
 from pyro_vae.inference_data.naming import Coords, Dims, Naming, refuse_names, rows_of, written
+from pyro_vae.inference_data.programs import sources_of
 from pyro_vae.inference_data.shared import (
     as_draws,
     drawn_together,
@@ -92,7 +94,7 @@ def summarize(
     levels = [errors.within("a quantile", q, "[0, 1]") for q in quantiles]
     metrics = names_of_metrics(prob, levels)
     summarized = Summary(prob, levels)
-    program = getattr(program, "program", program) if hasattr(program, "manifest") else program
+    program = sources_of(program)[0].program if hasattr(program, "manifest") else program
     if not isinstance(program, nn.Module):
         return _of_object(program, x, summarized, metrics)
     if x is None:
@@ -112,12 +114,12 @@ def summarize(
         naming.done()
         found: dict[str, np.ndarray] = {}
         start = 0
-        for batch in _batches(program, rows, look, num_draws, batch_size, seed):
+        batches = _batches(program, rows, look, num_draws, batch_size, seed)
+        for batch in _meanwhile(summarized.all, batches):
             done = 0
-            for name, draws in batch.items():
-                done = draws.shape[1] if own[name] else done
-                made = summarized(draws)
+            for name, made in batch.items():
                 if own[name]:
+                    done = len(made)
                     whole = found.setdefault(name, np.empty((count, *made.shape[1:])))
                     whole[start : start + done] = made
                 else:
@@ -162,6 +164,10 @@ class Summary:
         low, high = self._interval(ordered)
         return np.stack([mean, spread, low, high, *map(self._quantile(ordered), self.levels)], -1)
 
+    def all(self, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same by latent."""
+        return {name: self(value) for name, value in draws.items()}
+
     def _interval(self, ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = ordered.shape[-1]
         steps = int(np.floor(self.prob * size))
@@ -184,6 +190,19 @@ class Summary:
             return low + (place - below) * (ordered[..., above] - low)
 
         return quantile
+
+
+def _meanwhile(function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
+    """``function`` of each value in a thread, while the next one is made here."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for value in values:
+            started = pool.submit(function, value)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = started
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _batches(

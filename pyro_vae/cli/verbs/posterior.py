@@ -23,7 +23,7 @@ def run_posterior(
     num_prior: int = 100,
     predictive: bool = True,
     num_simulations: int = 0,
-    refined: Literal["none", "psis", "hmc"] = "none",
+    refined: Literal["none", "psis", "hmc", "guide"] = "none",
     num_data: int | None = None,
     seed: int = defaults.SEED,
     batch_size: int = 100,
