@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from pyro_vae.checking import check
     from pyro_vae.comparison import AutoencoderComparison, Comparison, compare, compare_autoencoder
+    from pyro_vae.diagnostics import Diagnosis, diagnose
     from pyro_vae.errors import PyroVaeWarning
     from pyro_vae.evidence import Evidence, compare_evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
@@ -61,6 +62,8 @@ _HOME = {
     "Run": "runs",
     "compare_evidence": "evidence",
     "elbo": "evidence",
+    "diagnose": "diagnostics",
+    "Diagnosis": "diagnostics",
     "log_evidence": "evidence",
     "Evidence": "evidence",
     "gradient_report": "gradients",
@@ -84,6 +87,7 @@ __all__ = [
     "VAE",
     "AutoencoderComparison",
     "Comparison",
+    "Diagnosis",
     "Evidence",
     "GradientReport",
     "Likelihood",
@@ -101,6 +105,7 @@ __all__ = [
     "distributions",
     "elbo",
     "decode",
+    "diagnose",
     "encode",
     "fit",
     "gradient_report",

@@ -22,5 +22,6 @@ SEEDS: Final = 3
 METHOD: Final = "importance"
 NUM_PARTICLES: Final = 1000
 NUM_DRAWS: Final = 200
+NUM_TEMPERATURES: Final = 100
 
 SEED: Final = 0

@@ -19,7 +19,7 @@ quantities that see the data.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -204,13 +204,9 @@ def _at(program: Any, rows: Rows, truth: dict[str, Tensor]) -> Scored:
 def _quantities(rows: Rows, among_draws: Scored, at_truth: Scored, own: dict[str, Quantity]) -> Any:
     """Name, value at the truth (B,), values at the draws (L, B)."""
     (draws, drawn), (truths, true) = among_draws, at_truth
-    for site, truth in truths.items():
-        flat = truth.reshape(len(truth), -1)  # (B, J)
-        among = draws[site].reshape(*draws[site].shape[:2], -1)  # (L, B, J)
-        shape = truth.shape[1:]
-        for number, place in enumerate(itertools.product(*map(range, shape))):
-            inside = f"[{','.join(map(str, place))}]" if place else ""
-            yield f"{site}{inside}", flat[:, number], among[:, :, number]
+    ours, theirs = coordinates(truths), coordinates({n: draws[n] for n in truths}, lead=2)
+    for (name, value), (_, among) in zip(ours, theirs, strict=True):
+        yield name, value, among
     yield from zip(DENSITIES, true, drawn, strict=True)
     count, size = len(true[0]), len(drawn[0])
     for name, quantity in own.items():
@@ -223,6 +219,15 @@ def _quantities(rows: Rows, among_draws: Scored, at_truth: Scored, own: dict[str
                 f"({count},): one number a datum, from x (B, ...) and latents (B, ...)"
             )
         yield name, value, torch.stack(at)
+
+
+def coordinates(latents: Mapping[str, Tensor], lead: int = 1) -> Iterator[tuple[str, Tensor]]:
+    """Every number of every latent by name, "z[0]", "w[2,1]", "k", with ``lead`` dimensions."""
+    for site, value in latents.items():
+        flat = value.reshape(*value.shape[:lead], -1)
+        for number, place in enumerate(itertools.product(*map(range, value.shape[lead:]))):
+            inside = f"[{','.join(map(str, place))}]" if place else ""
+            yield f"{site}{inside}", flat[..., number]
 
 
 def _ties(equal: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Verdict = Literal["good", "bad", "note"]
@@ -25,7 +26,7 @@ class Finding(NamedTuple):
     level: float | None = None
 
 
-def named(numbers: list[int], most: int = 5) -> str:
-    """Indices of data for a sentence: "3, 17, 40 and 5 more"."""
-    shown = ", ".join(str(n) for n in numbers[:most])
-    return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most} more"
+def named(items: Sequence[object], most: int = 5) -> str:
+    """Indices of data, or names, for a sentence: "3, 17, 40 and 5 more"."""
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"

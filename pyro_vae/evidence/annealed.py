@@ -44,7 +44,6 @@ from pyro_vae.noise import Stream, seeded
 from pyro_vae.program.rows import Rows, num_rows, repeated
 
 CHAINS = 16  # of each datum
-TEMPERATURES = 100
 FRESH = 20  # moves from a known draw of the posterior, which part the chains that start there
 
 

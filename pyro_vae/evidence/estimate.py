@@ -15,7 +15,7 @@ from pyro_vae.checking.guards import require_numbers, require_possible_data
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.missing import usable_rows
 from pyro_vae.evidence.annealed import CHAINS as ANNEALED_CHAINS
-from pyro_vae.evidence.annealed import TEMPERATURES, Annealing, annealed
+from pyro_vae.evidence.annealed import Annealing, annealed
 from pyro_vae.evidence.exact import advice, discrete_latents, exact
 from pyro_vae.evidence.importance import importance, require_weights
 from pyro_vae.evidence.judging import (
@@ -56,7 +56,7 @@ def log_evidence(
     num_particles: int = defaults.NUM_PARTICLES,
     num_draws: int = defaults.NUM_DRAWS,
     chains: int | None = None,
-    num_temperatures: int = TEMPERATURES,
+    num_temperatures: int = defaults.NUM_TEMPERATURES,
     warmup: int = 100,
     leapfrog_steps: int = 10,
     true_latents: Mapping[str, Tensor] | None = None,

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.weights import MOST_RHAT, Evidence
 
-RISING = 0.1  # nats of predicted bias, of a datum or in the mean
+RISING = 0.05  # nats of predicted bias, of a datum or in the mean
 SHARE = 0.1  # of the data, which are many
 WIDE = 1.0  # nats between two bounds
 APART = 3.0  # standard errors by which an upper bound lies below a lower one

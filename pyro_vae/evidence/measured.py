@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.observations import entries_of_rows
 from pyro_vae.densities.sites import Site
+from pyro_vae.distributions.counts import WordCounts
 from pyro_vae.distributions.gaps import without_gaps
 from pyro_vae.distributions.soft_bernoulli import SoftBernoulli
 from pyro_vae.program.rows import Rows
@@ -119,7 +120,9 @@ def _kind(site: Site, rows: Rows) -> str:
 
 def _given(site: Site) -> str:
     law = without_gaps(site.base)
-    if isinstance(law, (Multinomial, DirichletMultinomial)):
+    if isinstance(law, WordCounts) and law.ordered:
+        return "totals, words in order"
+    if isinstance(law, (Multinomial, DirichletMultinomial, WordCounts)):
         return "totals"
     if isinstance(law, (Binomial, BetaBinomial)):
         return "numbers of trials"

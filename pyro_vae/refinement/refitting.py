@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pyro_vae.densities.look import FEW
 from pyro_vae.densities.particles import densities
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
-from pyro_vae.evidence.weights import Evidence, from_log_weights
+from pyro_vae.evidence.weights import Evidence, concatenated, first_rows, from_log_weights
 from pyro_vae.noise import Stream
 from pyro_vae.program.inputs import any_parameter
 from pyro_vae.program.rows import Rows, map_rows, num_rows
@@ -102,6 +102,7 @@ class Refit(NamedTuple):
         rows: the data, with the offsets that were found.
         elbo_before: of the guide as it is, (N,).
         elbo: of the refitted guide, at the same noise, (N,).
+        elbo_error: its standard error.
         gain_error: the standard error of their difference.
         rising: by how much the ELBO rose in the last quarter of the run.
         taken_back: where the refit came out worse than the guide, which then stands in its place.
@@ -113,6 +114,7 @@ class Refit(NamedTuple):
     rows: dict[str, Tensor]
     elbo_before: Tensor
     elbo: Tensor
+    elbo_error: Tensor
     gain_error: Tensor
     rising: Tensor
     taken_back: Tensor
@@ -162,35 +164,30 @@ def refit(
     slopes = RowFunction(free, _slopes(num_particles), calls=steps)
     scorer = _Scorer(free, num_scored, table_size(x, num_scored, batch_size, max_elements))
     parts: list[_Chunk] = []
+    evidences: list[Evidence] = []
     for number, (count, chunk) in enumerate(row_chunks(rows, batch_size)):
         if not isinstance(chunk, dict):
             raise TypeError("rows with offsets are a dict")
         late, end = _ascended(slopes, chunk, steps, rate, seed, number)
         scored = scorer(chunk, [chunk[OFFSETS], late, end], seed, number)
-        parts.append(_Chunk(*(column[:count] for column in _judged(scored, chunk, end))))
+        columns, evidence = _judged(scored, chunk, end)
+        parts.append(_Chunk(*(column[:count] for column in columns)))
+        evidences.append(first_rows(evidence, count))
         advance(count)
-    offsets, before, elbo, gain_error, rising, back, *rest = map(
-        torch.cat, zip(*parts, strict=True)
+    whole = _Chunk(*map(torch.cat, zip(*parts, strict=True)))
+    return Refit(
+        free, free.rows(x, whole.offsets), *whole[1:-1], concatenated(evidences), whole.gap_error
     )
-    evidence, gap_error = Evidence(*rest[:-1]), rest[-1]
-    rows = free.rows(x, offsets)
-    return Refit(free, rows, before, elbo, gain_error, rising, back, evidence, gap_error)
 
 
 class _Chunk(NamedTuple):
     offsets: Tensor
     before: Tensor
     elbo: Tensor
+    elbo_error: Tensor
     gain_error: Tensor
     rising: Tensor
     taken_back: Tensor
-    value: Tensor
-    standard_error: Tensor
-    ess: Tensor
-    khat: Tensor
-    lower: Tensor
-    upper: Tensor
-    rhat: Tensor
     gap_error: Tensor
 
 
@@ -251,7 +248,7 @@ class _Scorer:
         return tables
 
 
-def _judged(tables: list[Tensor], rows: dict[str, Tensor], end: Tensor) -> _Chunk:
+def _judged(tables: list[Tensor], rows: dict[str, Tensor], end: Tensor) -> tuple[_Chunk, Evidence]:
     """Before and after, at the same noise; a refit that is clearly worse is taken back."""
     before, late, after = (table.double() for table in tables)
     count = math.sqrt(len(before))
@@ -263,13 +260,14 @@ def _judged(tables: list[Tensor], rows: dict[str, Tensor], end: Tensor) -> _Chun
     evidence = from_log_weights(chosen)
     log_w = chosen.double()
     influence = (log_w - evidence.value).exp() - log_w  # of a draw on log mean w - mean log w
-    return _Chunk(
+    columns = _Chunk(
         offsets,
         before.mean(0),
         log_w.mean(0),
+        log_w.std(0) / count,
         error.masked_fill(worse, 0.0),
         (after - late).mean(0).masked_fill(worse, 0.0),
         worse,
-        *evidence,
         influence.std(0) / count,
     )
+    return columns, evidence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pyro_vae import defaults
 from pyro_vae.cli.building import Model
@@ -17,10 +17,14 @@ def run_evidence(
     /,
     *,
     data: str = "digits",
-    method: Literal["importance", "reciprocal"] = defaults.METHOD,
-    proposal: Literal["auto", "guide", "hmc"] = "auto",
+    method: Literal[
+        "importance", "annealed", "sandwich", "reciprocal", "quadrature", "exact"
+    ] = defaults.METHOD,
+    proposal: Literal["auto", "guide", "hmc", "prior"] = "auto",
     num_particles: int = defaults.NUM_PARTICLES,
     num_draws: int = defaults.NUM_DRAWS,
+    chains: int | None = None,
+    num_temperatures: int = defaults.NUM_TEMPERATURES,
     num_data: int | None = None,
     seed: int = defaults.SEED,
     out: Path | None = None,
@@ -35,11 +39,15 @@ def run_evidence(
 
     Args:
         data: name of a data set, or a file .npy, .npz or .csv.
-        method: importance, or the paper's reciprocal (appendix D).
-        proposal: draws of the guide, or a density fitted to HMC draws; auto is hmc for a run
-            without a guide.
+        method: importance; annealed, along a path to the posterior; sandwich, between a lower and
+            an upper bound; the paper's reciprocal (appendix D); quadrature for one or two latent
+            dimensions; exact where the model has a formula or few discrete values.
+        proposal: draws of the guide, a density fitted to HMC draws (importance), or the prior
+            (annealed, sandwich); auto does without the guide for a run that has none.
         num_particles: K draws per datum of the proposal.
         num_draws: HMC draws per datum.
+        chains: of each datum; 4 of HMC and 16 annealed ones where none are given.
+        num_temperatures: of annealing; the bounds close in as they rise.
         num_data: the first so many test data only.
         seed: of the noise, and of an untrained model's parameters.
         out: folder for evidence.csv, one row a datum.
@@ -55,33 +63,56 @@ def run_evidence(
     )
     import pyro_vae as pv
 
+    annealing = method in ("annealed", "sandwich")
     if proposal == "auto":
-        proposal = "guide" if judged.has_guide else "hmc"
-    elif proposal == "guide" and not judged.has_guide and method == "importance":
-        raise ValueError(f"{folder} was trained without a guide; use --proposal hmc")
+        proposal = "guide" if judged.has_guide else "prior" if annealing else "hmc"
+    elif proposal == "guide" and not judged.has_guide and (annealing or method == "importance"):
+        other = "prior" if annealing else "hmc"
+        raise ValueError(f"{folder} was trained without a guide; use --proposal {other}")
     with results(out, "pandas"):
         found = pv.log_evidence(
             judged.program, judged.test, method=method, proposal=proposal,
-            num_particles=num_particles, num_draws=num_draws, seed=seed,
+            num_particles=num_particles, num_draws=num_draws, chains=chains,
+            num_temperatures=num_temperatures, seed=seed,
         )  # fmt: skip
         if out is not None:
             import pandas as pd
 
-            columns = {"log_evidence": found.value, **found._asdict()}
+            columns = {"log_evidence": found.value, **found.columns()}
             del columns["value"]
             table = pd.DataFrame({n: v.cpu().numpy() for n, v in columns.items()})
             table.index.name = "datum"
             put(out / "evidence.csv", table.to_csv)
-        rows = len(found.value)
-        noise = float(found.standard_error.square().sum().sqrt()) / rows
-        how = "reciprocal, HMC draws" if method == "reciprocal" else f"importance, {proposal}"
-        print(f"{judged.name} on {rows:,} test rows of {judged.loaded.name} ({how})")
-        print(
-            f"log p(x) {found.mean():.3f} ± {found.mean_standard_error():.3f} nats per datum "
-            f"(standard error over data; of the sampling {noise:.3f})"
-        )
-        bad = int((~(found.khat <= 0.7)).sum())  # nan counts
-        print(f"median ESS {float(found.ess.median()):.1f}; khat not below 0.7 for {bad} of {rows}")
+        heading = f"{judged.name} on {len(found.value):,} test rows of {judged.loaded.name}"
+        print(heading if found.measured is None else f"{heading} ({found.measured.method})")
+        for line in _lines(found, method):
+            print(line)
         if out is not None:
             print(f"written: {out / 'evidence.csv'}")
     return 0
+
+
+def _lines(found: Any, method: str) -> list[str]:
+    """What was found, in words."""
+    rows = len(found.value)
+    noise = float(found.standard_error.square().sum().sqrt()) / rows
+    lines = [
+        f"log p(x) {found.mean():.3f} ± {found.mean_standard_error():.3f} nats per datum "
+        f"(standard error over data; of the estimate {noise:.3f})"
+    ]
+    if method == "sandwich":
+        gap = found.upper - found.lower
+        lines += [
+            f"at least {float(found.lower.mean()):.3f}: lower bound, in expectation",
+            f"at most  {float(found.upper.mean()):.3f}: upper bound, if the chains have converged "
+            f"(R-hat above 1.1 for {int((~(found.rhat <= 1.1)).sum())} of {rows})",
+            f"between them {float(gap.mean()):.3f} nats in the mean, and "
+            f"{float(gap.max()):.3f} at most",
+        ]
+    if not found.ess.isnan().all():
+        said = f"median ESS {float(found.ess.median()):.1f}"
+        if not found.khat.isnan().all():
+            bad = int((~(found.khat <= 0.7)).sum())  # nan counts
+            said += f"; khat not below 0.7 for {bad} of {rows}"
+        lines.append(said)
+    return lines

@@ -1,0 +1,148 @@
+r"""Which data the guide serves badly: weights, log p(x) from both sides, the distance in between.
+
+.. math:: \log p(x) - \mathrm{ELBO}(x) = KL(q(z \mid x) \,\|\, p(z \mid x))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.diagnostics.findings import Finding, named
+from pyro_vae.evidence.bound import elbo
+from pyro_vae.evidence.estimate import log_evidence
+from pyro_vae.evidence.weights import Evidence
+
+BAD_KHAT = 0.7
+FEW = 0.05  # of the data with a large khat: a note, no verdict on the guide
+CLOSE = 0.5  # nats between the bounds, or below them, from which a mean log p(x) is in doubt
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What weights say of the guide at each of N data.
+
+    Attributes:
+        evidence: log p(x) by importance sampling from the guide, with khat and ESS, (N,) each.
+        elbo: of each datum, nats, (N,).
+    """
+
+    evidence: Evidence
+    elbo: Tensor
+
+    @property
+    def distance(self) -> Tensor:
+        """KL(q || posterior) of each datum, nats, (N,): log p(x) less the ELBO, both estimates."""
+        return self.evidence.value - self.elbo.double()
+
+    @property
+    def worst(self) -> list[int]:
+        """The data by khat, the largest first; those without one before all others."""
+        return self.evidence.khat.nan_to_num(math.inf).argsort(descending=True).tolist()
+
+    def findings(self) -> list[Finding]:
+        """On the tails of weights, and on the distance between guide and posterior."""
+        khat, ess = self.evidence.khat, self.evidence.ess
+        number = len(khat)
+        large = [row for row in self.worst if not float(khat[row]) <= BAD_KHAT]
+        middle = f"median khat {float(khat.nanmedian()):.2f}, ESS {float(ess.median()):.0f}"
+        if not large:
+            text = f"No datum has a khat above {BAD_KHAT} ({number:,} data; {middle})."
+            found = [Finding("weights", "good", text, 0.0)]
+        else:
+            share = len(large) / number
+            verdict = "bad" if share > FEW else "note"
+            text = (
+                f"For {len(large):,} of {number:,} data khat exceeds {BAD_KHAT}: the guide serves "
+                f"them badly, its draws miss a part of their posterior (worst: {named(large)}; "
+                f"{middle}); log p(x) is too low there."
+            )
+            found = [Finding("weights", verdict, text, 0.0)]
+        mean = float(self.distance.mean())
+        error = float(self.distance.std()) / math.sqrt(number) if number > 1 else math.nan
+        far = self.distance.argsort(descending=True)[:5].tolist()
+        above = ", at least, because log p(x) is too low where khat is large" if large else ""
+        text = (
+            f"The guide is {mean:.3f} ± {error:.3f} nats a datum from the posterior"
+            f"{above} (KL(q || posterior) = log p(x) - ELBO; farthest: {named(far)})."
+        )
+        return [*found, Finding("distance", "note", text)]
+
+
+def reliability(
+    program: Any, x: Any, *, num_particles: int, bound_particles: int, seed: int, progress: Any
+) -> Reliability:
+    """Importance weights and bounds of all data."""
+    evidence = log_evidence(program, x, num_particles=num_particles, seed=seed, progress=progress)
+    return Reliability(evidence, elbo(program, x, num_particles=bound_particles, seed=seed))
+
+
+# --- both sides -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """log p(x) from below and from above, at some of the data.
+
+    Attributes:
+        index: which data, (M,); none of simulated ones.
+        bounds: ``lower`` and ``upper``, nats, (M,) each.
+        importance: log p(x) of the same data by importance sampling from the guide, (M,).
+        simulated: whether the data are the model's own, so that the upper bound is exact draws'.
+    """
+
+    index: Tensor
+    bounds: Evidence
+    importance: Tensor
+    simulated: bool
+
+    @property
+    def gap(self) -> Tensor:
+        """Upper less lower bound, nats, (M,)."""
+        return self.bounds.upper - self.bounds.lower
+
+    def findings(self) -> list[Finding]:
+        """How closely log p(x) is known, and whether the guide's weights get it right."""
+        lower, upper = self.bounds.lower, self.bounds.upper
+        number = len(lower)
+        data = f"{number} simulated data" if self.simulated else f"{number} of the data"
+        low, high = sorted([float(lower.mean()), float(upper.mean())])  # they may cross by noise
+        width = float(self.gap.mean())
+        text = f"Mean log p(x) of {data} lies between {low:.2f} and {high:.2f} nats"
+        if not self.simulated:
+            text += " (the upper bound holds for chains that have converged)"
+        short = (lower - self.importance).clamp_min(0)
+        rows = [int(self.index[i]) for i in short.argsort(descending=True) if short[i] > 1]
+        if float(short.mean()) > CLOSE:
+            text += (
+                f"; importance sampling from the guide is {float(short.mean()):.2f} nats too low "
+                f"there{f', most at {named(rows)}' if rows and not self.simulated else ''}."
+            )
+            return [Finding("log p(x)", "bad", text, 0.0)]
+        if width > CLOSE:
+            text += ": not closely known, so compare models on it with care."
+            return [Finding("log p(x)", "note", text, None)]
+        return [Finding("log p(x)", "good", f"{text}.", 0.0)]
+
+
+def sandwich(
+    program: Any, x: Any, index: Tensor, importance: Tensor, *, latents: Any = None, seed: int,
+    progress: Any = None,
+) -> Sandwich:  # fmt: skip
+    """Bounds of some data; by their own latents where they are simulated."""
+    bounds = log_evidence(
+        program, x, method="sandwich", true_latents=latents, seed=seed, progress=progress
+    )
+    return Sandwich(index, bounds, importance.to(bounds.value), latents is not None)
+
+
+def some_rows(number: int, most: int, seed: int) -> Tensor:
+    """At most so many of N rows, in order."""
+    from pyro_vae.noise import Stream, seed_of
+
+    generator = torch.Generator().manual_seed(seed_of(*Stream.SUBSET.key(seed)))
+    return torch.randperm(number, generator=generator)[:most].sort().values
