@@ -151,7 +151,8 @@ def coverage(runs: int) -> None:
         error = math.sqrt(exact * (1 - exact) / number)
         share = ranks.coverage(0.9)["z[0]"]
         print(
-            f"s = {scale}: exact {exact:.3%}, found {share:.3%}, {(share - exact) / error:+.1f} s.e."
+            f"s = {scale}: exact {exact:.3%}, found {share:.3%}, "
+            f"{(share - exact) / error:+.1f} standard errors"
         )
 
 

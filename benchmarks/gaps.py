@@ -7,6 +7,9 @@ The linear-Gaussian program knows both gaps: a diagonal guide's approximation ga
 Then data of a model whose guide is the exact posterior are judged again and again: each verdict may
 be "bad" at its stated level, within three standard errors; that of the posterior predictive check,
 which is conservative, at most.
+
+In 200 runs: gaps never, prior predictive check 4.0 %, posterior 0.5 %, uniform ranks 5.0 %
+(each of 5 %), outliers 2.0 % (of 3.5 %).
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def test_data_of_the_model_are_as_probable_as_its_own(exact):
     assert len(found.simulated) == 500
     # of a normal law: the mean of log p(x) is minus its entropy
     covariance = program.weight @ program.weight.T + torch.eye(4)
-    entropy = dist.MultivariateNormal(torch.zeros(4).double(), covariance).entropy()
+    entropy = dist.MultivariateNormal(torch.zeros(4).double(), covariance.detach()).entropy()
     assert abs(float(found.simulated.mean() + entropy)) < 4 * (2 / 500) ** 0.5
     assert 0.02 < float((found.p_value < 0.1).double().mean()) < 0.2
 

@@ -166,7 +166,9 @@ class Transformed(pv.Program):
             pyro.sample("z", self.law(mean, scale))
 
 
-@pytest.mark.parametrize("kind", ["LogNormal", "logit", "learnt"])
+@pytest.mark.parametrize(
+    "kind", ["LogNormal", pytest.param("logit", marks=pytest.mark.slow), "learnt"]
+)
 def test_transformed_laws_are_refitted_below_their_transforms(kind):
     program, x = Transformed(kind), torch.tensor([[-1.0], [2.0]], dtype=torch.float64)
 
@@ -313,6 +315,7 @@ def test_chains_find_the_mode_that_the_guide_misses_as_often_as_it_weighs():
     assert (resampled.values["z"] > 0).all()
 
 
+@pytest.mark.slow
 def test_chains_draw_the_posterior_whatever_the_guide(data):
     program = linear("full")
     guide_is_the_prior(program)
@@ -329,6 +332,7 @@ def test_chains_draw_the_posterior_whatever_the_guide(data):
     assert "8 HMC chains" in repr(found)
 
 
+@pytest.mark.slow
 def test_resampled_draws_are_the_posteriors_and_the_guides_are_not(data):
     program = linear("full")
     program.guide_is_exact_posterior()
@@ -378,6 +382,7 @@ def test_refining_moves_nothing_and_repeats_itself(data, method):
     assert one.num_data == len(data)
 
 
+@pytest.mark.slow
 def test_rows_in_pieces_are_the_same_data():
     """A last piece that is filled up with repetitions leaves none of them in the result."""
     program, x = Chain(), torch.linspace(-2.0, 2.0, 5, dtype=torch.float64)

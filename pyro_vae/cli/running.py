@@ -22,6 +22,7 @@ from pyro_vae.cli.userfiles import located, shortage
 from pyro_vae.cli.verbs.check import run_check
 from pyro_vae.cli.verbs.compare import run_compare
 from pyro_vae.cli.verbs.data import run_data
+from pyro_vae.cli.verbs.diagnose import run_diagnose
 from pyro_vae.cli.verbs.evidence import run_evidence
 from pyro_vae.cli.verbs.fit import run_fit
 from pyro_vae.cli.verbs.parts import run_parts
@@ -34,16 +35,18 @@ VERBS: dict[str, Callable[..., int]] = {
     "fit": run_fit,
     "compare": run_compare,
     "evidence": run_evidence,
+    "diagnose": run_diagnose,
     "posterior": run_posterior,
     "parts": run_parts,
     "data": run_data,
 }
-TAKE_RUNS = ("evidence", "posterior")  # or models
+TAKE_RUNS = ("evidence", "diagnose", "posterior")  # or models
 TAKE_MODELS = ("check", "fit", "compare", *TAKE_RUNS)
 STANDS = {  # what stands without a flag
     "check": "MODEL",
     "fit": "MODEL",
     "evidence": "RUN_DIR|MODEL",
+    "diagnose": "RUN_DIR|MODEL",
     "posterior": "RUN_DIR|MODEL",
     "parts": "[FOLDER | NAME]",
     "data": "list | get NAME | verify NAME",

@@ -111,7 +111,8 @@ def _verdict(gap: Tensor) -> Any:
 
 def _sentence(gap: Tensor, error: Tensor, begin: str) -> str:
     of_mean = float(error.square().sum().sqrt()) / len(gap)
-    text = f"{begin} {_mean(gap):.3f} nats on average (standard error {of_mean:.3f})"
+    mean = f"{_mean(gap):.3f}".replace("-0.000", "0.000")
+    text = f"{begin} {mean} nats on average (standard error {of_mean:.3f})"
     much = (gap > MUCH).nonzero().flatten()
     if len(much):
         worst = much[gap[much].argsort(descending=True)].tolist()

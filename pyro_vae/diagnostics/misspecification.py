@@ -84,8 +84,15 @@ class Misspecification:
             f"against {model:.2f} of {len(self.simulated)} simulated ones, uniformity of ranks "
             f"p = {self.uniformity:.3g}."
         )
+        both = len(self.log_evidence) + len(self.simulated)
         if self.unsure:
-            text += f" (khat is not below 0.7 for {self.unsure} of both.)"
+            text += f" khat is not below 0.7 for {self.unsure} of these {both}"
+            text += (
+                ", so that the guide, which may serve one of the two worse, can be what differs: "
+                'pass method="annealed".'
+                if differ
+                else "."
+            )
         verdict: Any = "bad" if differ else "good"
         found = [Finding("misspecification", verdict, text, self.level)]
         attained, least = _attained(len(self.log_evidence), len(self.simulated), self.level)

@@ -19,6 +19,7 @@ Holm (1979) for several statistics at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,8 +37,9 @@ from pyro_vae.program.calling import evaluating
 from pyro_vae.progress import Record, counting
 
 Statistic = Callable[[Any], Any]
-FEATURES = "mean of each feature"
-FREQUENCIES = "frequency of each category"
+USUAL = 500  # replicates
+FEATURES = "furthest mean of a feature, in its sds,"
+FREQUENCIES = "furthest frequency of a category, in its sds,"
 
 
 class Check(NamedTuple):
@@ -129,7 +131,7 @@ def predictive_checks(
     *,
     source: Source = "posterior",
     statistics: Mapping[str, Statistic] | None = None,
-    num_replicates: int = 500,
+    num_replicates: int | None = None,
     level: float = 0.05,
     seed: int = 0,
     progress: bool | Callable[[Record], Any] | None = None,
@@ -147,7 +149,7 @@ def predictive_checks(
         source: the latents of replicates come from the guide at x, or from the prior.
         statistics: more of them by name, f(data) -> number, where data are what the one observed
             site has, (N, ...), or a dict by site; what does not count is NaN there.
-        num_replicates: S.
+        num_replicates: S; None draws 500, or as many more as the level asks for.
         level: of the verdict on all statistics together.
         seed: of the noise.
         progress: as of ``pv.fit``.
@@ -158,7 +160,8 @@ def predictive_checks(
     """
     if source not in ("posterior", "prior"):
         raise ValueError(f'source is {source!r}, expected "posterior" or "prior"')
-    num_replicates = errors.whole("num_replicates", num_replicates)
+    if num_replicates is not None:
+        num_replicates = errors.whole("num_replicates", num_replicates)
     level, seed = errors.within("level", level, "(0, 1)"), errors.seed_number(seed)
     statistics = dict(statistics or {})
     rows = usable_rows(x, program)
@@ -167,6 +170,8 @@ def predictive_checks(
         observed = observed_of(program, rows)
         first = _all(observed, {name: each.values for name, each in observed.items()}, statistics)
         least = 2 * len(first) / level - 1
+        if num_replicates is None:
+            num_replicates = max(USUAL, math.ceil(least))
         if num_replicates < least:
             raise ValueError(
                 f"num_replicates is {num_replicates}, expected at least {int(least) + 1}, because "

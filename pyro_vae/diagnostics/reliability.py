@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.diagnostics.findings import Finding, named
+from pyro_vae.diagnostics.findings import Finding, Verdict, named
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.evidence.weights import Evidence
@@ -55,7 +55,7 @@ class Reliability:
             found = [Finding("weights", "good", text, 0.0)]
         else:
             share = len(large) / number
-            verdict = "bad" if share > FEW else "note"
+            verdict: Verdict = "bad" if share > FEW else "note"
             text = (
                 f"For {len(large):,} of {number:,} data khat exceeds {BAD_KHAT}: the guide serves "
                 f"them badly, its draws miss a part of their posterior (worst: {named(large)}; "
