@@ -58,8 +58,9 @@ VERBS = {
     ),
     "to_inference_data": (
         lambda p: pv.to_inference_data(p, X, num_draws=10, chains=2, num_prior=10, seed=SEED),
-        {"POSTERIOR", "PRIOR"},
+        {"POSTERIOR", "PRIOR", "KL_TERMS"},
     ),
+    "summarize": (lambda p: pv.summarize(p, X, num_draws=10, seed=SEED), {"SUMMARY"}),
     "sample": (lambda p: pv.sample(p, 3, like=X, seed=SEED), {"PREDICTIVE", "SHARED"}),
     "encode": (lambda p: pv.encode(p, X, num_draws=3, seed=SEED), {"LATENTS"}),
     "compare": (compare, {"PARAMETERS", "INIT", "BATCHES", "TRAIN", "EVIDENCE", "BOUND"}),

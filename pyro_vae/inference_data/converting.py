@@ -132,10 +132,13 @@ class Conversion:
     def _named(self, likes: dict[str, str]) -> Naming:
         o, plan = self.options, self.plans[0]
         naming = Naming(plan.look, o.dims, o.coords, rows_of(self.x, self.count), self.chains)
-        names = [*plan.form.latents, *plan.observed, *self.constants]
+        alone = plan.of_the_model_alone
+        names = [*plan.form.latents, *alone, *plan.observed, *self.constants]
         refuse_names(names, naming.has_labels)
         for name, shape in plan.shapes.items():
             naming.add(name, shape, of_data=name in plan.own)
+        for name, site in alone.items():
+            naming.add(name, site.rows_first(site.value).shape[1:])
         for name, value in plan.observed.items():
             naming.add(name, value.shape[1:])
         for name, value in self.constants.items():

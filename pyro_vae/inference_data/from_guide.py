@@ -140,6 +140,7 @@ def to_inference_data(
     The program is put into evaluation mode (no dropout) for as long as this takes.
 
     Example:
+        >>> import torch
         >>> from pyro_vae.models import linear_gaussian
         >>> oracle = linear_gaussian.build(3, latent_dim=2)
         >>> result = to_inference_data(oracle, torch.zeros(4, 3), num_draws=50)

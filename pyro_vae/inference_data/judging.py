@@ -19,7 +19,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vae.densities.enumeration import model_sites
 from pyro_vae.densities.kl import closed_kl
-from pyro_vae.densities.look import Look
+from pyro_vae.densities.look import Look, looking
 from pyro_vae.densities.particles import takes_repeated
 from pyro_vae.densities.sites import Site, latents_of, values_of
 from pyro_vae.densities.traces import sites_of
@@ -60,9 +60,11 @@ class Terms:
     """
 
     def __init__(self, look: Look, particles: int) -> None:
-        prior = latents_of(look.model)
+        with torch.no_grad(), looking(look.program):
+            model = model_sites(look.program, look.x, values_of(look.guide))
+        prior = latents_of(model)
         both = {n: (s, prior[n]) for n, s in look.latents.items() if n in prior}
-        closed = closed_kl(look.guide, look.model)
+        closed = closed_kl(look.guide, model)
         alone = len(look.latents) == 1
         self.names = {name: "kl" if len(both) == 1 else f"kl_{name}" for name in both}
         self.is_global = {name: q.is_global for name, (q, _) in both.items()}
@@ -107,6 +109,8 @@ def _laws(q: Site, p: Site) -> tuple[Any, Any] | None:
         if tuple(law.event_shape):
             return None
         laws.append(law)
+    if torch.broadcast_shapes(q.law.batch_shape, p.law.batch_shape) != q.law.batch_shape:
+        return None  # the prior has values of a latent beside it, which are summed out
     return laws[0], laws[1]
 
 

@@ -186,7 +186,7 @@ def _inferred(look: Look) -> dict[str, list[str | None]]:
     """For each site the names of what stands behind the rows, None where nobody names it."""
     found: dict[str, list[str | None]] = {}
     prior = latents_of(look.model)
-    for name, site in {**look.latents, **look.observations}.items():
+    for name, site in {**prior, **look.latents, **look.observations}.items():
         own = prior.get(name, site)
         found[name] = [*_plates(own), *_events(own if own.event_dims else site)]
     return found

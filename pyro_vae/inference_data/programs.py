@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae.checking.guards import require_possible_data
 from pyro_vae.densities.look import Look
+from pyro_vae.densities.sites import Sites, latents_of
 from pyro_vae.densities.tables import Densities
 from pyro_vae.evidence.importance import require_weights
 from pyro_vae.inference_data.draws import form_of, observed_values, whole_types
@@ -112,6 +113,12 @@ class Plan:
         """Of each latent, without the rows."""
         latents = self.form.latents
         return {n: tuple(v.shape[1:] if n in self.own else v.shape) for n, v in latents.items()}
+
+    @property
+    def of_the_model_alone(self) -> Sites:
+        """Latents of a datum that the guide does not have, which draws of the prior have."""
+        prior = latents_of(self.look.model)
+        return {n: s for n, s in prior.items() if n not in self.form.latents and not s.is_global}
 
 
 def require_alike(plans: Sequence[Plan]) -> None:

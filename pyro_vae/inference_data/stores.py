@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,8 @@ def require_path(out: Any) -> Path:
     if not path.parent.is_dir():
         raise ValueError(f"out={str(out)!r}: there is no folder {path.parent}, make it first")
     errors.require_libraries(*FORMATS[path.suffix])
+    if path.suffix == ".zarr" and int(version("zarr").split(".")[0]) < 3:
+        raise ValueError(f"zarr is of version {version('zarr')}, expected 3: pip install 'zarr>=3'")
     return path
 
 
