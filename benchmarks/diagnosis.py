@@ -1,10 +1,11 @@
 r"""Whether a diagnosis says what is true: false alarms of each verdict, and what it finds.
 
     python benchmarks/diagnosis.py
-        [alarms | power | rejections | coverage | gaussian | speed] [--runs 200]
+        [alarms | clean | power | rejections | coverage | gaussian | speed] [--runs 200]
 
 * ``alarms``: the guide is the exact posterior of a linear-Gaussian model, new in each run, and the
   data are the model's own.  Printed is how often each verdict is "bad", with the stated rate.
+* ``clean``: the same of whole diagnoses, at 10,000 simulated data.
 * ``power``: guides that are wrong in a known way, at 10,000 simulated data: which verdict says so.
 * ``rejections``: how often the ranks alone reject such guides.
 * ``coverage``: 90 % intervals of q = N(0, s^2) for a posterior N(0, 1), against the exact share.
@@ -28,7 +29,12 @@ import pyro_vae as pv
 from pyro_vae.calibration import simulate, simulated_ranks
 from pyro_vae.diagnostics.calibrated import Calibration
 from pyro_vae.diagnostics.latents import profile
+from pyro_vae.diagnostics.misspecification import misspecification
+from pyro_vae.diagnostics.predictive_checks import predictive_checks
+from pyro_vae.diagnostics.reliability import reliability
 from pyro_vae.models import bernoulli_vae, linear_gaussian
+
+LEVEL = 0.01
 
 
 def oracle(
@@ -49,26 +55,45 @@ def oracle(
 
 
 def alarms(runs: int) -> None:
+    """Of the answers that are tests, and of the weights, whose stated rate is 0."""
     bad: collections.Counter[str] = collections.Counter()
     levels: dict[str, float | None] = {}
-    dirty = 0
     for seed in range(runs):
-        found = pv.diagnose(
-            oracle(seed), 300, like=torch.zeros(2, 5), num_simulations=1000, num_particles=200,
-            num_close=10, seed=seed, progress=False,
-        )  # fmt: skip
-        dirty += not found.clean
-        for finding in found.findings:
+        program = oracle(seed)
+        x = simulate(program, 300, like=torch.zeros(2, 5), seed=seed + 10_000).x
+        pairs = simulate(program, 1000, like=x, seed=seed)
+        trust = reliability(
+            program, x, num_particles=200, bound_particles=20, seed=seed, progress=False
+        )
+        ranks = simulated_ranks(program, simulated=pairs, seed=seed)
+        given = {"seed": seed, "level": LEVEL, "progress": False}
+        parts = [
+            trust,
+            Calibration(ranks, LEVEL),
+            profile(program, x, pairs.latents, level=LEVEL, seed=seed),
+            predictive_checks(program, x, **given),
+            misspecification(program, x, known=trust.evidence, num_particles=200, **given),
+        ]
+        for finding in [finding for part in parts for finding in part.findings()]:
             levels[finding.question] = finding.level
             bad[finding.question] += finding.verdict == "bad"
             if finding.verdict == "bad":
                 print(f"  seed {seed}: {finding.question}: {finding.text}", flush=True)
-    print(f"{'question':<22} {'stated':>8} {'seen':>8}   three standard errors, {runs} runs")
+    print(f"{'question':<28} {'stated':>8} {'seen':>8}   three standard errors, {runs} runs")
     for question, level in levels.items():
-        seen = bad[question] / runs
         allowed = 3 * math.sqrt((level or 0) * (1 - (level or 0)) / runs)
         stated = "-" if level is None else f"{level:.3f}"
-        print(f"{question:<22} {stated:>8} {seen:>8.3f}   {allowed:.3f}")
+        print(f"{question:<28} {stated:>8} {bad[question] / runs:>8.3f}   {allowed:.3f}")
+
+
+def clean(runs: int) -> None:
+    """How many exact guides the whole page finds nothing against."""
+    dirty = 0
+    for seed in range(runs):
+        found = pv.diagnose(oracle(seed), 300, like=torch.zeros(2, 5), seed=seed, progress=False)
+        dirty += not found.clean
+        for finding in found.bad:
+            print(f"  seed {seed}: {finding.question}: {finding.text}", flush=True)
     print(f"clean: {runs - dirty} of {runs}")
 
 
@@ -194,7 +219,7 @@ def power_of_calibration(runs: int) -> None:
 
 def main() -> None:
     chosen = {
-        "alarms": alarms, "power": power, "coverage": coverage, "gaussian": gaussian,
+        "alarms": alarms, "clean": clean, "power": power, "coverage": coverage, "gaussian": gaussian,
         "speed": speed, "rejections": power_of_calibration,
     }  # fmt: skip
     parser = argparse.ArgumentParser(
