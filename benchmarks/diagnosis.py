@@ -219,8 +219,8 @@ def power_of_calibration(runs: int) -> None:
 
 def main() -> None:
     chosen = {
-        "alarms": alarms, "clean": clean, "power": power, "coverage": coverage, "gaussian": gaussian,
-        "speed": speed, "rejections": power_of_calibration,
+        "alarms": alarms, "clean": clean, "power": power, "coverage": coverage,
+        "gaussian": gaussian, "speed": speed, "rejections": power_of_calibration,
     }  # fmt: skip
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
