@@ -9,13 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_vae.diagnostics.findings import Finding, Verdict, named
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.estimate import log_evidence
-from pyro_vae.evidence.weights import Evidence
+from pyro_vae.evidence.weights import MOST_RHAT, Evidence
 
 BAD_KHAT = 0.7
 FEW = 0.05  # of the data with a large khat: a note, no verdict on the guide
@@ -49,8 +48,17 @@ class Reliability:
         khat, ess = self.evidence.khat, self.evidence.ess
         number = len(khat)
         large = [row for row in self.worst if not float(khat[row]) <= BAD_KHAT]
-        middle = f"median khat {float(khat.nanmedian()):.2f}, ESS {float(ess.median()):.0f}"
-        if not large:
+        middle = f"ESS {float(ess.median()):.0f}"
+        if not khat.isnan().all():
+            middle = f"median khat {float(khat.nanmedian()):.2f}, {middle}"
+        unknown = int(khat.isnan().sum())
+        if unknown:
+            text = (
+                f"{unknown:,} of {number:,} data have no khat ({middle}), so nothing says whether "
+                "the guide's draws reach all of their posterior: raise num_particles to about 1000."
+            )
+            found = [Finding("weights", "note", text)]
+        elif not large:
             text = f"No datum has a khat above {BAD_KHAT} ({number:,} data; {middle})."
             found = [Finding("weights", "good", text, 0.0)]
         else:
@@ -59,15 +67,16 @@ class Reliability:
             text = (
                 f"For {len(large):,} of {number:,} data khat exceeds {BAD_KHAT}: the guide serves "
                 f"them badly, its draws miss a part of their posterior (worst: {named(large)}; "
-                f"{middle}); log p(x) is too low there."
+                f"{middle}); log p(x) is likely too low there."
             )
             found = [Finding("weights", verdict, text, 0.0)]
         mean = float(self.distance.mean())
-        error = float(self.distance.std()) / math.sqrt(number) if number > 1 else math.nan
+        error = f" ± {float(self.distance.std()) / math.sqrt(number):.3f}" if number > 1 else ""
         far = self.distance.argsort(descending=True)[:5].tolist()
-        above = ", at least, because log p(x) is too low where khat is large" if large else ""
+        above = ", likely more, because log p(x) is too low where khat is large" if large else ""
+        above = "" if unknown else above
         text = (
-            f"The guide is {mean:.3f} ± {error:.3f} nats a datum from the posterior"
+            f"The guide is {mean:.3f}{error} nats a datum from the posterior"
             f"{above} (KL(q || posterior) = log p(x) - ELBO; farthest: {named(far)})."
         )
         return [*found, Finding("distance", "note", text)]
@@ -116,6 +125,7 @@ class Sandwich:
         if not self.simulated:
             text += " (the upper bound holds for chains that have converged)"
         short = (lower - self.importance).clamp_min(0)
+        apart = int((self.bounds.rhat > MOST_RHAT).sum())  # of simulated data chains need not meet
         rows = [int(self.index[i]) for i in short.argsort(descending=True) if short[i] > 1]
         if float(short.mean()) > CLOSE:
             text += (
@@ -125,6 +135,9 @@ class Sandwich:
             return [Finding("log p(x)", "bad", text, 0.0)]
         if width > CLOSE:
             text += ": not closely known, so compare models on it with care."
+            return [Finding("log p(x)", "note", text, None)]
+        if apart > max(1, FEW * number):
+            text += f"; those of {apart} have not (R-hat above {MOST_RHAT})."
             return [Finding("log p(x)", "note", text, None)]
         return [Finding("log p(x)", "good", f"{text}.", 0.0)]
 
@@ -138,11 +151,3 @@ def sandwich(
         program, x, method="sandwich", true_latents=latents, seed=seed, progress=progress
     )
     return Sandwich(index, bounds, importance.to(bounds.value), latents is not None)
-
-
-def some_rows(number: int, most: int, seed: int) -> Tensor:
-    """At most so many of N rows, in order."""
-    from pyro_vae.noise import Stream, seed_of
-
-    generator = torch.Generator().manual_seed(seed_of(*Stream.SUBSET.key(seed)))
-    return torch.randperm(number, generator=generator)[:most].sort().values
