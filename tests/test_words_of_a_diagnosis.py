@@ -1,17 +1,21 @@
 """Each sentence of a diagnosis is true: of few data, few draws, sorted covariates, tied values."""
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.calibration import simulate
+from pyro_vae.calibration import Ranks, simulate
 from pyro_vae.diagnostics import report
+from pyro_vae.diagnostics.calibrated import Calibration
 from pyro_vae.diagnostics.gaps import Gaps
 from pyro_vae.diagnostics.latents import profile
 from pyro_vae.diagnostics.misspecification import misspecification, of_log_evidence
+from pyro_vae.diagnostics.predictive_checks import Check, PredictiveChecks
 from pyro_vae.diagnostics.reliability import Reliability, Sandwich
+from pyro_vae.diagnostics.tables import data_table, latent_table
 from pyro_vae.evidence.weights import Evidence, from_log_weights
 from pyro_vae.models import linear_gaussian
 from pyro_vae.program.rows import as_many_rows
@@ -132,3 +136,38 @@ def test_a_common_value_is_not_strange():
     own = value[(torch.arange(500) < 300).long()]
     found = of_log_evidence(value, own)
     assert found.p_value.tolist() == pytest.approx([2 * 201 / 501, 1.0], abs=0.01)
+
+
+def test_a_distance_below_its_noise_is_told_as_none():
+    n = torch.zeros(30).double()
+    value = torch.linspace(-0.1, 0.09, 30).double()
+    evidence = Evidence(value, n, n + 50, n, value, n, n)
+    text = Reliability(evidence, n).findings()[1].text
+    assert "cannot be told from the posterior" in text and "is -0.005 ± 0.011" in text
+    text = Reliability(evidence._replace(value=value + 1), n).findings()[1].text
+    assert text.startswith("The guide is 0.995 ± 0.011 nats a datum from the posterior (")
+
+
+def test_a_wrong_guide_may_be_why_replicates_differ():
+    p = torch.linspace(5, 6, 600)
+    check = Check("x", "mean", 0.0, p, 5.0, 6.0, 0.001)
+    (finding,) = PredictiveChecks("posterior", (check,), 0.01).findings()
+    assert finding.verdict == "bad" and "Their latents are the guide's" in finding.text
+    (finding,) = PredictiveChecks("prior", (check,), 0.01).findings()
+    assert finding.verdict == "bad" and "guide" not in finding.text
+
+
+def test_gaps_stand_in_the_table_without_bounds():
+    n = torch.ones(2).double()
+    gaps = Gaps(n, 2 * n, n, n, n, n, n, n, n, torch.tensor([1, 3]))
+    evidence = from_log_weights(torch.randn(9, 4).double())
+    trust = Reliability(evidence, evidence.value)
+    table = data_table({"weights": trust, "log p(x)": None, "gaps": gaps})
+    assert table["amortization_gap"].dropna().to_dict() == {1: 2.0, 3: 2.0}
+
+
+def test_draws_that_are_all_one_value_have_no_z_score():
+    one = {"k": np.zeros(20)}
+    ranks = Ranks({"k": np.arange(20)}, 19, one, one, one, {"k": True})
+    table = latent_table({"calibration": Calibration(ranks, 0.01)})
+    assert np.isnan(table.loc["k", "z_score_mean"]) and np.isnan(table.loc["k", "z_score_sd"])

@@ -168,8 +168,9 @@ class LatentProfile:
         question = "aggregate posterior"
         if not bad:
             text = (
-                f"Over the data the guide's draws are distributed like the prior's (largest "
-                f"distance {distance.max():.3f}, smallest adjusted p {adjusted.min():.2g})."
+                f"Over {len(self.draw):,} data no difference is seen between the guide's draws "
+                f"and the prior's (largest distance {distance.max():.3f}, smallest "
+                f"adjusted p {adjusted.min():.2g})."
             )
             return Finding(question, "good", text, self.level)
         ratio = self.dispersion

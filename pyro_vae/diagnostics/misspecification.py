@@ -78,9 +78,11 @@ class Misspecification:
         """Whether the data are as probable as the model's own, and whether some stand out."""
         own, model = float(self.log_evidence.mean()), float(self.simulated.mean())
         differ = self.uniformity <= self.level
-        how = "are not" if differ else "are"
+        count = len(self.log_evidence)
+        how = "The data are not as probable as the model's own"
+        how = how if differ else f"{count:,} data do not differ visibly from the model's own"
         text = (
-            f"The data {how} as probable as the model's own: log p(x) is {own:.2f} on average "
+            f"{how}: log p(x) is {own:.2f} on average "
             f"against {model:.2f} of {len(self.simulated)} simulated ones, uniformity of ranks "
             f"p = {self.uniformity:.3g}."
         )

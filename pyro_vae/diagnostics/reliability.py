@@ -71,7 +71,8 @@ class Reliability:
             )
             found = [Finding("weights", verdict, text, 0.0)]
         mean = float(self.distance.mean())
-        error = f" ± {float(self.distance.std()) / math.sqrt(number):.3f}" if number > 1 else ""
+        noise = float(self.distance.std()) / math.sqrt(number) if number > 1 else 0.0
+        error = f" ± {noise:.3f}" if number > 1 else ""
         far = self.distance.argsort(descending=True)[:5].tolist()
         above = ", likely more, because log p(x) is too low where khat is large" if large else ""
         above = "" if unknown else above
@@ -79,6 +80,11 @@ class Reliability:
             f"The guide is {mean:.3f}{error} nats a datum from the posterior"
             f"{above} (KL(q || posterior) = log p(x) - ELBO; farthest: {named(far)})."
         )
+        if mean < 2 * noise and not large:
+            text = (
+                f"The guide cannot be told from the posterior by its bound: log p(x) - ELBO, "
+                f"KL(q || posterior), is {mean:.3f}{error} nats a datum."
+            )
         return [*found, Finding("distance", "note", text)]
 
 
