@@ -14,7 +14,7 @@ from pyro_vae.diagnostics.gaps import Gaps
 from pyro_vae.diagnostics.latents import profile
 from pyro_vae.diagnostics.misspecification import misspecification, of_log_evidence
 from pyro_vae.diagnostics.predictive_checks import Check, PredictiveChecks
-from pyro_vae.diagnostics.reliability import Reliability, Sandwich
+from pyro_vae.diagnostics.reliability import Reliability, Sandwich, sandwich
 from pyro_vae.diagnostics.tables import data_table, latent_table
 from pyro_vae.evidence.weights import Evidence, from_log_weights
 from pyro_vae.models import linear_gaussian
@@ -171,3 +171,34 @@ def test_draws_that_are_all_one_value_have_no_z_score():
     ranks = Ranks({"k": np.arange(20)}, 19, one, one, one, {"k": True})
     table = latent_table({"calibration": Calibration(ranks, 0.01)})
     assert np.isnan(table.loc["k", "z_score_mean"]) and np.isnan(table.loc["k", "z_score_sd"])
+
+
+class Switch(pv.Program):
+    """k = 0 or 1 with even odds, x ~ N(5 k, 1); a guide that never draws 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.tensor(5.0))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("x", dist.Normal(self.place * k, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Bernoulli(torch.full_like(x, 1e-6) + 0 * self.place))
+
+
+@pytest.mark.parametrize("latents", [None, {"k": torch.ones(4)}])
+def test_a_value_that_the_guide_never_draws_is_missed(latents):
+    x = torch.tensor([0.0, 5.0, 4.0, 6.0])
+    first, other = (dist.Normal(place, 1.0).log_prob(x) + np.log(0.5) for place in (0.0, 5.0))
+    index, never = torch.tensor([2, 5, 7, 9]), first.double()
+    options = {"latents": latents, "seed": 0, "progress": False}
+    found = sandwich(Switch(), x, index, never, **options)
+    exact = torch.logaddexp(first, other).double()
+    torch.testing.assert_close(found.bounds.lower, exact, rtol=0, atol=1e-5)
+    (finding,) = found.findings()
+    assert finding.verdict == "bad" and "summed over the latents' values" in finding.text
+    assert ("most at 9, 5, 7" in finding.text) == (latents is None)  # of the user's own data

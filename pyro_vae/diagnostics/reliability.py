@@ -9,12 +9,16 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pyro_vae.densities.look import Look
 from pyro_vae.diagnostics.findings import Finding, Verdict, named
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.estimate import log_evidence
+from pyro_vae.evidence.exact import MOST_VALUES, discrete_latents, number_of_values
 from pyro_vae.evidence.weights import MOST_RHAT, Evidence
+from pyro_vae.program.calling import evaluating
 
 BAD_KHAT = 0.7
 FEW = 0.05  # of the data with a large khat: a note, no verdict on the guide
@@ -108,12 +112,14 @@ class Sandwich:
         bounds: ``lower`` and ``upper``, nats, (M,) each.
         importance: log p(x) of the same data by importance sampling from the guide, (M,).
         simulated: whether the data are the model's own, so that the upper bound is exact draws'.
+        summed: whether both bounds are log p(x) itself, summed over the latents' few values.
     """
 
     index: Tensor
     bounds: Evidence
     importance: Tensor
     simulated: bool
+    summed: bool = False
 
     @property
     def gap(self) -> Tensor:
@@ -128,7 +134,9 @@ class Sandwich:
         low, high = sorted([float(lower.mean()), float(upper.mean())])  # they may cross by noise
         width = float(self.gap.mean())
         text = f"Mean log p(x) of {data} lies between {low:.2f} and {high:.2f} nats"
-        if not self.simulated:
+        if self.summed:
+            text = f"Mean log p(x) of {data} is {low:.2f} nats, summed over the latents' values"
+        elif not self.simulated:
             text += " (the upper bound holds for chains that have converged)"
         short = (lower - self.importance).clamp_min(0)
         apart = int((self.bounds.rhat > MOST_RHAT).sum())  # of simulated data chains need not meet
@@ -152,8 +160,17 @@ def sandwich(
     program: Any, x: Any, index: Tensor, importance: Tensor, *, latents: Any = None, seed: int,
     progress: Any = None,
 ) -> Sandwich:  # fmt: skip
-    """Bounds of some data; by their own latents where they are simulated."""
-    bounds = log_evidence(
-        program, x, method="sandwich", true_latents=latents, seed=seed, progress=progress
-    )
-    return Sandwich(index, bounds, importance.to(bounds.value), latents is not None)
+    """Bounds of some data; by their own latents where they are simulated.
+
+    Of latents with few values log p(x) is a sum, which also shows values that the guide never
+    draws and khat cannot see.
+    """
+    with torch.no_grad(), evaluating(program):
+        look = Look.at(program, x)
+    values = number_of_values(look) if discrete_latents(look) else None
+    options = {"seed": seed, "progress": progress}
+    if summed := values is not None and values <= MOST_VALUES:
+        bounds = log_evidence(program, x, method="exact", **options)
+    else:
+        bounds = log_evidence(program, x, method="sandwich", true_latents=latents, **options)
+    return Sandwich(index, bounds, importance.to(bounds.value), latents is not None, summed)
