@@ -135,7 +135,7 @@ def misspecification(
 
     Args:
         program: the program, put into evaluation mode for as long as this takes.
-        x: data (N, ...).  Simulated data have their covariates, each as often, and miss what they miss.
+        x: data (N, ...).  Simulated data have their covariates, and miss what they miss.
         known: log p(x) of the data, where it has been estimated with the same options.
         num_simulated: M, by default N or the multiple of it that is at least 500.
         level: of each of two tests.
