@@ -112,7 +112,7 @@ def test_findings_say_where_they_are_bounds_alone():
     found = Gaps(n + 0.5, n + 2.0, n, n, n, n, n, khat, n + 0.2)
     family, network = found.findings()
     assert family.verdict == "note"
-    assert "at least that: khat of log p(x) is above 0.7 for 1 data (1)" in family.text
+    assert "at least that: khat of log p(x) is not below 0.7 for 1 data (1)" in family.text
     assert network.verdict == "bad"
     assert "still rising for 3 data (0, 1, 2)" in network.text
     assert "approximation 0.500, amortization 2.000" in repr(found)

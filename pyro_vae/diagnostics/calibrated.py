@@ -54,7 +54,10 @@ class Calibration:
         """
         draws = self.ranks.num_draws
         noise = (1 + 1 / draws) * (draws - 1) / (draws - 3) if draws > 3 else 1.0
-        return float(np.nanstd(self.z_scores[name]) / noise**0.5)
+        scores = self.z_scores[name]
+        if np.isnan(scores).all():  # draws that are all one value
+            return float("nan")
+        return float(np.nanstd(scores) / noise**0.5)
 
     def curves(self, prob: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, Curves]:
         """Places u, the band that uniform ranks stay within with this probability, and the curves.

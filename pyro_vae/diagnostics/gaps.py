@@ -52,6 +52,7 @@ class Gaps:
         log_evidence: log p(x), by importance sampling from the refitted guide, or as it was given.
         khat: of these weights; above 0.7 log p(x) is too low, and the approximation gap with it.
         rising: by how much the ELBO still rose in the last quarter of the refit.
+        index: which data these are, (N,), where they are some of more.
     """
 
     approximation: Tensor
@@ -63,6 +64,7 @@ class Gaps:
     log_evidence: Tensor
     khat: Tensor
     rising: Tensor
+    index: Tensor | None = None
 
     def __repr__(self) -> str:
         family, network = _mean(self.approximation), _mean(self.amortization)
@@ -73,21 +75,22 @@ class Gaps:
 
     def findings(self) -> list[Finding]:
         """A verdict on each gap by its size; an exact guide has none, so it is never called bad."""
-        unsure = (~(self.khat <= 0.7)).nonzero().flatten().tolist()
+        index = torch.arange(len(self.elbo)) if self.index is None else self.index.cpu()
+        unsure = index[(~(self.khat <= 0.7)).cpu()].tolist()
         family = _sentence(
-            self.approximation, self.approximation_error,
+            self.approximation, self.approximation_error, index,
             "The guide's family, refitted to each datum, misses log p(x) by",
         )  # fmt: skip
         if unsure:
             family += (
-                f" It is at least that: khat of log p(x) is above 0.7 for {len(unsure)} data "
+                f" It is at least that: khat of log p(x) is not below 0.7 for {len(unsure)} data "
                 f"({named(unsure)})."
             )
         network = _sentence(
-            self.amortization, self.amortization_error,
+            self.amortization, self.amortization_error, index,
             "The network's answer is worse than the family refitted to the datum by",
         )  # fmt: skip
-        late = (self.rising > STILL).nonzero().flatten().tolist()
+        late = index[(self.rising > STILL).cpu()].tolist()
         if late:
             network += (
                 f" It is at least that: the refit was still rising for {len(late)} data "
@@ -109,17 +112,17 @@ def _verdict(gap: Tensor) -> Any:
     return "good" if _mean(gap) < LITTLE else "note"
 
 
-def _sentence(gap: Tensor, error: Tensor, begin: str) -> str:
+def _sentence(gap: Tensor, error: Tensor, index: Tensor, begin: str) -> str:
     of_mean = float(error.square().sum().sqrt()) / len(gap)
     mean = f"{_mean(gap):.3f}".replace("-0.000", "0.000")
     text = f"{begin} {mean} nats on average (standard error {of_mean:.3f})"
-    much = (gap > MUCH).nonzero().flatten()
+    much = (gap > MUCH).nonzero().flatten().cpu()
     if len(much):
-        worst = much[gap[much].argsort(descending=True)].tolist()
+        worst = index[much[gap.cpu()[much].argsort(descending=True)]].tolist()
         return (
             f"{text}, by more than {MUCH:g} nat for {len(much)} of {len(gap)} data, {named(worst)}."
         )
-    return f"{text}, at most {float(gap.max()):.3f} (datum {int(gap.argmax())})."
+    return f"{text}, at most {float(gap.max()):.3f} (datum {int(index[int(gap.argmax())])})."
 
 
 def gaps(

@@ -33,7 +33,7 @@ from pyro_vae.diagnostics.findings import Finding, named
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.program.rows import Rows, map_rows, num_rows, some_rows
 
 ACTIVE = 0.01  # variance over data of a posterior mean, in units of the prior's variance
 DRAWS = 100  # of the guide for each datum
@@ -71,8 +71,10 @@ class LatentProfile:
     def activity(self) -> Tensor:
         """Variance over data of the posterior mean, over the prior's variance, (C,).
 
-        Less what the noise of so many draws adds to a mean.
+        Less what the noise of so many draws adds to a mean; nan of one datum.
         """
+        if len(self.mean) == 1:
+            return torch.full_like(self.mean[0], math.nan)
         variance = (self.mean.var(0) - self.sd.square().mean(0) / DRAWS).clamp_min(0)
         return variance / self.prior.var(0).clamp_min(1e-300)
 
@@ -89,6 +91,8 @@ class LatentProfile:
     @property
     def dispersion(self) -> Tensor:
         """Standard deviation of the aggregate posterior over that of the prior, (C,)."""
+        if len(self.draw) == 1:
+            return torch.full_like(self.draw[0], math.nan)
         return self.draw.std(0) / self.prior.std(0).clamp_min(1e-150)
 
     def distances(self) -> tuple[np.ndarray, np.ndarray]:
@@ -114,6 +118,9 @@ class LatentProfile:
         )
         moved = f"{int(active.sum())} of {number} latents are active"
         low, error = self.information
+        if len(self.mean) == 1:
+            text = "One datum does not show which latents the data move."
+            return Finding("active latents", "note", text)
         if not active.any() and low < 3 * error + 1e-3:
             text = (
                 f"The guide has collapsed: the data move no latent's posterior mean ({number} "
@@ -133,16 +140,23 @@ class LatentProfile:
         low, error = self.information
         rate = float(self.rate.mean())
         ceiling = math.log(self.compared)
-        if low > ceiling - SEEN:
+        if self.compared == 1:
+            text = f"The rate, KL(q || prior), is {rate:.2f} nats; z says no more about x."
+        elif low > ceiling - SEEN:
             text = (
                 f"The latents carry between {low:.1f} nats about x (as much as {self.compared} "
                 f"data can show) and {rate:.1f} (the rate, KL(q || prior))."
             )
+        elif low + 2 * error > rate:
+            text = (
+                f"The latents carry about as many nats about x as the rate has, KL(q || prior) = "
+                f"{rate:.2f} (from below {max(low, 0.0):.2f} ± {error:.2f})."
+            )
         else:
             text = (
-                f"The latents carry {max(low, 0.0):.2f} ± {error:.2f} nats about x; the rate, "
-                f"KL(q || prior), is {rate:.2f}: the rest, {max(rate - low, 0.0):.2f}, is the "
-                "distance of the aggregate posterior from the prior."
+                f"The latents carry at least {max(low, 0.0):.2f} ± {error:.2f} nats about x and at "
+                f"most {rate:.2f}, the rate, KL(q || prior); between the two is the distance of "
+                f"the aggregate posterior of {self.compared} data from the prior."
             )
         return Finding("information", "note", text)
 
@@ -154,8 +168,9 @@ class LatentProfile:
         question = "aggregate posterior"
         if not bad:
             text = (
-                f"Over the data the guide's draws are distributed like the prior's (largest "
-                f"distance {distance.max():.3f}, smallest adjusted p {adjusted.min():.2g})."
+                f"Over {len(self.draw):,} data no difference is seen between the guide's draws "
+                f"and the prior's (largest distance {distance.max():.3f}, smallest "
+                f"adjusted p {adjusted.min():.2g})."
             )
             return Finding(question, "good", text, self.level)
         ratio = self.dispersion
@@ -213,7 +228,8 @@ def profile(
         for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
             found = function(rows, *Stream.PROFILE.key(seed, number))
             parts.append([column[:count].clone() for column in found])
-        few = map_rows(lambda t: t[:MOST], x)
+        chosen = some_rows(num_rows(x), MOST, seed)
+        few = map_rows(lambda t: t[chosen.to(t.device)], x)
         information = _information(program, few, seed)
         names = list(Look.at(program, x).latents)
     mean, sd, draw, rate = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -245,4 +261,5 @@ def _information(program: Any, x: Rows, seed: int) -> tuple[float, float]:
         columns.append(score((x, {n: v.contiguous() for n, v in one.items()}), *Stream.LOOK.key(0)))
     table = torch.stack(columns)
     each = table.diagonal() - (table.logsumexp(1) - math.log(number))
-    return float(each.mean()), float(each.std()) / math.sqrt(number)
+    error = float(each.std()) / math.sqrt(number) if number > 1 else math.nan
+    return float(each.mean()), error

@@ -33,7 +33,7 @@ from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.evidence.weights import Evidence
 from pyro_vae.noise import Stream, seed_of
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.rows import map_rows, num_rows
+from pyro_vae.program.rows import as_many_rows, map_rows, num_rows
 from pyro_vae.progress import Record, counting
 
 SHOWN = 5
@@ -79,9 +79,11 @@ class Misspecification:
         """Whether the data are as probable as the model's own, and whether some stand out."""
         own, model = float(self.log_evidence.mean()), float(self.simulated.mean())
         differ = self.uniformity <= self.level
-        how = "are not" if differ else "are"
+        count = len(self.log_evidence)
+        how = "The data are not as probable as the model's own"
+        how = how if differ else f"{count:,} data do not differ visibly from the model's own"
         text = (
-            f"The data {how} as probable as the model's own: log p(x) is {own:.2f} on average "
+            f"{how}: log p(x) is {own:.2f} on average "
             f"against {model:.2f} of {len(self.simulated)} simulated ones, uniformity of ranks "
             f"p = {self.uniformity:.3g}."
         )
@@ -133,9 +135,9 @@ def misspecification(
 
     Args:
         program: the program, put into evaluation mode for as long as this takes.
-        x: data (N, ...).  Simulated data have their covariates, in turn, and miss what they miss.
+        x: data (N, ...).  Simulated data have their covariates, and miss what they miss.
         known: log p(x) of the data, where it has been estimated with the same options.
-        num_simulated: M, by default N and at least 500.
+        num_simulated: M, by default N or the multiple of it that is at least 500.
         level: of each of two tests.
         seed: of the noise.
         progress: as of ``pv.fit``.
@@ -149,9 +151,9 @@ def misspecification(
     rows = usable_rows(x, program)
     count = num_rows(rows)
     num_simulated = errors.whole(
-        "num_simulated", max(count, 500) if num_simulated is None else num_simulated
+        "num_simulated", count * -(-500 // count) if num_simulated is None else num_simulated
     )
-    index = torch.arange(num_simulated) % count
+    index = as_many_rows(count, num_simulated, seed)
     form = map_rows(lambda t: t[index.to(t.device)], rows)
     with torch.no_grad(), evaluating(program):
         own = simulated(program, form, observed_of(program, form), _seed(seed))
@@ -185,7 +187,8 @@ def of_log_evidence(
     from scipy.stats import ks_2samp
 
     below = torch.searchsorted(model.sort().values, data)  # simulated ones that are less
-    shares = torch.stack([below + 1, len(model) - below + 1]).double() / (len(model) + 1)
+    up_to = torch.searchsorted(model.sort().values, data, right=True)  # data may have few values
+    shares = torch.stack([up_to + 1, len(model) - below + 1]).double() / (len(model) + 1)
     fewer = int((data < model.min()).sum())
     return Misspecification(
         data,

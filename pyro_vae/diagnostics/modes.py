@@ -29,7 +29,7 @@ class Modes:
     """Which data have a posterior of two modes or more, of M that were looked at.
 
     Attributes:
-        index: which data, (M,).
+        index: which data, (M,), of those that the model made.
         names: of the coordinates.
         several: (M, C): whether the posterior has two modes along a coordinate.
         held: the share of the guide's draws beyond the valley, less that of the posterior, at its
@@ -49,8 +49,8 @@ class Modes:
         along = [n for n, some in zip(self.names, self.several.any(0), strict=True) if some]
         text = (
             f"The posterior has several modes (along {named(along)}) at {int(rows.sum())} of "
-            f"{len(rows)} data that chains looked at, such as {named(self.index[rows].tolist(), 3)}"
-            f"; the guide's share of draws on one side is off by up to "
+            f"{len(rows)} simulated data that chains looked at; "
+            f"the guide's share of draws on one side is not the chains' by up to "
             f"{float(self.held.max()):.0%}: a mixture or a flow as posterior= may hold them."
         )
         return [Finding("modes", "bad", text)]

@@ -117,6 +117,8 @@ class PredictiveChecks:
             text = "; ".join(map(str, wrong[:3]))
             more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             text = f"Data of the model differ from the observed ones: {text}{more}."
+            if self.source == "posterior":
+                text += " Their latents are the guide's: where it is no posterior, that may be why."
             return [Finding(question, "bad", text, self.level)]
         closest = min(self.checks, key=lambda check: check.p_value)
         text = f"No statistic of {len(self.checks)} differs; the nearest to it: {closest}."

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.densities.look import Look
 from pyro_vae.densities.particles import densities
 from pyro_vae.diagnostics.findings import Finding, Verdict, named
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.evidence.estimate import log_evidence
-from pyro_vae.evidence.weights import Evidence
-from pyro_vae.noise import Stream, seed_of
+from pyro_vae.evidence.exact import MOST_VALUES, discrete_latents, number_of_values
+from pyro_vae.evidence.weights import MOST_RHAT, Evidence
+from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, num_rows
 
@@ -53,8 +55,17 @@ class Reliability:
         khat, ess = self.evidence.khat, self.evidence.ess
         number = len(khat)
         large = [row for row in self.worst if not float(khat[row]) <= BAD_KHAT]
-        middle = f"median khat {float(khat.nanmedian()):.2f}, ESS {float(ess.median()):.0f}"
-        if not large:
+        middle = f"ESS {float(ess.median()):.0f}"
+        if not khat.isnan().all():
+            middle = f"median khat {float(khat.nanmedian()):.2f}, {middle}"
+        unknown = int(khat.isnan().sum())
+        if unknown:
+            text = (
+                f"{unknown:,} of {number:,} data have no khat ({middle}), so nothing says whether "
+                "the guide's draws reach all of their posterior: raise num_particles to about 1000."
+            )
+            found = [Finding("weights", "note", text)]
+        elif not large:
             text = f"No datum has a khat above {BAD_KHAT} ({number:,} data; {middle})."
             found = [Finding("weights", "good", text, 0.0)]
         else:
@@ -63,17 +74,24 @@ class Reliability:
             text = (
                 f"For {len(large):,} of {number:,} data khat exceeds {BAD_KHAT}: the guide serves "
                 f"them badly, its draws miss a part of their posterior (worst: {named(large)}; "
-                f"{middle}); log p(x) is too low there."
+                f"{middle}); log p(x) is likely too low there."
             )
             found = [Finding("weights", verdict, text, 0.0)]
         mean = float(self.distance.mean())
-        error = float(self.distance.std()) / math.sqrt(number) if number > 1 else math.nan
+        noise = float(self.distance.std()) / math.sqrt(number) if number > 1 else 0.0
+        error = f" ± {noise:.3f}" if number > 1 else ""
         far = self.distance.argsort(descending=True)[:5].tolist()
-        above = ", at least, because log p(x) is too low where khat is large" if large else ""
+        above = ", likely more, because log p(x) is too low where khat is large" if large else ""
+        above = "" if unknown else above
         text = (
-            f"The guide is {mean:.3f} ± {error:.3f} nats a datum from the posterior"
+            f"The guide is {mean:.3f}{error} nats a datum from the posterior"
             f"{above} (KL(q || posterior) = log p(x) - ELBO; farthest: {named(far)})."
         )
+        if mean < 2 * noise and not large:
+            text = (
+                f"The guide cannot be told from the posterior by its bound: log p(x) - ELBO, "
+                f"KL(q || posterior), is {mean:.3f}{error} nats a datum."
+            )
         return [*found, Finding("distance", "note", text)]
 
 
@@ -115,12 +133,14 @@ class Sandwich:
         bounds: ``lower`` and ``upper``, nats, (M,) each.
         importance: log p(x) of the same data by importance sampling from the guide, (M,).
         simulated: whether the data are the model's own, so that the upper bound is exact draws'.
+        summed: whether both bounds are log p(x) itself, summed over the latents' few values.
     """
 
     index: Tensor
     bounds: Evidence
     importance: Tensor
     simulated: bool
+    summed: bool = False
 
     @property
     def gap(self) -> Tensor:
@@ -135,9 +155,12 @@ class Sandwich:
         low, high = sorted([float(lower.mean()), float(upper.mean())])  # they may cross by noise
         width = float(self.gap.mean())
         text = f"Mean log p(x) of {data} lies between {low:.2f} and {high:.2f} nats"
-        if not self.simulated:
+        if self.summed:
+            text = f"Mean log p(x) of {data} is {low:.2f} nats, summed over the latents' values"
+        elif not self.simulated:
             text += " (the upper bound holds for chains that have converged)"
         short = (lower - self.importance).clamp_min(0)
+        apart = int((self.bounds.rhat > MOST_RHAT).sum())  # of simulated data chains need not meet
         rows = [int(self.index[i]) for i in short.argsort(descending=True) if short[i] > 1]
         if float(short.mean()) > CLOSE:
             text += (
@@ -148,6 +171,9 @@ class Sandwich:
         if width > CLOSE:
             text += ": not closely known, so compare models on it with care."
             return [Finding("log p(x)", "note", text, None)]
+        if apart > max(1, FEW * number):
+            text += f"; those of {apart} have not (R-hat above {MOST_RHAT})."
+            return [Finding("log p(x)", "note", text, None)]
         return [Finding("log p(x)", "good", f"{text}.", 0.0)]
 
 
@@ -155,14 +181,17 @@ def sandwich(
     program: Any, x: Any, index: Tensor, importance: Tensor, *, latents: Any = None, seed: int,
     progress: Any = None,
 ) -> Sandwich:  # fmt: skip
-    """Bounds of some data; by their own latents where they are simulated."""
-    bounds = log_evidence(
-        program, x, method="sandwich", true_latents=latents, seed=seed, progress=progress
-    )
-    return Sandwich(index, bounds, importance.to(bounds.value), latents is not None)
+    """Bounds of some data; by their own latents where they are simulated.
 
-
-def some_rows(number: int, most: int, seed: int) -> Tensor:
-    """At most so many of N rows, in order."""
-    generator = torch.Generator().manual_seed(seed_of(*Stream.SUBSET.key(seed)))
-    return torch.randperm(number, generator=generator)[:most].sort().values
+    Of latents with few values log p(x) is a sum, which also shows values that the guide never
+    draws and khat cannot see.
+    """
+    with torch.no_grad(), evaluating(program):
+        look = Look.at(program, x)
+    values = number_of_values(look) if discrete_latents(look) else None
+    options = {"seed": seed, "progress": progress}
+    if summed := values is not None and values <= MOST_VALUES:
+        bounds = log_evidence(program, x, method="exact", **options)
+    else:
+        bounds = log_evidence(program, x, method="sandwich", true_latents=latents, **options)
+    return Sandwich(index, bounds, importance.to(bounds.value), latents is not None, summed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,15 @@ from pyro_vae.densities.look import Look
 from pyro_vae.densities.missing import usable_rows
 from pyro_vae.diagnostics.calibrated import Calibration
 from pyro_vae.diagnostics.findings import Finding
-from pyro_vae.diagnostics.gaps import gaps
+from pyro_vae.diagnostics.gaps import Gaps, gaps
 from pyro_vae.diagnostics.latents import profile
 from pyro_vae.diagnostics.misspecification import misspecification
 from pyro_vae.diagnostics.modes import modes
 from pyro_vae.diagnostics.predictive_checks import predictive_checks
-from pyro_vae.diagnostics.reliability import reliability, sandwich, some_rows
+from pyro_vae.diagnostics.reliability import reliability, sandwich
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.program.rows import Rows, map_rows, num_rows, some_rows
 from pyro_vae.progress import counting
 
 if TYPE_CHECKING:
@@ -83,12 +83,14 @@ class Diagnosis:
         said = f"{bad} of {len(self.findings)} answers are marked ! as bad. " if bad else ""
         if not bad:
             said = "Nothing was found against this guide. "
+        if open_ := sum(part is None for part in self.parts.values()):
+            said += f"{open_} of the questions {'was' if open_ == 1 else 'were'} not answered. "
         if not tests:
             return said.strip()
         return (
             f"{said}{tests} of the answers are tests: for a guide that is the posterior, and data "
-            f"that are the model's, each is wrong in {self.level:.2g} of all runs, and one of them "
-            f"or more in at most {min(1.0, tests * self.level):.2g}."
+            f"that are the model's, each is wrong in at most {self.level:.2g} of all runs, and "
+            f"one of them or more in at most {min(1.0, tests * self.level):.2g}."
         )
 
     def table(self) -> pd.DataFrame:
@@ -223,8 +225,8 @@ def diagnose(
         ranked = asked("calibration", _calibration, program, pairs, **how)
         if ranked is not None and ranked.failed:
             made = map_rows(lambda t: t[:close], pairs.x)
-            asked("modes", modes, program, made, torch.arange(len(few)), **common)
-        asked("gaps", gaps, program, near, **common)
+            asked("modes", modes, program, made, torch.arange(num_rows(made)), **common)
+        asked("gaps", _gaps, program, near, few, **common)
         asked("latents", profile, program, rows, pairs.latents, level=level, seed=seed)
         more = {"statistics": statistics, "level": level, **common}
         asked("predictions", predictive_checks, program, rows, **more)
@@ -263,6 +265,11 @@ class _Asked:
     def raise_if_nothing(self) -> None:
         if self._refused and not any(part is not None for part in self.parts.values()):
             raise self._refused[0]
+
+
+def _gaps(program: nn.Module, x: Rows, index: Tensor, **options: Any) -> Gaps:
+    """Of some data, called by the numbers that they have among all."""
+    return replace(gaps(program, x, **options), index=index)
 
 
 def _calibration(

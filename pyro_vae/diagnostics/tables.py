@@ -37,7 +37,10 @@ def latent_table(parts: Mapping[str, Any]) -> pd.DataFrame:
         names = [name for name in ranks.ranks if ranks.is_latent[name]]
         scores = calibration.z_scores
         columns["contraction"] = calibration.contraction
-        columns["z_score_mean"] = {n: float(np.nanmean(scores[n])) for n in names}
+        columns["z_score_mean"] = {
+            n: float(np.nanmean(scores[n])) if np.isfinite(scores[n]).any() else np.nan
+            for n in names
+        }
         columns["z_score_sd"] = {n: calibration.scatter(n) for n in names}
         for prob in (0.5, 0.9):
             covered = ranks.coverage(prob)
@@ -66,7 +69,7 @@ def data_table(parts: Mapping[str, Any]) -> pd.DataFrame:
         rows = both.index.cpu().numpy()
         table.loc[rows, "lower"] = both.bounds.lower.cpu().numpy()
         table.loc[rows, "upper"] = both.bounds.upper.cpu().numpy()
-        if (split := parts.get("gaps")) is not None:
-            for name in ("approximation", "amortization"):
-                table.loc[rows, f"{name}_gap"] = getattr(split, name).cpu().numpy()
+    if (split := parts.get("gaps")) is not None:
+        for name in ("approximation", "amortization"):
+            table.loc[split.index.cpu().numpy(), f"{name}_gap"] = getattr(split, name).cpu().numpy()
     return table

@@ -20,7 +20,7 @@ from pyro_vae.evaluation import RowFunction, row_chunks
 from pyro_vae.noise import Stream
 from pyro_vae.predictive.drawing import form_of_x
 from pyro_vae.program.calling import evaluating, require_program
-from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
+from pyro_vae.program.rows import Rows, as_many_rows, device_of, map_rows, num_rows
 
 
 class Simulated(NamedTuple):
@@ -44,7 +44,8 @@ def simulate(
         program: the program.
         number: N.
         like: rows that say what x looks like; covariates are taken from them, in their order and
-            over again.  A ``VAE`` without covariates needs none.
+            over again; the rest of a number that is no multiple of theirs are any of them.  A
+            ``VAE`` without covariates needs none.
         seed: of the noise.
         batch_size: rows at a time.
 
@@ -57,7 +58,8 @@ def simulate(
     number, seed = errors.whole("number", number), errors.seed_number(seed)
     require_program(program)
     form = form_of_x(program, like, f"{number} data with like=x")
-    form = map_rows(partial(torch.Tensor.index_select, dim=0, index=_cycled(form, number)), form)
+    index = as_many_rows(num_rows(form), number, seed).to(device_of(form))
+    form = map_rows(partial(torch.Tensor.index_select, dim=0, index=index), form)
     found: list[Simulated] = []
     with torch.no_grad(), evaluating(program):
         require_own_latents(Look.at(program, form))
@@ -109,7 +111,3 @@ def _with_gaps_of(rows: Rows, x: Rows) -> Rows:
 
 def _first(t: Tensor, count: int) -> Tensor:
     return t[:count].clone()
-
-
-def _cycled(form: Rows, number: int) -> Tensor:
-    return torch.arange(number, device=device_of(form)) % num_rows(form)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_vae.noise import Stream, seed_of
+
 Rows = Tensor | dict[str, Tensor]  # what a program is called with: (B, ...) in each entry
 
 
@@ -59,3 +61,18 @@ def num_rows(x: Rows) -> int:
 
 def device_of(x: Rows) -> torch.device:
     return pytree.tree_leaves(x)[0].device
+
+
+def some_rows(number: int, most: int, seed: int) -> Tensor:
+    """At most so many of N rows, any with the same probability, in order."""
+    generator = torch.Generator().manual_seed(seed_of(*Stream.SUBSET.key(seed)))
+    return torch.randperm(number, generator=generator)[:most].sort().values
+
+
+def as_many_rows(number: int, count: int, seed: int) -> Tensor:
+    """``count`` of N rows, all equally often: in order and over again, the rest any.
+
+    A rest in order would be the first rows, which are not like the others where rows are sorted.
+    """
+    whole = torch.arange(number).repeat(count // number)
+    return torch.cat([whole, some_rows(number, count % number, seed)])
