@@ -14,6 +14,8 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.program.calling import call_with, trainable
 
+from .quickly import some_quickly
+
 ENGINES = ["pyro", "eager"]
 SHARED = {"a module in two parts", "a part under two names", "a Parameter in two modules"}
 
@@ -232,7 +234,8 @@ def by_shared_variables():
 MAKERS = [by_handler, by_shared_variables, by_closure, by_partial, by_default, by_method, by_object]
 
 
-@pytest.mark.parametrize("make", MAKERS)
+# A capture each is what costs: one of functions, one of objects quickly.
+@pytest.mark.parametrize("make", some_quickly(MAKERS, by_closure, by_object))
 def test_a_copy_calls_modules_of_its_own(make):
     program, x = make(), bits()
     kept = copy.deepcopy(program)

@@ -18,6 +18,7 @@ from pyro_vae.runs import storage
 from pyro_vae.training import checkpoint, fitting
 from pyro_vae.training.loop import Progress
 
+from .quickly import some_quickly
 from .saved_runs import (
     HELD_OUT,
     Counting,
@@ -72,8 +73,16 @@ def with_manifest(folder, **changes):
     storage.write(folder, saved)
 
 
-@pytest.mark.parametrize("engine", ["eager", "pyro"])
-@pytest.mark.parametrize("name", CASES)
+# Every case in one engine quickly, two in both: the engine takes the step, the loop is one.
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    some_quickly(
+        [(name, engine) for name in CASES for engine in ("eager", "pyro")],
+        *((name, "pyro") for name in CASES),
+        ("Adam, one cycle", "eager"),
+        ("stateful objective", "eager"),
+    ),
+)
 def test_a_run_that_was_interrupted_thrice_ends_with_the_same_bits(
     tmp_path, stop, monkeypatch, name, engine
 ):
