@@ -14,6 +14,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.objectives import AEVB
 
+from .quickly import some_quickly
 from .saved_runs import assert_same
 
 N = 40
@@ -48,7 +49,7 @@ def fit(given=None, **options):
     })  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_quickly(KINDS, "AutoDelta", "AutoMultivariateNormal"))
 def test_an_automatic_guide_finds_the_exact_posterior_or_its_mode(kind):
     run = fit(program(kind), steps=600, batch_size=N, lr=0.03, engine="eager")
     mean = float(Y.sum() / (N + 1 / 9))
@@ -79,7 +80,7 @@ def test_its_step_is_that_of_pyros_own_svi(kind):
         assert bool((step != 0).any())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_quickly(KINDS, "AutoDelta", "AutoMultivariateNormal"))
 def test_what_it_learnt_is_saved_loaded_copied_and_pickled(kind, tmp_path):
     run = fit(program(kind, positive))
     run.save(tmp_path)

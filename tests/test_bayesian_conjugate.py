@@ -230,7 +230,7 @@ def gap_after_training(program, x, objective, steps=600):
 
 @pytest.mark.parametrize(
     ("family", "estimator"),
-    [(KnownVarianceMean, "A"), (KnownVarianceLocals, "B")],
+    [pytest.param(KnownVarianceMean, "A", marks=pytest.mark.slow), (KnownVarianceLocals, "B")],
 )
 def test_the_trained_bound_is_the_exact_log_evidence(measured, family, estimator):
     """Of all 60 data together, to 1e-3 nats."""

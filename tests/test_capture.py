@@ -28,6 +28,7 @@ from pyro_vae.program.base import Program
 
 from .oracles import assert_equal
 from .programs import COLUMNS, KEY, OBJECTIVES, REFUSED, ROWS, Parts, normal, program_and_rows
+from .quickly import some_quickly
 
 
 @pytest.mark.parametrize(("name", "objective"), REFUSED)
@@ -78,7 +79,7 @@ FICKLE = {
 }
 
 
-@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("particles", some_quickly([1, 3], 3))
 @pytest.mark.parametrize("what", FICKLE)
 def test_program_that_is_no_fixed_function_is_refused_with_a_reason(what, particles):
     """A frozen value would train on with the wrong numbers, and nobody would see it."""
@@ -160,7 +161,7 @@ def test_draws_that_no_noise_can_serve_stay_in_the_graph_and_are_named():
 
 
 @pytest.mark.parametrize("objective", [WakeSleep(2), ReweightedWakeSleep(2), ScoreFunction(2)])
-@pytest.mark.parametrize("width", [5, 100])
+@pytest.mark.parametrize("width", some_quickly([5, 100], 100))
 def test_detached_draws_of_several_particles_stay_detached(objective, width, monkeypatch):
     """Nothing carries a gradient while a particle is captured, and the detachment counts later."""
     found = []

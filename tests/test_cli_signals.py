@@ -117,7 +117,10 @@ def wait_for(path, process):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("number", "code", "word"), STOPS)
+# The other signal ends a process of its own in test_signals_of_fit.py, quickly too.
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [pytest.param(*STOPS[0], marks=pytest.mark.slow), STOPS[1]]
+)
 def test_a_signal_saves_the_run_and_says_how_to_go_on(number, code, word, start, tmp_path):
     out = tmp_path / "run"
     flags = ["--out", out, "--epochs", "1e6", "--checkpoint_every", "0.1", "--engine", "eager"]

@@ -4,6 +4,7 @@ A class in a new file is in this matrix by existing.  Quickly each prior, poster
 stands in one row at least, in company that goes round; ``make slow`` has all combinations.
 """
 
+import functools
 import inspect
 import itertools
 import warnings
@@ -41,6 +42,7 @@ def made(cls, **sizes):
     return cls.example(**sizes)
 
 
+@functools.cache
 def support_of(cls):
     part = made(cls, **{"latent_dim": J} | ({} if "priors" in cls.__module__ else SIZES))
     return part.support

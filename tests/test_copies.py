@@ -14,6 +14,8 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.program.calling import call_with, trainable
 
+from .quickly import slowly, some_quickly
+
 ENGINES = ["pyro", "eager"]
 SHARED = {"a module in two parts", "a part under two names", "a Parameter in two modules"}
 
@@ -64,7 +66,9 @@ class Shared(pv.Program):
 # --- one module, two names ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [pv.objectives.AEVB("A"), pv.objectives.DReG(2)], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [pv.objectives.AEVB("A"), slowly(pv.objectives.DReG(2))], ids=repr
+)
 @pytest.mark.parametrize("how", sorted(SHARED))
 def test_what_two_parts_own_is_trained_whatever_the_engine(how, objective):
     ends = []
@@ -232,7 +236,8 @@ def by_shared_variables():
 MAKERS = [by_handler, by_shared_variables, by_closure, by_partial, by_default, by_method, by_object]
 
 
-@pytest.mark.parametrize("make", MAKERS)
+# A capture each is what costs: one of functions, one of objects quickly.
+@pytest.mark.parametrize("make", some_quickly(MAKERS, by_closure, by_object))
 def test_a_copy_calls_modules_of_its_own(make):
     program, x = make(), bits()
     kept = copy.deepcopy(program)

@@ -29,6 +29,7 @@ from pyro_vae.objectives import (
 )
 
 from .mixtures import PARALLEL, PROGRAMS, Mixture, by_brute_force, data_for, program_for
+from .quickly import some_quickly
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -96,7 +97,11 @@ OBJECTIVES = [
 ]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+@pytest.mark.parametrize(
+    "objective",
+    some_quickly(OBJECTIVES, OBJECTIVES[0], "WakeSleep()", "MonteCarloEM()"),
+    ids=repr,
+)
 def test_every_objective_trains_a_mixture(objective):
     _, program = program_for("mixture")
     pv.check(program, data_for("mixture", 20))

@@ -9,6 +9,7 @@ import torch
 import pyro_vae as pv
 
 from .foreign_data import PROGRAMS
+from .quickly import some_quickly
 
 ALL = pytest.mark.parametrize("name", PROGRAMS)
 # One of each kind; `make slow` takes the others through the day as well.
@@ -19,8 +20,10 @@ SOME = (
     "amortized LDA",
     "causal effect VAE",
 )
-SOME_QUICKLY = pytest.mark.parametrize(
-    "name", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS]
+SOME_QUICKLY = pytest.mark.parametrize("name", some_quickly(PROGRAMS, *SOME))
+# A run is saved and resumed by names and tensors, whatever the program.
+SAVED_QUICKLY = pytest.mark.parametrize(
+    "name", some_quickly(PROGRAMS, "semi-supervised, unlabelled", "amortized LDA")
 )
 QUIET = pytest.mark.filterwarnings("ignore::pyro_vae.errors.PyroVaeWarning")  # of few draws
 B = 20
@@ -72,7 +75,7 @@ def test_check_finds_no_mistake_or_the_right_one(name):
 
 
 @QUIET
-@ALL
+@SOME_QUICKLY
 def test_it_trains_as_in_pyro_at_the_same_noise(name):
     """Four steps of gradient descent in float64: captured, or by handlers, and by Pyro's SVI."""
     options = {
@@ -113,7 +116,7 @@ def test_it_is_scored_drawn_from_and_converted(name):
 
 
 @QUIET
-@SOME_QUICKLY
+@SAVED_QUICKLY
 def test_it_is_saved_loaded_and_resumed_to_the_last_bit(name, tmp_path):
     options = {"optimizer": torch.optim.Adam, "lr": 0.01, "engine": "eager"}
     whole = trained(name, **options)

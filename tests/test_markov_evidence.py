@@ -14,6 +14,8 @@ from pyro_vae.evidence.markov import _kernel_log_density, from_reciprocal_weight
 from pyro_vae.evidence.students import moments, student_log_density
 from pyro_vae.models import bernoulli_vae, linear_gaussian, logistic_lvm
 
+from .quickly import some_quickly
+
 
 def oracle(latent_dim=2, n=60):
     torch.manual_seed(0)
@@ -34,7 +36,7 @@ def test_the_fitted_proposal_agrees_with_the_truth_within_its_standard_error():
     assert float(evidence.rhat.max()) < 1.1 and "R-hat above 1.1 for 0" in repr(evidence)
 
 
-@pytest.mark.parametrize("latent_dim", [1, 2, 3])
+@pytest.mark.parametrize("latent_dim", some_quickly([1, 2, 3], 2))
 def test_appendix_d_with_exact_draws_is_biased_by_less_than_a_hundredth_of_a_nat(latent_dim):
     """Independent draws of the exact posterior of one datum, 400 repetitions side by side."""
     program, x, exact = oracle(latent_dim, n=1)
@@ -80,7 +82,7 @@ def test_if_q_is_the_posterior_every_draw_gives_the_evidence():
 
 
 @pytest.mark.filterwarnings("ignore:khat exceeds 0.7")  # a few of 20 data, by chance
-@pytest.mark.parametrize("latent_dim", [1, 2])
+@pytest.mark.parametrize("latent_dim", some_quickly([1, 2], 2))
 def test_three_ways_agree_with_quadrature(latent_dim):
     """Fact 33, on the logistic model: importance below, appendix D above, both within errors."""
     torch.manual_seed(0)
@@ -174,7 +176,7 @@ def test_draws_of_one_of_two_modes_are_told_by_the_other_estimate():
 
 
 @pytest.mark.filterwarnings("ignore:khat exceeds 0.7")  # of one datum in four, by chance
-@pytest.mark.parametrize("chains", [1, 4])
+@pytest.mark.parametrize("chains", some_quickly([1, 4], 4))
 def test_importance_sampling_finds_the_mode_that_chains_missed(chains):
     """And says so by no alarm: the estimate is right, with a small error."""
     program, x, exact = two_modes()

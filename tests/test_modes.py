@@ -18,6 +18,8 @@ from pyro_vae.evidence.students import Students
 from pyro_vae.evidence.weights import from_log_weights, pareto_khat
 from pyro_vae.models import linear_gaussian
 
+from .quickly import some_quickly
+
 
 def program_of(prior, likelihood):
     def model(x):
@@ -101,8 +103,8 @@ def judged(case, **options):
     ("make", "most"),
     [
         (lambda: two_modes(0.9, 60), 0.02),
-        (lambda: two_modes(0.5, 60), 0.02),
-        (lambda: two_modes(0.5, 40, dim=3), 0.05),
+        pytest.param(lambda: two_modes(0.5, 60), 0.02, marks=pytest.mark.slow),
+        pytest.param(lambda: two_modes(0.5, 40, dim=3), 0.05, marks=pytest.mark.slow),
         (lambda: needle(60), 0.05),
     ],
     ids=["a tenth", "halves", "halves in three dimensions", "needle"],
@@ -150,7 +152,7 @@ def squares(rows, dim):
     return Squares(dim).double(), x, truth.reshape(x.shape).sum(-1)
 
 
-@pytest.mark.parametrize(("dim", "alarms"), [(1, 0.1), (3, 0.2)])
+@pytest.mark.parametrize(("dim", "alarms"), some_quickly([(1, 0.1), (3, 0.2)], (3, 0.2)))
 def test_more_modes_than_chains_are_found(dim, alarms):
     """Before, 72 % of the rows with eight modes were quiet and off, by 0.45 nats on average."""
     z, quiet, _ = judged(squares(30, dim))

@@ -210,7 +210,7 @@ def bits():
     return (torch.rand(ROWS, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
 
 
-QUICKLY = {"a prior that calls the encoder", "functions", "batch normalization", "discrete"}
+QUICKLY = {"functions", "batch normalization", "discrete"}
 FORMS = [pytest.param(f, marks=() if f in QUICKLY else pytest.mark.slow) for f in PROGRAMS]
 
 

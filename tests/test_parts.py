@@ -35,7 +35,15 @@ from .oracles import assert_equal
 
 J, D, H, B = 2, 2, 5, 4
 KEY = (5, 3, 1)
+
+
+def is_in_no_row(folder, cls):
+    """A prior of covariates is in no row of the matrix of test_combinations.py."""
+    return folder == "priors" and bool(list(inspect.signature(cls.forward).parameters)[1:])
+
+
 FOLDERS = {"priors": "prior", "likelihoods": "likelihood", "posteriors": "posterior"}
+SLOW = pytest.mark.slow
 PARTS = [
     pytest.param(folder, cls, id=f"{folder}.{name}")
     for folder in FOLDERS
@@ -43,6 +51,14 @@ PARTS = [
     if name == cls.__name__  # and no alias
 ]
 every_part = pytest.mark.parametrize(("folder", "cls"), PARTS)
+# test_combinations.py compares the graph of every other part with its program, quickly too.
+every_part_in_graphs = pytest.mark.parametrize(
+    ("folder", "cls"),
+    [
+        each if is_in_no_row(*each.values) else pytest.param(*each.values, id=each.id, marks=SLOW)
+        for each in PARTS
+    ],
+)
 
 
 def example(folder, cls):
@@ -204,7 +220,7 @@ def test_the_soft_bernoulli_says_that_it_is_no_density():
     assert abs(law.log_prob(x).exp().mean() - 1) > 0.1  # over the unit square
 
 
-@every_part
+@every_part_in_graphs
 def test_the_graph_is_the_program_at_k_particles(folder, cls):
     program, x = program_of(folder, example(folder, cls))
     program, x = program.double(), map_rows(torch.Tensor.double, x)
@@ -233,7 +249,7 @@ def test_a_saved_part_is_loaded_by_its_name(folder, cls, tmp_path):
         map_rows(torch.sigmoid, x) if mean_range_of(program) else x
     )  # else it warns of data out of reach
     objective = AEVB("A") if program.posterior(x).has_rsample else ScoreFunction(2)
-    pv.fit(program, x, objective, steps=1, engine="eager", progress=False, out=tmp_path)
+    pv.fit(program, x, objective, steps=1, engine="pyro", progress=False, out=tmp_path)
 
     loaded = pv.load(tmp_path).program
 
@@ -270,7 +286,7 @@ def test_a_part_of_the_users_own_asks_for_the_program(tmp_path, prior):
 
     prior = Plain() if prior == "plain" else prior
     program, x = program_of("priors", prior)
-    pv.fit(program, x, steps=1, engine="eager", progress=False, out=tmp_path)
+    pv.fit(program, x, steps=1, engine="pyro", progress=False, out=tmp_path)
     said = r"prior is .*(Own|Plain).*, which cannot be made from its name: build it .*program=mine"
     with pytest.raises(ValueError, match=said):
         pv.load(tmp_path)
@@ -280,19 +296,19 @@ def test_a_part_of_the_users_own_asks_for_the_program(tmp_path, prior):
 def test_options_of_a_part_come_back(tmp_path):
     prior = pv.priors.StandardNormal(J, precision=0.5)
     program, x = program_of("priors", prior)
-    pv.fit(program, x, steps=1, engine="eager", progress=False, out=tmp_path)
+    pv.fit(program, x, steps=1, engine="pyro", progress=False, out=tmp_path)
     assert pv.load(tmp_path).program.prior.precision == 0.5
 
 
 def test_a_part_that_was_changed_after_it_was_built_asks_for_the_program(tmp_path):
     program, x = program_of("priors", pv.priors.StandardNormal(J))
     program.prior.precision = 3.0
-    pv.fit(program, x, steps=1, engine="eager", progress=False, out=tmp_path)
+    pv.fit(program, x, steps=1, engine="pyro", progress=False, out=tmp_path)
     with pytest.raises(ValueError, match=r"changed after it was built \(prior.precision"):
         pv.load(tmp_path)
     replaced, x = program_of("priors", pv.priors.StandardNormal(J))
     replaced.prior = pv.priors.StandardNormal(J, 2.0)
-    pv.fit(replaced, x, steps=1, engine="eager", progress=False, out=tmp_path / "b")
+    pv.fit(replaced, x, steps=1, engine="pyro", progress=False, out=tmp_path / "b")
     with pytest.raises(ValueError, match=r"changed after it was built \(prior.precision"):
         pv.load(tmp_path / "b")
 
@@ -356,7 +372,7 @@ def test_a_tampered_record_is_refused_in_one_line(tmp_path, name):
 )
 def test_a_tampered_checkpoint_is_refused_by_name(tmp_path, options, said):
     program, x = program_of("priors", pv.priors.StandardNormal(J))
-    pv.fit(program, x, steps=1, engine="eager", progress=False, out=tmp_path)
+    pv.fit(program, x, steps=1, engine="pyro", progress=False, out=tmp_path)
     saved = storage.read(tmp_path)
     build = saved["build"]
     build["options"] = None if options is None else {**build["options"], **options}

@@ -18,6 +18,7 @@ from pyro_vae.runs import storage
 from pyro_vae.training import checkpoint, fitting
 from pyro_vae.training.loop import Progress
 
+from .quickly import some_quickly
 from .saved_runs import (
     HELD_OUT,
     Counting,
@@ -72,8 +73,16 @@ def with_manifest(folder, **changes):
     storage.write(folder, saved)
 
 
-@pytest.mark.parametrize("engine", ["eager", "pyro"])
-@pytest.mark.parametrize("name", CASES)
+# Every case in one engine quickly, two in both: the engine takes the step, the loop is one.
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    some_quickly(
+        [(name, engine) for name in CASES for engine in ("eager", "pyro")],
+        *((name, "pyro") for name in CASES),
+        ("Adam, one cycle", "eager"),
+        ("stateful objective", "eager"),
+    ),
+)
 def test_a_run_that_was_interrupted_thrice_ends_with_the_same_bits(
     tmp_path, stop, monkeypatch, name, engine
 ):
@@ -197,6 +206,14 @@ def test_options_of_saving_need_a_folder(option):
         fit(out="anywhere", checkpoint_every=-1)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a run for those that are refused, which leave it as it is."""
+    folder = tmp_path_factory.mktemp("saved")
+    fit(out=folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -217,30 +234,27 @@ def test_options_of_saving_need_a_folder(option):
         ({"validation": HELD_OUT}, "validation_digest is"),
     ],
 )
-def test_resume_refuses_another_run_and_names_what_differs(tmp_path, change, message):
+def test_resume_refuses_another_run_and_names_what_differs(saved, change, message):
     """The program is as it was afterwards: a refusal changes nothing."""
-    fit(out=tmp_path)
     program = small_vae(seed=5, dtype=change.get("dtype", torch.float32))
     before = {name: value.clone() for name, value in program.named_parameters()}
     with pytest.raises(ValueError, match=f"holds another run: .*{message}.*: pass the settings"):
-        fit(program, out=tmp_path, resume=True, **change)
+        fit(program, out=saved, resume=True, **change)
     assert_same(before, dict(program.named_parameters()))
 
 
-def test_resume_names_all_differences_at_once(tmp_path):
-    fit(out=tmp_path)
+def test_resume_names_all_differences_at_once(saved):
     with pytest.raises(ValueError, match=r"seed is 4.*clip is 1.0.*optimizer lr is 0.5"):
-        fit(out=tmp_path, resume=True, lr=0.5, clip=1.0, seed=4)
+        fit(out=saved, resume=True, lr=0.5, clip=1.0, seed=4)
 
 
-def test_resume_refuses_another_program(tmp_path):
-    fit(out=tmp_path)
+def test_resume_refuses_another_program(saved):
     with pytest.raises(ValueError, match=r"network.0.weight\" has shape \(9, 2\), .* \(8, 2\)"):
-        fit(small_vae(hidden_dim=9), out=tmp_path, resume=True)
+        fit(small_vae(hidden_dim=9), out=saved, resume=True)
     torch.manual_seed(0)
     other = gaussian_vae.build(6, latent_dim=2, hidden_dim=8)
     with pytest.raises(ValueError, match="program is 'GaussianVAE', the checkpoint has 'Bern"):
-        fit(other, out=tmp_path, resume=True)
+        fit(other, out=saved, resume=True)
 
 
 @pytest.mark.parametrize(

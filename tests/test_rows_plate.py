@@ -10,6 +10,8 @@ import pyro_vae as pv
 from pyro_vae.chains.latents import Latents
 from pyro_vae.densities import densities
 
+from .quickly import some_quickly
+
 N = 40
 
 
@@ -64,7 +66,7 @@ def x():
 
 
 @pytest.mark.filterwarnings("ignore:khat")  # of a guide that was not trained
-@pytest.mark.parametrize("idiom", IDIOMS)
+@pytest.mark.parametrize("idiom", some_quickly(IDIOMS, "batch"))
 def test_every_verb_has_the_numbers_of_plate_data(idiom, usual, x):
     program = Rows(*IDIOMS[idiom])
 

@@ -32,7 +32,10 @@ pv.fit(program, torch.zeros(50, 6), **options)
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)],
+    [
+        (signal.SIGINT, -signal.SIGINT),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),  # quickly in test_cli_signals.py
+    ],
     ids=["INT", "TERM"],
 )
 def test_a_signal_saves_the_state_and_ends_the_process(tmp_path, number, code):

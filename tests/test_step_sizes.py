@@ -50,9 +50,11 @@ class Silent(optim.Adam):
     ],
 )
 def test_each_optimizer_has_the_step_size_of_its_field(optimizer, expected):
-    run = fit(optimizer=optimizer, steps=110)
+    # The paper's Adagrad warns of budgets in which it only accumulates: 100 steps, or 5.
+    steps = {Adagrad: 110}.get(optimizer, 6)
+    run = fit(optimizer=optimizer, steps=steps)
     assert run.manifest["lr"] == run.manifest["optimizer_options"]["lr"] == expected
-    assert fit(optimizer=optimizer, steps=110, lr=0.007).manifest["lr"] == 0.007
+    assert fit(optimizer=optimizer, steps=steps, lr=0.007).manifest["lr"] == 0.007
 
 
 def test_one_that_nobody_knows_is_asked_for():

@@ -15,6 +15,7 @@ from pyro_vae.densities.particles import densities
 from pyro_vae.program.parts import Likelihood, Prior
 
 from .oracles import assert_equal as assert_all_equal
+from .quickly import slowly
 
 B, D, J = 6, 4, 2
 
@@ -60,7 +61,15 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize(
     "prior",
-    [Wide(), Wide(scale=2.0), Wide, Plain, functools.partial(Wide, scale=2.0), Wide(J), Plain(J)],
+    [
+        Wide(),
+        slowly(Wide(scale=2.0)),
+        slowly(Wide),
+        Plain,
+        slowly(functools.partial(Wide, scale=2.0)),
+        Wide(J),
+        slowly(Plain(J)),
+    ],
     ids=["recipe", "with option", "class", "module class", "partial", "finished", "module"],
 )
 def test_a_prior_of_a_strangers_own_works_at_once(prior, bits):
