@@ -194,6 +194,11 @@ def profile(
         seed: of the noise.
         batch_size, max_elements: bound the memory.
     """
+    if num_rows(x) < 2:
+        raise ValueError(
+            "x is 1 datum, expected two or more, because it is asked how latents vary from datum "
+            "to datum: pass more"
+        )
     event = event_size(x)
     batch_size = max(1, min(batch_size, num_rows(x), max_elements // (event * DRAWS)))
 

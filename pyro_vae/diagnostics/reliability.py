@@ -63,11 +63,13 @@ class Reliability:
             )
             found = [Finding("weights", verdict, text, 0.0)]
         mean = float(self.distance.mean())
-        error = float(self.distance.std()) / math.sqrt(number) if number > 1 else math.nan
+        error = ""  # of one datum there is none over data
+        if number > 1:
+            error = f" ± {float(self.distance.std()) / math.sqrt(number):.3f}"
         far = self.distance.argsort(descending=True)[:5].tolist()
         above = ", at least, because log p(x) is too low where khat is large" if large else ""
         text = (
-            f"The guide is {mean:.3f} ± {error:.3f} nats a datum from the posterior"
+            f"The guide is {mean:.3f}{error} nats a datum from the posterior"
             f"{above} (KL(q || posterior) = log p(x) - ELBO; farthest: {named(far)})."
         )
         return [*found, Finding("distance", "note", text)]

@@ -1,0 +1,63 @@
+"""Rows that are not what a program takes: few, of another type or width, or of one dimension."""
+
+import re
+
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.models import linear_gaussian
+
+QUICK = {"num_particles": 50, "num_simulations": 40, "num_close": 1, "progress": False}
+ASKED = {
+    "log_evidence": pv.log_evidence,
+    "refine": pv.refine,
+    "summarize": pv.summarize,
+    "to_inference_data": pv.to_inference_data,
+    "diagnose": lambda program, x: pv.diagnose(program, x, **QUICK),
+    "encode": pv.encode,
+    "reconstruct": pv.reconstruct,
+}
+
+
+@pytest.fixture(scope="module")
+def exact():
+    program = linear_gaussian.build(4, latent_dim=2, posterior="full")
+    program.guide_is_exact_posterior()
+    return program
+
+
+@pytest.mark.parametrize("call", ASKED)
+@pytest.mark.parametrize(
+    "x, said",
+    [
+        (torch.ones(5, 4, dtype=torch.int64), r"guide\(x\) fails .*torch.int64.*pass x.float\(\)"),
+        (torch.ones(5, 3), r"guide\(x\) fails on a batch of shape \(5, 3\)"),
+    ],
+    ids=["integers", "width"],
+)
+def test_rows_that_a_network_cannot_take_are_refused_in_words(exact, call, x, said):
+    with pytest.raises(ValueError, match=said):
+        ASKED[call](exact, x)
+
+
+def test_a_vector_is_no_data_of_which_latents_are_summarized(exact):
+    with pytest.raises(ValueError, match="observed shape"):
+        pv.summarize(exact, torch.zeros(4), progress=False)
+
+
+def test_what_needs_several_data_is_not_answered_of_one(exact):
+    said = str(pv.diagnose(exact, torch.zeros(1, 4), **QUICK))
+    assert re.search(r"latents +not answered: x is 1 datum, expected two or more", said)
+    assert "nan" not in said
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_one_datum_is_checked_against_replicates(width):
+    x = torch.tensor([[0.3, -0.4]])[:, :width]
+    program = linear_gaussian.build(width, latent_dim=1, posterior="full")
+    program.guide_is_exact_posterior()
+    from pyro_vae.diagnostics.predictive_checks import predictive_checks
+
+    found = predictive_checks(program, x, progress=False)
+    assert all(check.p_value > 0.01 for check in found.checks)
