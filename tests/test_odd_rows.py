@@ -61,3 +61,15 @@ def test_one_datum_is_checked_against_replicates(width):
 
     found = predictive_checks(program, x, progress=False)
     assert all(check.p_value > 0.01 for check in found.checks)
+
+
+def test_a_file_too_short_to_be_split_is_refused_in_terms_of_the_command_line(tmp_path):
+    import numpy as np
+
+    from pyro_vae.cli.sources import open_data
+
+    np.save(tmp_path / "short.npy", np.zeros((5, 3), "float32"))
+    with pytest.raises(ValueError, match="short.npy: 5 rows, expected 6 or more"):
+        open_data(str(tmp_path / "short.npy"))
+    np.save(tmp_path / "enough.npy", np.zeros((6, 3), "float32"))
+    assert len(open_data(str(tmp_path / "enough.npy")).test) == 1
