@@ -69,7 +69,39 @@ def test_a_file_too_short_to_be_split_is_refused_in_terms_of_the_command_line(tm
     from pyro_vae.cli.sources import open_data
 
     np.save(tmp_path / "short.npy", np.zeros((5, 3), "float32"))
-    with pytest.raises(ValueError, match="short.npy: 5 rows, expected 6 or more"):
+    with pytest.raises(ValueError, match=r"short\.npy: 5 rows, expected 6 or more"):
         open_data(str(tmp_path / "short.npy"))
     np.save(tmp_path / "enough.npy", np.zeros((6, 3), "float32"))
     assert len(open_data(str(tmp_path / "enough.npy")).test) == 1
+
+
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        ({"num_simulations": -3}, "num_simulations is -3"),
+        ({"num_draws": 0}, "num_draws is 0"),
+        ({"num_particles": 0}, "num_particles is 0"),
+        ({"quantities": {"a": 1}}, 'quantities has "a", int, expected a function'),
+        ({"statistics": [torch.mean]}, "statistics is list, expected a dict"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_options_of_a_diagnosis_are_looked_at_before_any_work(exact, option, said):
+    def fails(record):
+        raise AssertionError("work has begun")
+
+    with pytest.raises((ValueError, TypeError), match=said):
+        pv.diagnose(exact, torch.zeros(3, 4), **{**QUICK, **option, "progress": fails})
+
+
+def test_programs_of_two_precisions_are_compared_on_the_same_rows(exact):
+    x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    other = linear_gaussian.build(4, latent_dim=1).double()
+    found = {
+        "single": pv.log_evidence(exact, x, method="exact"),
+        "double": pv.log_evidence(other, x, method="exact"),
+    }
+    assert len(pv.compare_evidence(found)) == 2
+    moved = pv.log_evidence(other, x + 1e-3, method="exact")
+    with pytest.raises(ValueError, match="different data"):
+        pv.compare_evidence({**found, "double": moved})

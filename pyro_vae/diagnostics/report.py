@@ -197,6 +197,11 @@ def diagnose(
     own = errors.whole("x", x) if isinstance(x, int) and not isinstance(x, bool) else None
     level = errors.within("level", level, "(0, 1)", "0.01 is one false alarm in a hundred")
     close, seed = errors.whole("num_close", num_close), errors.seed_number(seed)
+    num_particles = errors.whole("num_particles", num_particles)
+    num_simulations = errors.whole("num_simulations", num_simulations)
+    num_draws = errors.whole("num_draws", num_draws)
+    for what, own_functions in (("quantities", quantities), ("statistics", statistics)):
+        _require_functions(what, own_functions)
     rows: Rows
     truths: dict[str, Tensor] | None
     if own is not None:
@@ -209,7 +214,7 @@ def diagnose(
     common: dict[str, Any] = {"seed": seed, "progress": progress}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PyroVaeWarning)  # the page says it
-        given = {"num_particles": errors.whole("num_particles", num_particles), **common}
+        given = {"num_particles": num_particles, **common}
         trust = asked("weights", reliability, program, rows, bound_particles=100, **given)
         few = some_rows(num_rows(rows), close, seed)
         near = map_rows(lambda t: t[few.to(t.device)], rows)
@@ -234,6 +239,17 @@ def diagnose(
     title += " of the model's own" if own is not None else ""
     title += f" ({x.binarize})" if getattr(x, "binarize", None) not in (None, "none") else ""
     return Diagnosis(title, tuple(asked.findings), asked.parts, level, program, rows)
+
+
+def _require_functions(what: str, given: Any) -> None:
+    """Refuse what cannot be called, before an hour of work is lost on it."""
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what} is {type(given).__name__}, expected a dict of functions by name")
+    for name, function in given.items():
+        if not callable(function):
+            raise TypeError(f'{what} has "{name}", {type(function).__name__}, expected a function')
 
 
 class _Asked:
