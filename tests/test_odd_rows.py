@@ -2,6 +2,8 @@
 
 import re
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -105,3 +107,35 @@ def test_programs_of_two_precisions_are_compared_on_the_same_rows(exact):
     moved = pv.log_evidence(other, x + 1e-3, method="exact")
     with pytest.raises(ValueError, match="different data"):
         pv.compare_evidence({**found, "double": moved})
+
+
+class Point(torch.nn.Module):
+    """A guide that is a point, as of a standard auto-encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Linear(4, 2), torch.nn.Linear(2, 4)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(self.encoder(x), event_dim=1))
+
+
+def test_a_guide_that_is_a_point_is_diagnosed_without_numbers_that_it_has_not(exact):
+    torch.manual_seed(0)
+    program = pv.Program(Point())
+    found = pv.diagnose(program, torch.randn(6, 4), **QUICK)
+    said = {finding.question: finding for finding in found.findings}
+    assert "infinite" in said["information"].text
+    assert said["calibration"].verdict == "bad" and "times" not in said["calibration"].text
+    assert found.table()["z_score_sd"].isna().all()
+
+
+def test_too_few_simulations_for_a_test_of_ranks_are_refused(exact):
+    with pytest.raises(ValueError, match="num_simulations is 19, expected a whole number from 20"):
+        pv.diagnose(exact, torch.zeros(3, 4), **{**QUICK, "num_simulations": 19})

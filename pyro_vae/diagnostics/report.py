@@ -34,6 +34,7 @@ from pyro_vae.progress import counting
 if TYPE_CHECKING:
     import pandas as pd
 
+LEAST_RANKS = 20  # below which their uniformity is not tested
 MARKS = {"good": "+", "bad": "!", "note": "-"}
 WIDTH = 88
 
@@ -198,7 +199,9 @@ def diagnose(
     level = errors.within("level", level, "(0, 1)", "0.01 is one false alarm in a hundred")
     close, seed = errors.whole("num_close", num_close), errors.seed_number(seed)
     num_particles = errors.whole("num_particles", num_particles)
-    num_simulations = errors.whole("num_simulations", num_simulations)
+    num_simulations = errors.whole(
+        "num_simulations", num_simulations, LEAST_RANKS, why="ranks of fewer tell nothing"
+    )
     num_draws = errors.whole("num_draws", num_draws)
     for what, own_functions in (("quantities", quantities), ("statistics", statistics)):
         _require_functions(what, own_functions)
@@ -265,6 +268,7 @@ class _Asked:
         """The part, or None where there is no answer, which is a note."""
         try:
             part = function(*args, **options)
+            found = part.findings()
         except ValueError as error:
             self._refused.append(error)
             reason = " ".join(str(error).split())
@@ -272,7 +276,7 @@ class _Asked:
             self.parts[name] = None
             return None
         self.parts[name] = part
-        self.findings += part.findings()
+        self.findings += found
         return part
 
     def raise_if_nothing(self) -> None:

@@ -37,7 +37,10 @@ def latent_table(parts: Mapping[str, Any]) -> pd.DataFrame:
         names = [name for name in ranks.ranks if ranks.is_latent[name]]
         scores = calibration.z_scores
         columns["contraction"] = calibration.contraction
-        columns["z_score_mean"] = {n: float(np.nanmean(scores[n])) for n in names}
+        columns["z_score_mean"] = {
+            n: float(np.nanmean(scores[n])) if np.isfinite(scores[n]).any() else float("nan")
+            for n in names
+        }
         columns["z_score_sd"] = {n: calibration.scatter(n) for n in names}
         for prob in (0.5, 0.9):
             covered = ranks.coverage(prob)
