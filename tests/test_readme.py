@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
 SMALLER = {
+    "num_simulations=1_000, num_close=5": "num_simulations=200, num_close=2",
     "samples=150_000": "samples=3_000",
     "samples=20_000": "samples=400",
     "samples=40_000": "samples=800",
@@ -139,6 +140,18 @@ def test_every_command_it_shows_is_one(tmp_path, monkeypatch, capsys):
                 assert flag in said or flag == "--help"
     targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M)
     assert set(re.findall(r"^make (\w+)", TEXT, re.M)) <= set(targets)
+
+
+def test_the_page_about_diagnosis_runs_and_shows_pictures_that_are_there():
+    path = ROOT / "docs" / "diagnosis.md"
+    page = path.read_text(encoding="utf-8")
+    scope = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pv.errors.PyroVaeWarning)
+        exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)), scope)
+    assert len(scope["latents"]) == 2 and len(scope["data"]) == 100
+    pictures = re.findall(r"\]\((diagnosis/\w+\.png)\)", page)
+    assert len(pictures) == 14 and all((path.parent / each).is_file() for each in pictures)
 
 
 def test_the_page_about_parts_runs_from_top_to_bottom():

@@ -34,7 +34,7 @@ from pyro_vae.densities.sites import values_of
 from pyro_vae.densities.tables import tabulated
 from pyro_vae.densities.traces import At, sites_of
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
-from pyro_vae.noise import Stream
+from pyro_vae.noise import Stream, seed_of
 from pyro_vae.predictive.simulating import Simulated, simulate
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, num_rows
@@ -128,51 +128,52 @@ def simulated_ranks(
     own = dict(quantities or {})
     known: dict[str, bool] = {}
 
-    def compared(program: Any, both: tuple[Rows, dict[str, Tensor]], size: int) -> Table:
-        """Of one chunk: by quantity the truth, and of the draws how many are below, sum, squares.
+    def valued(program: Any, both: tuple[Rows, dict[str, Tensor]], size: int) -> Values:
+        """By quantity its value at the truth (B,), and at draws of the guide (size, B).
 
-        Sums are about the truth, so that their squares do not cancel.
+        They are compared outside, because a graph has its own rounding.
         """
         rows, truth = both
         d = densities(program, rows, size, reparameterize=False)
-        at_truth = _at(program, rows, truth)
-        found = {}
         among = d.latents, (d.log_likelihood, d.log_p)
-        for name, value, draws in _quantities(rows, among, at_truth, own):
-            below = (draws < value).sum(0) + _ties(draws == value)
-            off = (draws - value).double()
+        found = {}
+        for name, value, draws in _quantities(rows, among, _at(program, rows, truth), own):
             known.setdefault(name, name not in own and name not in DENSITIES)
-            found[name] = value.double(), below, off.sum(0), off.square().sum(0)
+            found[name] = value, draws
         return found
 
-    functions: dict[int, RowFunction] = {}
+    pieces = -(-num_draws // size)  # of one size, so that one graph serves all
+    size = -(-num_draws // pieces)
+    calls = -(-num_rows(x) // batch_size) * pieces
+    function = RowFunction(program, partial(valued, size=size), calls=calls)
     parts: list[dict[str, np.ndarray]] = []
     with torch.no_grad(), evaluating(program):
         for chunk, (count, both) in enumerate(_pairs(x, truths, batch_size)):
             table: dict[str, np.ndarray] = {}
-            for part, first in enumerate(range(0, num_draws, size)):
-                now = min(size, num_draws - first)
-                if now not in functions:
-                    functions[now] = RowFunction(program, partial(compared, size=now))
-                found = functions[now](both, *Stream.RANKS.key(seed, chunk, part))
-                for name, (value, *sums) in found.items():
-                    new = np.stack([value.cpu().numpy(), *(s.cpu().numpy() for s in sums)])
+            for part in range(pieces):
+                now = min(size, num_draws - part * size)
+                found = function(both, *Stream.RANKS.key(seed, chunk, part))
+                for name, (value, draws) in found.items():
+                    new = _counted(value, draws[:now])
                     if name in table:
                         table[name][1:] += new[1:]
                     else:
-                        table[name] = new.astype(np.float64)
+                        table[name] = new
+            rng = np.random.default_rng(seed_of(*Stream.RANKS.key(seed, chunk)))
+            for columns in table.values():  # any number of what is tied counts as below
+                columns[1] += np.floor(rng.random(columns.shape[1]) * (columns[2] + 1))
             parts.append({name: columns[:, :count] for name, columns in table.items()})
             if advance is not None:
                 advance(count)
     whole = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
-    mean = {name: total / num_draws for name, (_, _, total, _) in whole.items()}
+    mean = {name: columns[3] / num_draws for name, columns in whole.items()}
     return Ranks(
         {name: columns[1].astype(np.int64) for name, columns in whole.items()},
         num_draws,
         {name: columns[0] for name, columns in whole.items()},
         {name: columns[0] + mean[name] for name, columns in whole.items()},
         {
-            name: np.sqrt(np.maximum(columns[3] / num_draws - mean[name] ** 2, 0))
+            name: np.sqrt(np.maximum(columns[4] / num_draws - mean[name] ** 2, 0))
             * np.sqrt(num_draws / max(num_draws - 1, 1))
             for name, columns in whole.items()
         },
@@ -180,7 +181,18 @@ def simulated_ranks(
     )
 
 
-Table = dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]
+Values = dict[str, tuple[Tensor, Tensor]]
+
+
+def _counted(value: Tensor, draws: Tensor) -> np.ndarray:
+    """The truth; of the draws how many are below it and how many equal; sums and squares, (5, B).
+
+    Sums are about the truth, so that their squares do not cancel.
+    """
+    off = (draws - value).double()
+    below, tied = (draws < value).sum(0).double(), (draws == value).sum(0).double()
+    columns = [value.double(), below, tied, off.sum(0), off.square().sum(0)]
+    return torch.stack(columns).cpu().numpy()
 
 
 def _pairs(x: Rows, truths: dict[str, Tensor], batch_size: int) -> Any:
@@ -228,13 +240,3 @@ def coordinates(latents: Mapping[str, Tensor], lead: int = 1) -> Iterator[tuple[
         for number, place in enumerate(itertools.product(*map(range, value.shape[lead:]))):
             inside = f"[{','.join(map(str, place))}]" if place else ""
             yield f"{site}{inside}", flat[..., number]
-
-
-def _ties(equal: Tensor) -> Tensor:
-    """For each datum how many of the draws that equal the truth count as below, (B,).
-
-    Any number from none to all, each as likely.
-    """
-    number = equal.sum(0)
-    uniform = torch.rand(number.shape, dtype=torch.float64, device=number.device)
-    return (uniform * (number + 1)).floor().to(number.dtype)

@@ -30,6 +30,7 @@ from pyro_vae.diagnostics.findings import Finding, named
 from pyro_vae.diagnostics.replicates import observed_of, simulated
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.evidence.estimate import log_evidence
+from pyro_vae.evidence.weights import Evidence
 from pyro_vae.noise import Stream, seed_of
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import map_rows, num_rows
@@ -121,6 +122,7 @@ def misspecification(
     program: nn.Module,
     x: Any,
     *,
+    known: Evidence | None = None,
     num_simulated: int | None = None,
     level: float = 0.05,
     seed: int = 0,
@@ -132,6 +134,7 @@ def misspecification(
     Args:
         program: the program, put into evaluation mode for as long as this takes.
         x: data (N, ...).  Simulated data have their covariates, in turn, and miss what they miss.
+        known: log p(x) of the data, where it has been estimated with the same options.
         num_simulated: M, by default N and at least 500.
         level: of each of two tests.
         seed: of the noise.
@@ -152,12 +155,19 @@ def misspecification(
     form = map_rows(lambda t: t[index.to(t.device)], rows)
     with torch.no_grad(), evaluating(program):
         own = simulated(program, form, observed_of(program, form), _seed(seed))
-    scored: list[Any] = []
+    if known is not None and len(known.value) != count:
+        raise ValueError(
+            f"known has {len(known.value)} rows and x has {count}: pass pv.log_evidence(program, x)"
+        )
+    scored: list[Evidence] = []
     with counting(progress, count + num_simulated, label="misspecification") as advance:
         for number, (each, size) in enumerate(((rows, count), (own, num_simulated))):
-            with warnings.catch_warnings():  # what they say is said of both together
-                warnings.simplefilter("ignore", PyroVaeWarning)
-                scored.append(log_evidence(program, each, seed=_seed(seed, number), **evidence))
+            if number == 0 and known is not None:
+                scored.append(known)
+            else:
+                with warnings.catch_warnings():  # what they say is said of both together
+                    warnings.simplefilter("ignore", PyroVaeWarning)
+                    scored.append(log_evidence(program, each, seed=_seed(seed, number), **evidence))
             advance(size)
     data, model = (each.value.double() for each in scored)
     unsure = sum(int((~(each.khat <= 0.7)).sum()) for each in scored)

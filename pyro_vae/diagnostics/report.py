@@ -236,7 +236,8 @@ def diagnose(
         asked("latents", profile, program, rows, pairs.latents, level=level, seed=seed)
         more = {"statistics": statistics, "level": level, **common}
         asked("predictions", predictive_checks, program, rows, **more)
-        asked("misspecification", misspecification, program, rows, level=level, **common)
+        known = {} if trust is None else {"known": trust.evidence, "num_particles": num_particles}
+        asked("misspecification", misspecification, program, rows, level=level, **known, **common)
     asked.raise_if_nothing()
     title = f"Diagnosis of {type(program).__name__} on {num_rows(rows):,} data"
     title += " of the model's own" if own is not None else ""
