@@ -58,6 +58,7 @@ def test_an_exact_guide_passes(clean):
     some_quickly(
         [{"scale": 0.9}, {"scale": 1.1}, {"shift": 0.1}, {"prior": True}],
         {"scale": 0.9},
+        {"scale": 1.1},
         {"shift": 0.1},
     ),
     ids=str,

@@ -8,8 +8,6 @@ import pytest
 
 import pyro_vae as pv
 
-from .quickly import some_quickly
-
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -38,7 +36,7 @@ def names_of(source):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_it_takes_of_the_package_is_there(path):
-    """A name that has gone is found without a run; the runs of all but the first are slow."""
+    """A name that has gone is found without a run."""
     cells = nbformat.read(path, as_version=4).cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     source = "\n".join(code).replace("%matplotlib inline", "")
@@ -48,11 +46,7 @@ def test_what_it_takes_of_the_package_is_there(path):
         assert functools.reduce(getattr, names, pv) is not None
 
 
-@pytest.mark.parametrize(
-    "path",
-    some_quickly(NOTEBOOKS, FOLDER / "first_posterior.ipynb"),
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_draws_its_pictures(path, monkeypatch, tmp_path):
     monkeypatch.setenv("PYRO_VAE_QUICK", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

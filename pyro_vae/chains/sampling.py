@@ -305,7 +305,8 @@ def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
         warnings.warn(
             f"more than 1 % of HMC's moves diverged for {diverged} {chains} (chain {worst}: "
             f"{int(draws.divergences[worst])} moves), so the draws may miss where the posterior is "
-            "narrow: raise target_accept, or pass a smaller step_size",
+            "narrow: raise target_accept, or pass a smaller step_size, where they are options "
+            "(of chains.sample_posterior)",
             PyroVaeWarning,
             stacklevel=4,
         )

@@ -15,6 +15,7 @@ from pyro_vae.cli.flags import nearest
 Binarization = Literal["default", "none", "threshold", "static", "dynamic"]
 Header = bool | Literal["auto"]
 FILES = (".npy", ".npz", ".csv")
+LEAST_ROWS = 6  # of a file, so that each of its parts has one
 
 
 # --- how to train -------------------------------------------------------------------------------
@@ -107,6 +108,11 @@ def open_data(
         missing=missing,
     )
     print(f"pyro-vae: {_told(data, rows, labels_key)}", file=sys.stderr)
+    if len(rows) < LEAST_ROWS:
+        raise ValueError(
+            f"--data {data}: {len(rows)} rows, expected {LEAST_ROWS} or more, because a tenth is "
+            "for validation and a tenth for testing; fewer go through Python, as pv.log_evidence"
+        )
     return datasets.split(rows, test=0.1, validation=0.1, seed=0, name=path.stem)
 
 

@@ -16,7 +16,7 @@ from pyro_vae.densities.scales import one_scale
 from pyro_vae.densities.sites import Site, Sites, latents_of
 from pyro_vae.densities.traces import sites_of_both
 from pyro_vae.noise import LOOK, Key, NoiseMode, keyed, seeded
-from pyro_vae.program.calling import left_as_it_was
+from pyro_vae.program.calling import failing_in_words, left_as_it_was
 from pyro_vae.program.parts import MeanRange, mean_range_of
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 from pyro_vae.torch_internals import no_modes
@@ -75,9 +75,12 @@ class Look:
             x: data (N, ...).
             rows: how many of the first rows to look at; None for all.
             key: of the noise.
+
+        Raises:
+            ValueError: where model or guide fail on such rows.
         """
         few = x if rows is None else map_rows(lambda t: t[:rows], x)
-        with torch.no_grad(), looking(program, key):
+        with torch.no_grad(), failing_in_words(program, few), looking(program, key):
             guide, model = sites_of_both(program, few, reparameterize=False)
         observed = observed_site(program, model, few)
         return cls(guide, model, few, observed, mean_range_of(program), program)

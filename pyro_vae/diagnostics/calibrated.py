@@ -12,6 +12,8 @@ from pyro_vae.calibration.ranks import DENSITIES
 from pyro_vae.calibration.uniformity import ecdf_band, ecdf_difference, holm
 from pyro_vae.diagnostics.findings import Finding, named
 
+ROUNDING = 1e6  # a z-score beyond which the sd of the draws is that of float32's last digit
+
 Curves = dict[str, np.ndarray]
 
 
@@ -41,17 +43,22 @@ class Calibration:
 
     @cached_property
     def z_scores(self) -> dict[str, np.ndarray]:
-        """(truth - the draws' mean) / their standard deviation, (N,) each; nan where that is 0."""
+        """(truth - the draws' mean) / their standard deviation, (N,) each; nan where that is 0.
+
+        (Or rounding is all there is of it, as of a guide that is a point.)
+        """
         r = self.ranks
         with np.errstate(divide="ignore", invalid="ignore"):
             scores = {n: (r.truth[n] - r.mean[n]) / r.sd[n] for n in r.ranks}
-        return {n: np.where(np.isfinite(score), score, np.nan) for n, score in scores.items()}
+        return {n: np.where(np.abs(score) < ROUNDING, score, np.nan) for n, score in scores.items()}
 
     def scatter(self, name: str) -> float:
         """The standard deviation of the z-scores: what the guide's own should be multiplied by.
 
         Less what the noise of L draws adds to it.
         """
+        if np.isnan(self.z_scores[name]).all():
+            return float("nan")
         draws = self.ranks.num_draws
         noise = (1 + 1 / draws) * (draws - 1) / (draws - 3) if draws > 3 else 1.0
         scores = self.z_scores[name]

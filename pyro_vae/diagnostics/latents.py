@@ -55,6 +55,7 @@ class LatentProfile:
             error, nats.
         compared: M, of how many data.
         level: of the verdict on prior and aggregate posterior.
+        points: the latents whose guide is a point, which has no density to measure by.
     """
 
     names: list[str]
@@ -66,6 +67,7 @@ class LatentProfile:
     information: tuple[float, float]
     compared: int
     level: float
+    points: tuple[str, ...] = ()
 
     @property
     def activity(self) -> Tensor:
@@ -137,6 +139,12 @@ class LatentProfile:
         return Finding("active latents", "note", text)
 
     def _on_information(self) -> Finding:
+        if self.points:
+            text = (
+                f"Not said: the guide of {named(list(self.points))} is a point (Delta), whose "
+                "KL(q || prior) is infinite."
+            )
+            return Finding("information", "note", text)
         low, error = self.information
         rate = float(self.rate.mean())
         ceiling = math.log(self.compared)
@@ -209,6 +217,11 @@ def profile(
         seed: of the noise.
         batch_size, max_elements: bound the memory.
     """
+    if num_rows(x) < 2:
+        raise ValueError(
+            "x is 1 datum, expected two or more, because it is asked how latents vary from datum "
+            "to datum: pass more"
+        )
     event = event_size(x)
     batch_size = max(1, min(batch_size, num_rows(x), max_elements // (event * DRAWS)))
 
@@ -231,13 +244,16 @@ def profile(
         chosen = some_rows(num_rows(x), MOST, seed)
         few = map_rows(lambda t: t[chosen.to(t.device)], x)
         information = _information(program, few, seed)
-        names = list(Look.at(program, x).latents)
+        look = Look.at(program, x)
+        names = list(look.latents)
+        of_draws = any(site.is_auxiliary for site in look.guide.values())  # that have a density
+        points = () if of_draws else tuple(n for n, s in look.latents.items() if s.is_point)
     mean, sd, draw, rate = (torch.cat(column) for column in zip(*parts, strict=True))
     held = {name: prior[name] for name in names}
     named_prior = dict(coordinates(held))
     return LatentProfile(
         list(named_prior), mean, sd, draw, torch.stack(list(named_prior.values()), -1).double(),
-        rate, information, num_rows(few), level,
+        rate, information, num_rows(few), level, points,
     )  # fmt: skip
 
 

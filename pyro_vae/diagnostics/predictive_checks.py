@@ -252,7 +252,7 @@ def _statistics(each: Observed, x: Tensor, seen: Tensor) -> Iterator[tuple[str, 
     for name, function in OF_KIND[each.kind].items():
         yield name, function(own).cpu()
     if each.kind == "zeros and ones" and x.shape[1] > 1:
-        yield "sd of row means", _means(x, seen, 1).std().nan_to_num().cpu()
+        yield "sd of row means", _sd(_means(x, seen, 1)).cpu()
     if x.shape[1] > 1:
         yield FEATURES, _means(x, seen, 0).cpu()
 
@@ -271,13 +271,17 @@ def _frequencies(each: Observed, x: Tensor, seen: Tensor) -> Tensor:
     return torch.cat(shares).cpu()
 
 
+def _sd(values: Tensor) -> Tensor:
+    return values.std(correction=min(1, len(values) - 1))  # of one number 0
+
+
 def _over_mean(values: Tensor) -> Tensor:
-    return values.var() / values.mean().clamp_min(torch.finfo(values.dtype).tiny)
+    return _sd(values).square() / values.mean().clamp_min(torch.finfo(values.dtype).tiny)
 
 
 OF_KIND: dict[Kind, dict[str, Callable[[Tensor], Tensor]]] = {
     "reals": {
-        "mean": torch.mean, "sd": torch.std, "least": torch.min, "largest": torch.max,
+        "mean": torch.mean, "sd": _sd, "least": torch.min, "largest": torch.max,
     },
     "zeros and ones": {"mean": torch.mean},
     "counts": {

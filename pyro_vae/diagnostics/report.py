@@ -34,6 +34,7 @@ from pyro_vae.progress import counting
 if TYPE_CHECKING:
     import pandas as pd
 
+LEAST_RANKS = 20  # below which their uniformity is not tested
 MARKS = {"good": "+", "bad": "!", "note": "-"}
 WIDTH = 88
 
@@ -199,6 +200,13 @@ def diagnose(
     own = errors.whole("x", x) if isinstance(x, int) and not isinstance(x, bool) else None
     level = errors.within("level", level, "(0, 1)", "0.01 is one false alarm in a hundred")
     close, seed = errors.whole("num_close", num_close), errors.seed_number(seed)
+    num_particles = errors.whole("num_particles", num_particles)
+    num_simulations = errors.whole(
+        "num_simulations", num_simulations, LEAST_RANKS, why="ranks of fewer tell nothing"
+    )
+    num_draws = errors.whole("num_draws", num_draws)
+    for what, own_functions in (("quantities", quantities), ("statistics", statistics)):
+        _require_functions(what, own_functions)
     rows: Rows
     truths: dict[str, Tensor] | None
     if own is not None:
@@ -211,7 +219,7 @@ def diagnose(
     common: dict[str, Any] = {"seed": seed, "progress": progress}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PyroVaeWarning)  # the page says it
-        given = {"num_particles": errors.whole("num_particles", num_particles), **common}
+        given = {"num_particles": num_particles, **common}
         trust = asked("weights", reliability, program, rows, bound_particles=100, **given)
         few = some_rows(num_rows(rows), close, seed)
         near = map_rows(lambda t: t[few.to(t.device)], rows)
@@ -239,6 +247,17 @@ def diagnose(
     return Diagnosis(title, tuple(asked.findings), asked.parts, level, program, rows)
 
 
+def _require_functions(what: str, given: Any) -> None:
+    """Refuse what cannot be called, before an hour of work is lost on it."""
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what} is {type(given).__name__}, expected a dict of functions by name")
+    for name, function in given.items():
+        if not callable(function):
+            raise TypeError(f'{what} has "{name}", {type(function).__name__}, expected a function')
+
+
 class _Asked:
     """Asks one question after the other, and keeps what is answered."""
 
@@ -252,6 +271,7 @@ class _Asked:
         """The part, or None where there is no answer, which is a note."""
         try:
             part = function(*args, **options)
+            found = part.findings()
         except ValueError as error:
             self._refused.append(error)
             reason = " ".join(str(error).split())
@@ -259,7 +279,7 @@ class _Asked:
             self.parts[name] = None
             return None
         self.parts[name] = part
-        self.findings += part.findings()
+        self.findings += found
         return part
 
     def raise_if_nothing(self) -> None:

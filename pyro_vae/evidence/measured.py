@@ -83,14 +83,17 @@ def measured(look: Look, x: Any, rows: Rows, method: str, draws: int) -> Measure
 
 
 def _digest(look: Look, rows: Rows) -> str:
-    """Of what is observed: covariates may differ from model to model."""
+    """Of what is observed: covariates may differ from model to model.
+
+    In float32, so that programs of different precision are told to have scored the same rows.
+    """
     entries = entries_of_rows(rows)
     observed = {entry for entry in look.entries.values() if entry is not None}
     first = next(iter(entries))
     found = hashlib.sha256()
     for name in sorted(observed or {first}):
-        numbers = entries[name].detach().cpu().double().flatten(1 if entries[name].dim() > 1 else 0)
-        numbers = numbers.contiguous()
+        numbers = entries[name].detach().cpu().float().flatten(1 if entries[name].dim() > 1 else 0)
+        numbers = numbers.contiguous() + 0.0  # -0 is 0
         found.update(repr((numbers.shape[0], numbers.numel())).encode())
         found.update(numbers.numpy().tobytes())
     return found.hexdigest()

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from pyro_vae import errors
+from pyro_vae.checking.guards import require_possible_data
 from pyro_vae.defaults import __version__
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.missing import usable_rows
@@ -105,6 +106,7 @@ def summarize(
     count = num_rows(rows)
     with evaluating(program), counting(progress, count, label="summarize") as advance:
         look = Look.at(program, rows)
+        require_possible_data(look, rows)  # of wrong shape a guide alone may make something
         naming = Naming(look, dims, coords, rows_of(x, count), np.arange(1))
         refuse_names(list(look.latents), naming.has_labels)
         own = {name: not site.is_global for name, site in look.latents.items()}

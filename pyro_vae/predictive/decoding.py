@@ -23,7 +23,7 @@ from pyro_vae.predictive.drawing import (
 )
 from pyro_vae.predictive.latents import drawn_latents, mean_latents, whole_or_none
 from pyro_vae.predictive.means import DRAWS, alone, mean_of, means_of_x, say_draws, stacked
-from pyro_vae.program.calling import evaluating
+from pyro_vae.program.calling import evaluating, failing_in_words
 from pyro_vae.program.inputs import any_parameter, as_tensor
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
@@ -133,7 +133,12 @@ def reconstruct(
         given = {**latents, **marked_draws(program, rows, latents)}
         return means_of_x(program, sites_of(program, "model", rows, At(given)), rows, draws)
 
-    with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
+    with (
+        torch.no_grad(),
+        seeded(*Stream.LATENTS.key(seed)),
+        evaluating(program),
+        failing_in_words(program, rows),
+    ):
         if num_draws is not None:
             runs = [at(drawn_latents(program, rows), DRAWS) for _ in range(num_draws)]
             return alone(stacked(runs))

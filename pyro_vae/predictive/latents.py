@@ -15,7 +15,7 @@ from pyro_vae.densities.sites import latents_of
 from pyro_vae.densities.traces import AtTheMean, sites_of
 from pyro_vae.noise import Stream, seeded
 from pyro_vae.predictive.means import alone
-from pyro_vae.program.calling import evaluating
+from pyro_vae.program.calling import evaluating, failing_in_words
 from pyro_vae.program.rows import Rows
 
 
@@ -46,7 +46,12 @@ def encode(
     """
     num_draws, seed = whole_or_none(num_draws), errors.seed_number(seed)
     rows = usable_rows(x, program)
-    with torch.no_grad(), seeded(*Stream.LATENTS.key(seed)), evaluating(program):
+    with (
+        torch.no_grad(),
+        seeded(*Stream.LATENTS.key(seed)),
+        evaluating(program),
+        failing_in_words(program, rows),
+    ):
         if num_draws is None:
             latents = mean_latents(program, rows, shared=shared)
         else:

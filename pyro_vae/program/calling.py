@@ -198,6 +198,22 @@ def materialize(program: Any, x: Rows) -> None:
             ) from error
 
 
+@contextlib.contextmanager
+def failing_in_words(program: Any, x: Rows) -> Iterator[None]:
+    """Let what torch says of shapes and dtypes speak of the program and of x, as ``fit`` does.
+
+    Raises:
+        ValueError: where model or guide fail on these rows; the cause is chained.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception:
+        materialize(program, x)
+        raise  # they run by themselves
+
+
 def given_whole(error: BaseException, x: Rows) -> str | None:
     """What to do where a network was given a dict; None where that is not what failed."""
     if not isinstance(x, dict) or "dict" not in str(error):

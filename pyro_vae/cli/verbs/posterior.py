@@ -64,7 +64,10 @@ def run_posterior(
         folder, model, data, num_data, seed, binarize, data_dir, scale, key, labels_key, header
     )
     if not judged.has_guide:
-        raise ValueError(f"{folder} was trained without a guide, whose draws these would be")
+        raise ValueError(
+            f"{folder} was trained without a guide, whose draws these would be: draw by HMC, "
+            "pyro_vae.chains.sample_posterior(program, x)"
+        )
     import pyro_vae as pv
 
     result = pv.to_inference_data(
