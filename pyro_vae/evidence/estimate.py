@@ -130,7 +130,8 @@ def log_evidence(
         like: where x is a number: rows that say what x looks like and hold the covariates; not
             needed for a ``VAE``.
         seed: of the noise.
-        batch_size: rows at a time (default: 100 for the guide, 500 for HMC).
+        batch_size: rows at a time (default: 100 for the guide, 500 for HMC).  The noise of a datum
+            depends on its place among them, so another size or order gives other draws.
         max_elements: the largest number of elements (particles x rows x pixels) held at a time;
             memory stays bounded whatever K is.
         progress: as of ``pv.fit``: None shows a line on a terminal, and one a minute elsewhere.
