@@ -14,6 +14,7 @@ from pyro_vae.evidence.elpd import to_elpd
 from pyro_vae.evidence.measured import Measured
 
 NOTICEABLE = 0.05  # of the sum of weights: what a few draws may carry before it hangs on them
+MORE = "; pv.diagnose(program, x) and docs/diagnosis.md say more"
 ENOUGH = 1000  # draws from which khat sees most tails
 FEW = 100  # and below which it passes what it should not
 
@@ -136,7 +137,7 @@ def warn_about_tails(khat: Tensor, consequence: str, num_draws: int = ENOUGH) ->
     bad = int((khat > 0.7).sum())
     if bad:
         warnings.warn(
-            f"khat exceeds 0.7 for {bad} of {len(khat)} data: {consequence}",
+            f"khat exceeds 0.7 for {bad} of {len(khat)} data: {consequence}{MORE}",
             PyroVaeWarning,
             stacklevel=3,
         )
