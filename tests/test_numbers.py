@@ -93,7 +93,8 @@ for folder in ("priors", "likelihoods", "posteriors", "networks"):
 WRONG = {"None": None, "inf": math.inf, "nan": math.nan, "-1": -1, "0": 0, "1.5": 1.5, "'3'": "3",
          "True": True, "1e300": 1e300, "1 + i": 1j}  # fmt: skip
 # Where one of these is no mistake: a seed may be below 0 but for data, some counts may be 0.
-ZERO = ("seed", "warmup", "whiten", "num_prior", "kl_warmup", "free_bits", "kl_weight", "insomnia",
+ZERO = ("seed", "warmup", "whiten", "num_prior", "num_simulations",
+        "kl_warmup", "free_bits", "kl_weight", "insomnia",
         "baseline_decay", "jitter", "accumulate_steps", "weight_prior", "validation",
         "epoch", "given_dim")  # fmt: skip
 

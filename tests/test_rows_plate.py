@@ -65,7 +65,7 @@ def x():
     return torch.randn(N, 3, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.filterwarnings("ignore:khat")  # of a guide that was not trained
+@pytest.mark.filterwarnings("ignore:khat", "ignore:log p.x. still rises")  # of no trained guide
 @pytest.mark.parametrize("idiom", some_quickly(IDIOMS, "batch"))
 def test_every_verb_has_the_numbers_of_plate_data(idiom, usual, x):
     program = Rows(*IDIOMS[idiom])

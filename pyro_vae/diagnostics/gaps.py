@@ -69,8 +69,8 @@ class Gaps:
     def __repr__(self) -> str:
         family, network = _mean(self.approximation), _mean(self.amortization)
         return (
-            f"Gaps(mean over {len(self.elbo)} data, nats: approximation {family:.3f}, "
-            f"amortization {network:.3f})"
+            f"Gaps(mean over {len(self.elbo)} data, nats: approximation {_shown(family)}, "
+            f"amortization {_shown(network)})"
         )
 
     def findings(self) -> list[Finding]:
@@ -104,6 +104,11 @@ class Gaps:
 
 def _mean(values: Tensor) -> float:
     return float(values.mean())
+
+
+def _shown(value: float) -> str:
+    """Three digits, and no zero with a sign."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def _verdict(gap: Tensor) -> Any:

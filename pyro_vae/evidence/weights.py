@@ -191,8 +191,9 @@ class Evidence(NamedTuple):
         return float(self.value.mean())
 
     def mean_standard_error(self) -> float:
-        """Of the mean over these data, for more data like them."""
-        return float(self.value.std() / math.sqrt(len(self.value)))
+        """Of the mean over these data, for more data like them; nan of a single one."""
+        number = len(self.value)
+        return float(self.value.std()) / math.sqrt(number) if number > 1 else math.nan
 
     def to_arviz(self, dim: str = "datum") -> Any:
         """An ELPD object for ArviZ, of either line, for its ``compare`` and the plots thereof.
