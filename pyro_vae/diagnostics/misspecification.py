@@ -80,7 +80,8 @@ class Misspecification:
         own, model = float(self.log_evidence.mean()), float(self.simulated.mean())
         differ = self.uniformity <= self.level
         count = len(self.log_evidence)
-        how = "The data are not as probable as the model's own"
+        side = "less" if own < model else "more"
+        how = f"The data are {side} probable than the model's own, or otherwise unlike them"
         how = how if differ else f"{count:,} data do not differ visibly from the model's own"
         text = (
             f"{how}: log p(x) is {own:.2f} on average "
