@@ -15,6 +15,7 @@ MOST = 6  # latents with a picture of their own
 MOST_NAMES = 5  # in a legend
 MOST_CHECKS = 12
 TOP = 2.0  # of khat, on a picture
+LEAST_NATS = 0.1  # to either side of zero, so that rounding is not drawn as large
 
 
 def draw_diagnosis(
@@ -107,9 +108,10 @@ def _bounds(part: Any, level: float) -> Any:
     )  # fmt: skip
     axis.set(
         xlabel="datum, by the gap", ylabel="nats above the middle",
-        title=f"log p(x) between its bounds (blue): {float((upper - lower).mean()):.2f} nats apart",
+        title=f"log p(x) between its bounds (blue): {abs((upper - lower).mean()):.2f} nats apart",
     )  # fmt: skip
     _whole_numbers(axis)
+    _not_smaller(axis)
     axis.legend(frameon=False)
     return figure
 
@@ -196,6 +198,7 @@ def _gaps(part: Any, level: float) -> Any:
         title=f"gaps: {family.mean():.2f} of the family, {network.mean():.2f} of the network",
     )  # fmt: skip
     _whole_numbers(axis)
+    _not_smaller(axis)
     axis.legend(frameon=False)
     return figure
 
@@ -211,7 +214,7 @@ def _predictions(part: Any, level: float) -> Any:
         axis.hist(made, bins=25, color="0.75")
         axis.axvline(check.observed, color=WRONG if p <= part.level else FINE, linewidth=2)
         of = f" of {check.site}" if check.site and len({c.site for c in part.checks}) > 1 else ""
-        axis.set_title(f"{check.statistic}{of}", fontsize="medium")
+        axis.set_title(f"{check.statistic.rstrip(',')}{of}", fontsize="medium")
         axis.set_yticks([])
         axis.tick_params(axis="x", labelsize="small")
     for axis in list(axes.flat)[len(checks) :]:
@@ -235,6 +238,12 @@ def _misspecification(part: Any, level: float) -> Any:
     )  # fmt: skip
     axis.legend(frameon=False)
     return figure
+
+
+def _not_smaller(axis: Any) -> None:
+    """The range of nats on the vertical axis."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, -LEAST_NATS), max(high, LEAST_NATS))
 
 
 def _whole_numbers(axis: Any) -> None:
