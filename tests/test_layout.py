@@ -11,17 +11,18 @@ PACKAGE = ROOT / "pyro_vae"
 # A room is a file or a folder at the top of the package.  It may use the rooms of the lines above.
 LEVELS = (
     "defaults errors paired recording torch_internals",
-    "noise progress plotting distributions networks",
+    "noise progress distributions networks",
     "optimizers graphs program",
     "priors likelihoods posteriors densities evaluation",
     "models predictive chains checking",
-    "objectives evidence datasets",
+    "objectives evidence datasets plotting",
     "calibration refinement",
     "inference_data runs",
     "diagnostics",
     "engine",
     "training gradients",
     "comparison",
+    "paper reporting sklearn",
     "__init__",  # only names where things are, and imports them when they are asked for
     "cli",
 )
