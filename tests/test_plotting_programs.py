@@ -1,4 +1,4 @@
-"""Pictures of programs: what is drawn is what the program says, and the rest is refused in words."""
+"""Pictures of programs: what is drawn is what the program says; the rest is refused in words."""
 
 import matplotlib.axes
 import numpy as np
@@ -65,6 +65,10 @@ def table():
     """A VAE of a table of three columns, which are no image."""
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 3)), columns=["a", "b", "c"])
     return pv.VAE.build(3, likelihood=pv.likelihoods.Gaussian(), latent_dim=2), frame
+
+
+def built(dim, **options):
+    return pv.VAE.build(dim, likelihood=pv.likelihoods.Bernoulli(), **options)
 
 
 def drawn(axis):
@@ -171,7 +175,7 @@ def test_the_manifold_decodes_quantiles_of_the_prior(vae):
 )  # fmt: skip
 def test_quantiles_are_those_of_the_prior(prior):
     """By the law's own inverse or by bisection: the share of draws below them is u."""
-    latent = latent_of(pv.VAE.build(6, prior=prior, latent_dim=2))
+    latent = latent_of(built(6, prior=prior, latent_dim=2))
     u = np.array([[0.05, 0.5], [0.6, 0.98]])
     draws = latent.site.law.sample((20_000,)).reshape(-1, 2).numpy()
     share = (draws < latent.quantiles(u)[:, None]).mean(1)
@@ -180,14 +184,14 @@ def test_quantiles_are_those_of_the_prior(prior):
 
 
 def test_what_has_no_quantiles_is_refused_with_what_to_do():
-    mixture = pv.VAE.build(64, prior=pv.priors.MixtureOfNormals(3), latent_dim=2)
+    mixture = built(64, prior=pv.priors.MixtureOfNormals(3), latent_dim=2)
     with pytest.raises(ValueError, match=r"is joint over its 2 numbers.*pass span"):
         plotting.latent_manifold(mixture)
     axis = plotting.latent_manifold(mixture, span=(-2, 2), num=3)
     made = pv.decode(mixture, torch.tensor([[4 / 3, 4 / 3]]))[0]
     np.testing.assert_allclose(drawn(axis)[:8, 18:].ravel(), made, atol=1e-5)
     plotting.traversals(mixture, num=3)  # of draws
-    shares = pv.VAE.build(64, prior=pv.priors.Dirichlet(), latent_dim=3)
+    shares = built(64, prior=pv.priors.Dirichlet(), latent_dim=3)
     with pytest.raises(ValueError, match="hang together"):
         plotting.traversals(shares)
 
@@ -288,7 +292,7 @@ def test_active_latents_are_marked():
 
 @pytest.mark.parametrize("posterior", [pv.posteriors.FullNormal(), pv.posteriors.Laplace()])
 def test_kl_of_joint_and_of_other_laws_is_sampled(posterior):
-    vae = pv.VAE.build(6, posterior=posterior, latent_dim=3)
+    vae = built(6, posterior=posterior, latent_dim=3)
     x = (torch.rand(40, 6) < 0.5).float()
     names, terms = kl_terms(vae, x)
     d = pv.elbo(vae, x)

@@ -151,33 +151,29 @@ class Latent:
         return array_of(z).reshape(len(u), -1)
 
     def _inverted(self, law: Any, u: Tensor) -> Tensor:
-        """By the law's own inverse CDF, or by bisection of its CDF."""
+        """By the law's own inverse CDF, or by that of SciPy."""
+        from scipy import stats
+
         try:
             return law.icdf(u)
         except NotImplementedError:
             pass
-        try:
-            low, high = (law.sample((200,)).flatten(0, 1).amin(0), None)
-            high = law.sample((200,)).flatten(0, 1).amax(0)
-            law.cdf(low)
-        except NotImplementedError:
+        theirs = {
+            "Beta": (stats.beta, ("concentration1", "concentration0")),
+            "Gamma": (stats.gamma, ("concentration",)),
+            "StudentT": (stats.t, ("df",)),
+        }
+        if self.site.family not in theirs:
             raise ValueError(
-                f'the prior of "{self.name}", {self.site.family}, knows neither its CDF nor the '
-                "inverse: pass span=(low, high) for a grid over the latent itself"
-            ) from None
-        low, high = low.expand(u.shape), high.expand(u.shape)
-        bounded = getattr(law.support, "lower_bound", None)
-        for _ in range(40):  # widened until the quantile lies within
-            width = high - low + 1e-3
-            low = low - width if bounded is None else bounded + (low - bounded) / 2
-            high = high + width
-            if bool(((law.cdf(low) <= u) & (law.cdf(high) >= u)).all()):
-                break
-        for _ in range(60):
-            middle = (low + high) / 2
-            below = law.cdf(middle) < u
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+                f'the prior of "{self.name}", {self.site.family}, knows no inverse CDF: pass '
+                "span=(low, high) for a grid over the latent itself"
+            )
+        family, names = theirs[self.site.family]
+        z = family.ppf(array_of(u), *(array_of(getattr(law, name)) for name in names))
+        z = torch.as_tensor(z, dtype=u.dtype, device=u.device)
+        if self.site.family == "StudentT":
+            return law.loc + law.scale * z
+        return z / law.rate if self.site.family == "Gamma" else z
 
     def marginals(self, u: np.ndarray) -> np.ndarray:
         """Quantiles of each number under the prior, (len(u), J); of a joint prior those of draws.

@@ -105,7 +105,7 @@ def evidence_differences(evidence: Any, *, ax: Any = None) -> Any:
     places = np.arange(len(table))
     half = 1.96 * table["mean_dse"].to_numpy()
     axis.axvline(0, color="black", linewidth=1, linestyle="--")
-    axis.errorbar(table["mean_diff"], places, xerr=half, linestyle="", marker="o", capsize=3,
+    axis.errorbar(table["mean_diff"].to_numpy(), places, xerr=half, linestyle="", marker="o", capsize=3,
                   color=COLOURS[0])  # fmt: skip
     axis.set_yticks(places, [str(name) for name in table.index])
     axis.set_ylim(len(table) - 0.5, -0.5)
