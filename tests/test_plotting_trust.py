@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from tests.test_plotting import comparison, history, words
 
 import pyro_vae as pv
 from pyro_vae import plotting
 from pyro_vae.calibration import simulated_ranks
 from pyro_vae.models import linear_gaussian
 from pyro_vae.paired import paired_mean
+from tests.test_plotting import comparison, history, words
 
 
 def test_khat_is_sorted_or_lies_over_the_latents():
@@ -60,7 +60,7 @@ def test_ranks_that_leave_the_band_are_named(ranks):
     good, bad = ranks
     assert plotting.calibration_ranks(good, prob=0.9999).get_legend() is None
     axis = plotting.calibration_ranks(bad, names=["z[0]", "z[1]"])
-    assert axis.get_title(loc="left") == "2 of 2 leave the 95% band"
+    assert axis.get_title(loc="left") == "2 of 2 leave the 95 % band"
     *_, curves = bad.curves(0.95)
     name = axis.get_legend().get_texts()[0].get_text()
     np.testing.assert_allclose(axis.lines[0].get_ydata(), curves[name])
@@ -93,7 +93,7 @@ def test_learning_curves_of_runs_by_samples_and_seconds():
     assert axis.get_xlabel() == "seconds of training"
     first, second = axis.lines
     assert first.get_linestyle() != second.get_linestyle()  # told apart in grey, too
-    assert words(plotting.learning_curves(runs["a"])) [:1] == ["training"]
+    assert words(plotting.learning_curves(runs["a"]))[:1] == ["training"]
     with pytest.raises(ValueError, match="by is 'steps', expected"):
         plotting.learning_curves(runs, by="steps")
     with pytest.raises(ValueError, match='a has no column "elbo", expected one of samples'):

@@ -105,8 +105,9 @@ def comparison_table(comparison: Any, *, ax: Any = None) -> Any:
     axis = axes_of(ax, 7.4, 1.5 + 0.38 * len(rows))
     first = rows[0].scores.log_evidence.values  # (seed, datum)
     axis.axvline(0, color="black", linewidth=1, linestyle="--")
-    beside = axis.get_yaxis_transform()
-    columns = ((1.02, "log p(x)"), (1.19, "ELBO"), (1.36, "difference"))
+    beside = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points"}
+    beside |= {"va": "center", "fontsize": 9, "annotation_clip": False}
+    columns = ((10, "log p(x)"), (66, "ELBO"), (122, "difference"))  # points from the axes
     for place, row in enumerate(rows):
         scores = row.scores.log_evidence.values
         found = paired_mean(scores - first)
@@ -120,11 +121,9 @@ def comparison_table(comparison: Any, *, ax: Any = None) -> Any:
             f"{found.value:+.2f} ± {half:.2f}" if place else "",
         )
         for (where, _), text in zip(columns, said, strict=True):
-            axis.text(where, place, text.replace("-", "−"), transform=beside, va="center",
-                      fontsize=9)  # fmt: skip
+            axis.annotate(text.replace("-", "−"), (1, place), xytext=(where, 0), **beside)
     for where, title in columns:
-        axis.text(where, -0.55, title, transform=beside, va="bottom", fontsize=9, color="0.4")
-    axis.text(1.56, 0, " ", transform=beside)  # room for the last column
+        axis.annotate(title, (1, -0.65), xytext=(where, 0), color="0.4", **beside)
     axis.set_yticks(range(len(rows)), [row.name for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(False, axis="y")

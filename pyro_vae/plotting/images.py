@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae.plotting.figures import COLOURS
+
 KNOWN = {560: (28, 20)}  # Frey Face
+MISSING = 2.0  # stands for a missing pixel, beyond all values of a wall
 LEAST_SIDE = 6  # of a flat image whose shape is guessed
 Shape = tuple[int, ...]
 
@@ -67,24 +70,31 @@ def limits_of(*values: np.ndarray) -> tuple[float, float]:
 
 
 def wall_of(images: np.ndarray, low: float, high: float, gap: int = 1) -> np.ndarray:
-    """Images (rows, columns, height, width[, 3]) as one from 0 to 1; nan between them."""
-    scaled = np.clip((images - low) / max(high - low, 1e-12), 0, 1)
+    """Images (rows, columns, height, width[, 3]) as one from 0 to 1.
+
+    It is nan between images and where :func:`whole_rows` has put none, and 2 at missing pixels.
+    """
+    lacking, missing = np.isneginf(images), np.isnan(images)
+    with np.errstate(invalid="ignore"):
+        scaled = np.clip((images - low) / max(high - low, 1e-12), 0, 1).astype(float)
+    scaled[missing], scaled[lacking] = MISSING, np.nan
     edges = ((0, 0), (0, 0), (0, gap), (0, gap), *[(0, 0)] * (images.ndim - 4))
-    tiles = np.pad(scaled.astype(float), edges, constant_values=np.nan)
+    tiles = np.pad(scaled, edges, constant_values=np.nan)
     rows, columns, height, width = tiles.shape[:4]
     wall = tiles.swapaxes(1, 2).reshape(rows * height, columns * width, *tiles.shape[4:])
-    wall = wall[: rows * height - gap, : columns * width - gap]
-    return np.nan_to_num(wall, nan=1.0) if wall.ndim == 3 else wall
+    return wall[: rows * height - gap, : columns * width - gap]
 
 
 def show_wall(
     axis: Any, images: np.ndarray, limits: tuple[float, float], cmap: str, extent: Any = None
 ) -> None:
-    """Draw images (rows, columns, height, width[, 3]) side by side, without ticks."""
+    """Draw images (rows, columns, height, width[, 3]) side by side; missing pixels are orange."""
     import matplotlib
 
-    colours = matplotlib.colormaps[cmap].with_extremes(bad="0.6")  # gaps, and missing pixels
     wall = wall_of(images, *limits)
+    if wall.ndim == 3:
+        wall = np.where(np.isnan(wall), 1.0, np.minimum(wall, 1.0))
+    colours = matplotlib.colormaps[cmap].with_extremes(bad="white", over=COLOURS[4])
     aspect = "auto" if extent is not None else "equal"
     look = {"vmin": 0, "vmax": 1, "interpolation": "nearest", "extent": extent, "aspect": aspect}
     axis.imshow(wall, cmap=colours, **look)
@@ -101,9 +111,9 @@ def wall_size(rows: int, columns: int, shape: Shape, width: float = 6.4) -> tupl
 
 
 def whole_rows(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images (N, ...) in rows of so many; the last row is filled up with nan."""
+    """Images (N, ...) in rows of so many; the last row is filled up with -inf."""
     rows = -(-len(images) // columns)
-    lacking = np.full((rows * columns - len(images), *images.shape[1:]), np.nan)
+    lacking = np.full((rows * columns - len(images), *images.shape[1:]), -np.inf)
     return np.concatenate([images, lacking]).reshape(rows, columns, *images.shape[1:])
 
 

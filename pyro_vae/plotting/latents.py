@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pyro_vae.densities.particles import densities
 from pyro_vae.densities.sites import Site
 from pyro_vae.densities.traces import sites_of_both
 from pyro_vae.noise import Stream, seeded
-from pyro_vae.plotting.figures import COLOURS, array_of, axes_of
+from pyro_vae.plotting.figures import COLOURS, DASHES, array_of, axes_of
 from pyro_vae.plotting.programs import codes_of, coordinate_names, program_of
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import map_rows, num_rows
@@ -66,9 +67,9 @@ def latent_scatter(
     if z.shape[1] == 1:
         edges = np.histogram_bin_edges(z[:, 0], bins=40)
         for number, kind in enumerate(kinds):
-            look = {"color": COLOURS[number % 7], "linestyle": ("-", "--", ":", "-.")[number // 7]}
+            line = {"color": COLOURS[number % 7], "linestyle": DASHES[number % len(DASHES)]}
             mine = z[values == kind, 0]
-            axis.hist(mine, edges, histtype="step", linewidth=1.5, label=str(kind), **look)
+            axis.hist(mine, edges, histtype="step", linewidth=1.5, label=str(kind), **line)
         if not kinds:
             axis.hist(z[:, 0], edges, color=COLOURS[0])
         axis.set(xlabel=names[0], ylabel="data")
@@ -79,7 +80,7 @@ def latent_scatter(
         for number, kind in enumerate(kinds):
             mine = values == kind
             filled = number < len(COLOURS)  # beyond, the same colours with hollow marks
-            look = {"marker": MARKERS[number], "linewidths": 0.3 if filled else 1.0}
+            look: dict[str, Any] = {"marker": MARKERS[number], "linewidths": 0.3 if filled else 1.0}
             look["edgecolors"] = "white" if filled else COLOURS[number % len(COLOURS)]
             look["facecolors"] = COLOURS[number % len(COLOURS)] if filled else "none"
             axis.scatter(a[mine], b[mine], s=size, label=str(kind), **look)
@@ -175,7 +176,8 @@ def kl_terms(program: Any, x: Any, *, seed: int = 0) -> tuple[list[str], np.ndar
     with torch.no_grad(), seeded(*Stream.PROFILE.key(seed)), evaluating(program):
         Look.at(program, rows)  # says in words what does not work
         for start in range(0, num_rows(rows), 1000):
-            part = map_rows(lambda t, s=start: t[s : s + 1000], rows)
+            length = min(1000, num_rows(rows) - start)
+            part = map_rows(partial(torch.narrow, dim=0, start=start, length=length), rows)
             guide, model = sites_of_both(program, part)
             joint = None
             names, terms = [], []

@@ -265,7 +265,7 @@ def latent_of(
                 ", which have to be somewhere: pass like=x, whose first row the guide places them "
                 "for"
             )
-        drawn = encode(program, row, num_draws=1)
+        drawn: Any = encode(program, row, num_draws=1)
         others = {n: v[0] for n, v in drawn.items() if n != name and n in mine}
     main = observed or (seen and next((n for n in ("x",) if n in seen), None))
     chosen = seen[one_of(seen, main or None, "observed sites", "observed")]

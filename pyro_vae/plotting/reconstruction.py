@@ -59,10 +59,10 @@ def reconstructions(
     rows = first_rows(program, x, max(num, TABLE_ROWS))
     seen = observation(program, rows, site)
     original = array_of(seen.rows_first(seen.value)).astype(float)
-    made = reconstruct(program, rows)
-    if isinstance(made, dict):
-        made = made[one_of(made, seen.name, "observed sites", "site")]
-    made = expected(made, seen).reshape(original.shape)
+    found: Any = reconstruct(program, rows)
+    if isinstance(found, dict):
+        found = found[one_of(found, seen.name, "observed sites", "site")]
+    made = expected(found, seen).reshape(original.shape)
     columns = getattr(x, "columns", None)
     shape = image_shape_of(original.shape[1:], image_shape, columns)
     if shape is None:
@@ -128,7 +128,7 @@ def samples(
         The Axes.
     """
     program, num = program_of(program), errors.whole("num", num)
-    found = sample(program, num, like=like, mean=mean, seed=seed)
+    found: Any = sample(program, num, like=like, mean=mean, seed=seed)
     name = None
     if isinstance(found, dict):
         name = one_of(found, site or ("x" if "x" in found else None), "observed sites", "site")

@@ -61,14 +61,13 @@ def khat_map(evidence: Any, z: Any = None, *, dims: Sequence[int] = (0, 1), ax: 
             )
         axis = axes_of(ax, 5.6, 4.6)
         first, second = (errors.whole("dims", d, 0, plane.shape[1] - 1) for d in dims)
-        top = max(1.0, float(shown.max()))
         dots = None
         for mine, look in _dots(large):
             look = {"marker": look["marker"], "s": look["s"] * (1.8 if "label" in look else 1.0)}
             where = plane[mine, first], plane[mine, second]
-            dots = axis.scatter(*where, c=shown[mine], cmap="cividis_r", vmin=min(0, shown.min()),
-                                vmax=top, **look)  # fmt: skip
-        bar = axis.figure.colorbar(dots, ax=axis, label=r"$\hat k$")
+            dots = axis.scatter(*where, c=shown[mine], cmap="cividis_r", vmin=0,
+                                vmax=2 * BAD, **look)  # fmt: skip
+        bar = axis.figure.colorbar(dots, ax=axis, label=r"$\hat k$", extend="both")
         bar.ax.axhline(BAD, color="white", linewidth=2)
         axis.set(xlabel=f"z[{first}]", ylabel=f"z[{second}]")
         title += " (crosses)"
@@ -105,8 +104,8 @@ def evidence_differences(evidence: Any, *, ax: Any = None) -> Any:
     places = np.arange(len(table))
     half = 1.96 * table["mean_dse"].to_numpy()
     axis.axvline(0, color="black", linewidth=1, linestyle="--")
-    axis.errorbar(table["mean_diff"].to_numpy(), places, xerr=half, linestyle="", marker="o", capsize=3,
-                  color=COLOURS[0])  # fmt: skip
+    dots = {"linestyle": "", "marker": "o", "capsize": 3, "color": COLOURS[0]}
+    axis.errorbar(table["mean_diff"].to_numpy(), places, xerr=half, **dots)
     axis.set_yticks(places, [str(name) for name in table.index])
     axis.set_ylim(len(table) - 0.5, -0.5)
     for place, (mean, share) in enumerate(zip(table["mean"], table["bad_khat"], strict=True)):
@@ -151,7 +150,7 @@ def calibration_ranks(
         axis.plot(u, curves[name], label=name, **look)
     if outside:
         axis.legend(frameon=False, fontsize=8)
-    said = f"{len(outside)} of {len(names)} leave the {prob:.0%} band"
+    said = f"{len(outside)} of {len(names)} leave the {100 * prob:g} % band"
     axis.set_title(said, fontsize=10, loc="left")
     axis.set(xlabel="rank of the truth, from 0 to 1", ylabel="share below, less uniform")
     axis.set_xlim(0, 1)
