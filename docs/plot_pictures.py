@@ -51,7 +51,7 @@ def pictures(samples: int, sims: int) -> dict[str, Callable[[], Any]]:
         "learning_curves_seconds": lambda: p.learning_curves(compared, by="seconds"),
         "training_curve": lambda: p.training_curve(run),
         "reconstructions": lambda: p.reconstructions(wide, test),
-        "samples": lambda: p.samples(wide, 60),
+        "samples": lambda: p.samples(wide, 64),
         "latent_manifold": lambda: p.latent_manifold(run),
         "latent_scatter": lambda: p.latent_scatter(run, test),
         "traversals": lambda: p.traversals(wide, test, datum=3),
