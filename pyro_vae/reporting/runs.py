@@ -71,9 +71,9 @@ def _diagnosed(
         return None, "The run was trained without a guide, so there is no posterior to judge."
     if data is None:
         return None, "No data were passed. pv.diagnose(program, x) makes it."
-    options: Any = (
-        {"full": {}, "quick": QUICK}[diagnosis] if isinstance(diagnosis, str) else diagnosis
-    )
+    options: Any = diagnosis
+    if isinstance(diagnosis, str):
+        options = QUICK if diagnosis == "quick" else {}
     rows = _first(data, MOST_QUICK) if diagnosis == "quick" else data
     options = {"seed": seed, "progress": progress, **options}
     try:
@@ -111,7 +111,7 @@ def _what(program: Any, manifest: Any, data: Any, found: Any, guided: bool) -> S
     if manifest:
         section.facts += [
             ("training data", f"{manifest['num_data']:,} rows"),
-            ("sha256 of them", str(manifest["data_digest"])),
+            ("sha256 of them", f"{manifest['data_digest'][:16]}…"),
             ("training samples", f"{manifest['samples']:,}"),
             ("seconds", number(manifest["seconds"], 1)),
             ("ended by", str(manifest.get("stopped", ""))),
@@ -207,7 +207,7 @@ def _trust(program: Any, data: Any, found: Diagnosis | None, why: str) -> Sectio
         return section
     section.findings = [(f.question, f.verdict, f.text) for f in found.findings]
     section.text.append(found.title + ".")
-    section.note = found._foot()
+    section.note = found.foot()
     trust, calibration = found.parts.get("weights"), found.parts.get("calibration")
     if trust is not None:
         section.draw(
