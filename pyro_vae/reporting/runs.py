@@ -47,7 +47,7 @@ def sections_of_run(
     drawn.draw(
         lambda: plotting.samples(program, 48, like=few, image_shape=image_shape, seed=seed),
         "Draws of the prior, decoded: means of p(x | z)",
-        "z ~ p(z), and the mean of p(x | z); of a table the draws, beside the data.",
+        "z from its prior, and the mean of p(x | z); of a table draws of x.",
     )
     sections.append(drawn)
     if data is not None and guided:
@@ -111,7 +111,7 @@ def _what(program: Any, manifest: Any, data: Any, found: Any, guided: bool) -> S
     if manifest:
         section.facts += [
             ("training data", f"{manifest['num_data']:,} rows"),
-            ("sha256 of them", f"{manifest['data_digest'][:16]}…"),
+            ("their sha256", f"{manifest['data_digest'][:12]}…"),
             ("training samples", f"{manifest['samples']:,}"),
             ("seconds", number(manifest["seconds"], 1)),
             ("ended by", str(manifest.get("stopped", ""))),
@@ -140,11 +140,13 @@ def _curves(run: Any) -> Section:
     said = [f"{name} {number(float(last[name]))}" for name in ("bound", "validation_bound")
             if name in last and np.isfinite(last[name])]  # fmt: skip
     ends = f", ending at {' and '.join(said)} nats per datum" if said else ""
+    band = "The band is one standard error over held-out data."
+    band = band if "validation_bound" in history else ""
     for by in ("samples", "seconds"):
         section.draw(
             lambda by=by: plotting.learning_curves(run, by=by),  # type: ignore[misc]
             f"Learning curve against {by}{ends}".replace("_", " "),
-            f"Against {by}. The band is one standard error over held-out data.",
+            f"Against {by}. {band}".strip(),
         )
     return section
 
