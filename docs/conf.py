@@ -1,0 +1,84 @@
+"""The documentation site: Sphinx reads Markdown (MyST), notebooks and docstrings from here.
+
+``make docs`` builds it into docs/_build/html, with every warning an error.  Notebooks are shown with
+the outputs that are committed, never run.  Why Sphinx: the docstrings are reStructuredText with
+Google's sections, which autodoc and napoleon read as they are; myst-nb takes the notebooks; links
+between pages, notebooks and names are checked while it builds.
+"""
+
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing a major refactor")
+
+import api_pages  # noqa: E402
+
+from pyro_vae.defaults import __version__  # noqa: E402
+
+api_pages.write()
+
+project = "pyro_vae"
+copyright = "the pyro_vae authors"
+version = release = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "notebooks/.ipynb_checkpoints"]
+suppress_warnings = ["mystnb.unknown_mime_type"]  # ipywidgets, shown as their text
+
+# --- pages --------------------------------------------------------------------------------------
+
+nb_execution_mode = "off"
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+
+# --- docstrings ---------------------------------------------------------------------------------
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say what is taken, in words
+autodoc_preserve_defaults = True
+napoleon_custom_sections = [("Source", "notes_style")]
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+
+
+def read_as_prose(app: Any, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are read in terminals too: |z| is an absolute value there, (..., *event) a shape."""
+    indent = None  # of a displayed equation
+    for i, line in enumerate(lines):
+        own = len(line) - len(line.lstrip())
+        if line.lstrip().startswith(".. math::"):
+            indent = own
+        elif indent is not None and line.strip() and own <= indent:
+            indent = None
+        if indent is None and "``" not in line and ":math:" not in line:
+            line = re.sub(r"(?<!\\)\|", r"\\|", line)
+            lines[i] = re.sub(r"(?<=, )\*(?=\w+\))", r"\\*", line)
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", read_as_prose, priority=400)  # ahead of napoleon
+
+# --- looks --------------------------------------------------------------------------------------
+
+html_theme = "furo"
+html_title = f"pyro_vae {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0072B2", "color-brand-content": "#0072B2"},
+    "dark_css_variables": {"color-brand-primary": "#56B4E9", "color-brand-content": "#56B4E9"},
+}
+html_copy_source = False
+html_extra_path = ["_extra"]  # llms.txt
+copybutton_prompt_text = "$ "
+linkcheck_timeout = 10
