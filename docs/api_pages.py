@@ -24,11 +24,15 @@ PAGES: dict[str, tuple[str, str, tuple[tuple[str, str, tuple[str, ...] | None], 
     ),
     "training": (
         "Training and comparing",
-        "`fit` trains a program and returns a run; `compare` trains several alike.",
+        "``fit`` trains a program and returns a run; ``compare`` trains several alike.",
         (
             ("Training", "pyro_vae", ("fit", "Run", "load")),
             ("Comparing", "pyro_vae", ("compare", "Comparison")),
-            ("Beside an auto-encoder", "pyro_vae", ("compare_autoencoder", "AutoencoderComparison")),
+            (
+                "Beside an auto-encoder",
+                "pyro_vae",
+                ("compare_autoencoder", "AutoencoderComparison"),
+            ),
             ("Gradients", "pyro_vae", ("gradient_report", "GradientReport")),
             ("Step sizes", "pyro_vae.optimizers", ("Adagrad",)),
             ("Engine", "pyro_vae.engine", None),
@@ -48,8 +52,17 @@ PAGES: dict[str, tuple[str, str, tuple[tuple[str, str, tuple[str, ...] | None], 
         (
             ("The two that are used most", "pyro_vae", ("elbo", "log_evidence")),
             ("What they return, and comparing it", "pyro_vae", ("Evidence", "compare_evidence")),
-            ("More bounds", "pyro_vae.evidence", ("ChiSquareBound", "chi_square_bound",
-             "predicted_bias", "from_log_weights", "from_reciprocal_weights")),
+            (
+                "More bounds",
+                "pyro_vae.evidence",
+                (
+                    "ChiSquareBound",
+                    "chi_square_bound",
+                    "predicted_bias",
+                    "from_log_weights",
+                    "from_reciprocal_weights",
+                ),
+            ),
         ),
     ),
     "diagnosis": (
@@ -58,9 +71,20 @@ PAGES: dict[str, tuple[str, str, tuple[tuple[str, str, tuple[str, ...] | None], 
         (
             ("The page", "pyro_vae", ("diagnose", "Diagnosis")),
             ("Better draws", "pyro_vae", ("refine", "Refinement")),
-            ("One question at a time", "pyro_vae.diagnostics",
-             ("Finding", "gaps", "predictive_checks", "misspecification", "rate_distortion",
-              "pareto_khat", "split_rhat", "integrated_time")),
+            (
+                "One question at a time",
+                "pyro_vae.diagnostics",
+                (
+                    "Finding",
+                    "gaps",
+                    "predictive_checks",
+                    "misspecification",
+                    "rate_distortion",
+                    "pareto_khat",
+                    "split_rhat",
+                    "integrated_time",
+                ),
+            ),
             ("Calibration", "pyro_vae.calibration", None),
             ("Chains", "pyro_vae.chains", None),
         ),
@@ -68,18 +92,32 @@ PAGES: dict[str, tuple[str, str, tuple[tuple[str, str, tuple[str, ...] | None], 
     "objectives": ("Objectives", "What is ascended.", (("", "pyro_vae.objectives", None),)),
     "priors": ("Priors", "Modules that return p(z).", (("", "pyro_vae.priors", None),)),
     "likelihoods": (
-        "Likelihoods", "Modules that return p(x | z).", (("", "pyro_vae.likelihoods", None),)
+        "Likelihoods",
+        "Modules that return p(x | z).",
+        (("", "pyro_vae.likelihoods", None),),
     ),
     "posteriors": (
-        "Posteriors", "Modules that return q(z | x).", (("", "pyro_vae.posteriors", None),)
+        "Posteriors",
+        "Modules that return q(z | x).",
+        (("", "pyro_vae.posteriors", None),),
     ),
     "networks": ("Networks", "What encoders and decoders are.", (("", "pyro_vae.networks", None),)),
     "distributions": (
-        "Distributions", "Laws that Pyro lacks.", (("", "pyro_vae.distributions", None),)
+        "Distributions",
+        "Laws that Pyro lacks.",
+        (("", "pyro_vae.distributions", None),),
     ),
-    "models": ("Models", "Programs that are ready: one file each.", (("", "pyro_vae.models", None),)),
+    "models": (
+        "Models",
+        "Programs that are ready: one file each.",
+        (("", "pyro_vae.models", None),),
+    ),
     "datasets": ("Data sets", "Ours, and your own arrays.", (("", "pyro_vae.datasets", None),)),
-    "plotting": ("Pictures", "Arrays or our objects in, Axes out.", (("", "pyro_vae.plotting", None),)),
+    "plotting": (
+        "Pictures",
+        "Arrays or our objects in, Axes out.",
+        (("", "pyro_vae.plotting", None),),
+    ),
 }
 
 

@@ -16,14 +16,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing a major refactor")
 
 import api_pages  # noqa: E402
+from docutils import nodes  # noqa: E402
+from latex2mathml.converter import convert  # noqa: E402
 
-from pyro_vae.defaults import __version__  # noqa: E402
+from pyro_vae import defaults  # noqa: E402
 
 api_pages.write()
 
 project = "pyro_vae"
 copyright = "the pyro_vae authors"
-version = release = __version__
+version = release = defaults.__version__
+html_math_renderer = "mathml"
 
 extensions = [
     "myst_nb",
@@ -51,7 +54,9 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 
-def read_as_prose(app: Any, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def read_as_prose(
+    app: Any, kind: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
     """Docstrings are read in terminals too: |z| is an absolute value there, (..., *event) a shape."""
     indent = None  # of a displayed equation
     for i, line in enumerate(lines):
@@ -62,11 +67,42 @@ def read_as_prose(app: Any, kind: str, name: str, value: Any, options: Any, line
             indent = None
         if indent is None and "``" not in line and ":math:" not in line:
             line = re.sub(r"(?<!\\)\|", r"\\|", line)
+            line = re.sub(r"^(\s+\w+): ([A-Z])\.$", r"\1: \2\\.", line)  # no item of a list
             lines[i] = re.sub(r"(?<=, )\*(?=\w+\))", r"\\*", line)
+
+
+def with_values(
+    app: Any, kind: str, name: str, value: Any, options: Any, signature: Any, returns: Any
+) -> Any:
+    """What ``defaults.BATCH_SIZE`` in a signature is."""
+    if signature:
+        signature = re.sub(r"\bdefaults\.(\w+)", lambda m: repr(getattr(defaults, m[1])), signature)
+    return signature, returns
+
+
+# --- formulas -----------------------------------------------------------------------------------
+# As MathML, which browsers draw by themselves: pages need no network, and no script.
+
+
+def formula(self: Any, node: Any, display: str) -> None:
+    drawn = convert(node.astext(), display=display)
+    # log p: the names of functions keep apart from what they are of.
+    drawn = re.sub(
+        r"(<mi>(?:log|exp|sup|max|min)</mi>)(?=<m)", r'\1<mspace width="0.17em"/>', drawn
+    )
+    self.body.append(f'<span class="math {display}">{drawn}</span>')
+    raise nodes.SkipNode
 
 
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", read_as_prose, priority=400)  # ahead of napoleon
+    app.connect("autodoc-process-signature", with_values)
+    app.add_html_math_renderer(
+        "mathml",
+        inline_renderers=(lambda self, node: formula(self, node, "inline"), None),
+        block_renderers=(lambda self, node: formula(self, node, "block"), None),
+    )
+
 
 # --- looks --------------------------------------------------------------------------------------
 

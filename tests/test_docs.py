@@ -30,7 +30,9 @@ MOST = {
 def smaller(code):
     for name, most in MOST.items():
         code = re.sub(
-            rf"(?<![\w.]){name}=([\d_]+)", lambda m, n=name, b=most: f"{n}={min(int(m[1]), b)}", code
+            rf"(?<![\w.]){name}=([\d_]+)",
+            lambda m, n=name, b=most: f"{n}={min(int(m[1]), b)}",
+            code,
         )
     return code
 
@@ -113,7 +115,9 @@ def test_every_command_it_shows_is_one(capsys):
         verb, *rest = line.rstrip("\\").split()
         if verb == "data":
             continue
-        asked = [word for word in rest if word.startswith("--model=") or word in ("bernoulli_vae", "vae")]
+        asked = [
+            word for word in rest if word.startswith("--model=") or word in ("bernoulli_vae", "vae")
+        ]
         assert main([verb, *asked, "--help"]) == 0
         said = capsys.readouterr().out
         for flag in re.findall(r"--(?!model)[\w.-]+", line):
