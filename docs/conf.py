@@ -1,9 +1,10 @@
 """The documentation site: Sphinx reads Markdown (MyST), notebooks and docstrings from here.
 
-``make docs`` builds it into docs/_build/html, with every warning an error.  Notebooks are shown with
-the outputs that are committed, never run.  Why Sphinx: the docstrings are reStructuredText with
-Google's sections, which autodoc and napoleon read as they are; myst-nb takes the notebooks; links
-between pages, notebooks and names are checked while it builds.
+``make docs`` builds it into docs/_build/html, with every warning an error.  Notebooks are shown
+with the outputs that are committed, never run.  Why Sphinx: the docstrings are reStructuredText
+with Google's sections, which autodoc and napoleon read as they are; myst-nb takes the notebooks;
+links between pages and names are checked while it builds (``make docs ARGS='-b linkcheck'`` tries
+those to other sites).
 """
 
 import re
@@ -57,7 +58,7 @@ napoleon_use_ivar = True
 def read_as_prose(
     app: Any, kind: str, name: str, value: Any, options: Any, lines: list[str]
 ) -> None:
-    """Docstrings are read in terminals too: |z| is an absolute value there, (..., *event) a shape."""
+    """Docstrings are read in terminals too: |z| is an absolute value, (..., *event) a shape."""
     indent = None  # of a displayed equation
     for i, line in enumerate(lines):
         own = len(line) - len(line.lstrip())

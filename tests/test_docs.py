@@ -1,4 +1,4 @@
-"""The pages of the documentation: their Python runs from top to bottom, and a newcomer finds the way."""
+"""The pages of the documentation: their Python runs, and a newcomer finds the way."""
 
 import dataclasses
 import re
@@ -90,7 +90,8 @@ def test_its_links_lead_somewhere(page):
 @pytest.mark.parametrize(
     "words",
     ["own prior", "own likelihood", "missing values", "conditional model", "save and load",
-     "progress and logging", "early stopping", "GPU", "ArviZ", "diagnosis", "which objective", "citing"],
+     "progress and logging", "early stopping", "GPU", "ArviZ", "diagnosis",
+     "which objective", "citing"],
 )  # fmt: skip
 def test_the_start_page_leads_there(words):
     """One link from the first page, so one click."""
@@ -109,7 +110,7 @@ def test_every_page_is_in_the_table_of_contents():
 def test_every_command_it_shows_is_one(capsys):
     """Verbs and flags of the command line."""
     text = "\n".join(PAGES.values())
-    shown = {line for line in re.findall(r"^(?:\$ )?pyro-vae (\w.+?)(?:  +#.*)?$", text, re.M)}
+    shown = set(re.findall(r"^(?:\$ )?pyro-vae (\w.+?)(?:  +#.*)?$", text, re.M))
     assert len(shown) > 8
     for line in sorted(shown):
         verb, *rest = line.rstrip("\\").split()
