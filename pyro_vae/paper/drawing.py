@@ -44,7 +44,7 @@ def draw_ours(
         axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
 
 
-def legend(axis: Any, methods: Sequence[str], *, seeds: int) -> None:
+def legend(axis: Any, methods: Sequence[str], *, seeds: int, crosses: str = "") -> None:
     """What the lines are, on an axis of its own or in a free corner."""
     from matplotlib.lines import Line2D
 
@@ -56,6 +56,8 @@ def legend(axis: Any, methods: Sequence[str], *, seeds: int) -> None:
         Line2D([], [], color="0.3", linewidth=WIDTHS["test"], label="test: thick"),
         Line2D([], [], color="0.3", linewidth=WIDTHS["train"], label="train: thin"),
     ]
+    if crosses:
+        entries.append(Line2D([], [], color="0.3", linestyle="none", marker="x", label=crosses))
     axis.legend(handles=entries, fontsize=9, frameon=False, loc="center")
 
 

@@ -12,10 +12,13 @@ from pyro_vae.paper.shelf import read_json
 
 FIGURES = {
     "figure2": "figure_2",
+    "figure3": "figure_3",
     "figure4": "figure_4",
     "figure5": "figure_5",
     "appendix-d": "appendix_d",
     "appendix-e": "appendix_e",
+    "appendix-f": "appendix_f",
+    "slides": "slides",
 }
 
 

@@ -117,17 +117,13 @@ class Shelf:
             if self.device is not None:
                 run.program.to(self.device)
             return run
-        if callable(self.progress) or self.progress is False:
-            progress = self.progress
-        else:
-            progress = None
         try:
             return fit(
                 program, x, objective, samples=samples, out=folder, resume=True,
-                device=self.device, progress=progress, **options,
+                device=self.device, progress=self.progress, **options,
             )  # fmt: skip
         except (KeyboardInterrupt, SystemExit) as error:
-            if hasattr(error, "path"):  # it is our folder that the user knows
+            if hasattr(error, "path"):  # it is this folder that the user named, and no flag goes on
                 vars(error).update(path=self.out, flag="")
             raise
 
