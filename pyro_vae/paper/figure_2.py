@@ -59,19 +59,23 @@ class Curve:
 
 
 CURVES = [Curve(d, j, m) for d, sizes in SIZES.items() for j in sizes for m in OBJECTIVES]
-# The step of each curve is that of the paper's 0.01, 0.02 and 0.1 with the highest training bound in
-# the first 40,000 samples of seed 0 (mean over the last 3,200), as its section 5 has it: AEVB at
-# Nz 3 -194.2 against -197.4 for 0.01, Nz 20 -192.9 against -199.1, Nz 5 -195.6 (0.01) against
-# -203.5, Nz 10 -200.6 (0.01) against -202.2; wake-sleep 4 to 7 nats for 0.01 at each Nz; with 0.1
-# all of them diverge.  All are still near the best bound that ignores z, -205.8, so it decides
-# little.  Nz 2 and 200 were given the steps of their neighbours 3 and 20.
+# The step of each curve is that of the paper's 0.01, 0.02 and 0.1 with the highest training bound
+# in its first samples, as section 5 has it.  MNIST: 40,000 samples of seed 0, mean of the last
+# 3,200: AEVB at Nz 3 -194.2 for 0.02 against -197.4 for 0.01, Nz 20 -192.9 against -199.1; for 0.01
+# against 0.02 Nz 5 -195.6 against -203.5, Nz 10 -200.6 against -202.2; wake-sleep 3 to 7 nats better
+# for 0.01 at each Nz; 0.1 diverges.  All are then still near the best bound that ignores z, -205.8,
+# so this decides little.  Nz 2 and 200 have the steps of their neighbours 3 and 20.  Frey Face: at
+# 300,000 samples AEVB was at 859 with 0.01 against 756, wake-sleep at 640 against 578, and 0.1
+# diverges.
 STEPS = {
     ("mnist", "AEVB"): {2: 0.02, 3: 0.02, 5: 0.01, 10: 0.01, 20: 0.02, 200: 0.02},
     ("mnist", "wake-sleep"): dict.fromkeys((3, 5, 10, 20, 200), 0.01),
-    ("frey_face", "AEVB"): dict.fromkeys((2, 5, 10, 20), 0.02),
+    ("frey_face", "AEVB"): dict.fromkeys((2, 5, 10, 20), 0.01),
     ("frey_face", "wake-sleep"): dict.fromkeys((2, 5, 10, 20), 0.01),
 }
-BATCH = {"mnist": 100, "frey_face": 100}
+# The text says 100; but all sample counts of the Frey Face curves are multiples of 500, and with
+# minibatches of 100 AEVB learns faster than they show (1040 in place of 754 at 10^6, Nz 20).
+BATCH = {"mnist": 100, "frey_face": 500}
 ACCUMULATE = 100  # first steps that only accumulate squared gradients, as in the author's code
 
 
@@ -79,8 +83,12 @@ def conventions() -> dict[str, str]:
     """What the paper leaves open, and what was taken here."""
     return {
         "pixels": "MNIST grey in [0, 1] as soft Bernoulli targets; Frey Face divided by 256",
-        "initialization": "weights N(0, 0.01^2), biases likewise",
-        "prior": "N(0, 1) on weight matrices",
+        "initialization": "N(0, 0.01^2)",
+        "prior": "N(0, 1) on weight matrices, not on biases",
+        "optimizer": "Adagrad whose first 100 steps only accumulate, as in the author's code; the "
+        "step of each curve is the one of 0.01, 0.02 and 0.1 with the best training bound early on",
+        "minibatches": "100 on MNIST, 500 on Frey Face; without replacement within an epoch",
+        "train": "mean of the minibatches' bounds since the evaluation before",
     }
 
 
@@ -176,7 +184,7 @@ def record_of(curve: Curve, seed: int, run: Any, budget: int) -> dict[str, Any]:
     samples, test, errors_, train = scored(
         run.history, evaluate_every(curve, run.manifest["num_data"])
     )
-    keep = samples <= budget
+    keep = samples < budget + curve.batch_size  # the last minibatch may pass the budget
     return {
         "data": curve.data,
         "latent_dim": curve.latent_dim,
@@ -188,15 +196,15 @@ def record_of(curve: Curve, seed: int, run: Any, budget: int) -> dict[str, Any]:
         "test": [round(float(v), 3) for v in test[keep]],
         "test_standard_error": [round(float(v), 3) for v in errors_[keep]],
         "train": [round(float(v), 3) for v in train[keep]],
-        "seconds": round(float(seconds_at(run.history, budget)), 1),
+        "seconds": round(seconds_at(run.history, samples[keep][-1]), 1),
         "device": run.manifest["device"],
         "threads": run.manifest["threads"],
         "engine": run.manifest["engine"],
     }
 
 
-def seconds_at(history: Any, budget: int) -> float:
-    return history.seconds[history.samples <= budget].max()
+def seconds_at(history: Any, samples: float) -> float:
+    return float(history.seconds[history.samples <= samples].max())
 
 
 def scored(history: Any, every: int) -> tuple[np.ndarray, ...]:

@@ -48,7 +48,7 @@ def reproduce(name: str, **options: Any) -> Reproduction:
         :class:`Reproduction`.
     """
     module = module_of(name)
-    takes = [n for n in inspect.signature(module.reproduce).parameters]
+    takes = list(inspect.signature(module.reproduce).parameters)
     for option in options:
         if option not in takes:
             raise ValueError(f"{option} is no option of {name}, which has {', '.join(takes)}")

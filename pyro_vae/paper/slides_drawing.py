@@ -49,18 +49,21 @@ def _posteriors(linear: Mapping[str, Any], logistic: Mapping[str, Any]) -> Any:
         part = logistic["guide"]
         _ellipses(axis, part["mean"][number], part["covariance"][number], GUIDE, DASHED)
         axis.set_title(f"LVM 2, datum {number + 1}", fontsize=10)
-        axis.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), aspect="equal")
+        center = np.array(part["mean"][number])
+        axis.set(
+            xlim=center[0] + np.array([-2, 2]), ylim=center[1] + np.array([-2, 2]), aspect="equal"
+        )
     for axis in axes.flat:
         axis.set_xlabel("z[0]", fontsize=8)
         axis.set_ylabel("z[1]", fontsize=8)
     from matplotlib.lines import Line2D
 
-    axes[0, 0].legend(
+    figure.legend(
         handles=[
             Line2D([], [], color=EXACT, label="exact posterior"),
-            Line2D([], [], color=GUIDE, linestyle=DASHED, label="guide"),
+            Line2D([], [], color=GUIDE, linestyle=DASHED, label="guide, trained by AEVB"),
         ],
-        fontsize=8, frameon=False, loc="upper right",
+        fontsize=10, frameon=False, loc="outside lower center", ncols=2,
     )  # fmt: skip
     figure.suptitle("50 % and 90 % of the mass of each posterior", fontsize=11)
     return figure
@@ -94,14 +97,16 @@ def _bound(trace: Any) -> Any:
     axis.fill_between(x, bound, bound + kl, color=COLOURS[1], alpha=0.25, linewidth=0, hatch="//")
     axis.plot(x, bound, color=COLOURS[0], linewidth=2)
     axis.plot(x, log_p, color="0.2", linewidth=2, linestyle=DASHED)
-    place = len(x) // 12
+    place = int((kl < 0.7 * kl[0]).argmax())
     axis.annotate("log p(x): never moves", (x[-1], log_p[-1]), xytext=(0, 5), ha="right",
                   textcoords="offset points", fontsize=10)  # fmt: skip
-    axis.text(x[len(x) // 2], (low + bound[-1]) / 2, "L, the bound", color=COLOURS[0], fontsize=11,
-              ha="center", va="center")  # fmt: skip
+    axis.text(
+        0.6 * x[-1], low + 0.35 * (bound[-1] - low), "L, the bound", color=COLOURS[0],
+        fontsize=11, ha="center", va="center",
+    )  # fmt: skip
     axis.annotate(
-        "KL(q ‖ p(z | x))", (x[place], (bound[place] + log_p[0]) / 2), xytext=(40, -28),
-        textcoords="offset points", color=COLOURS[1], fontsize=11,
+        "KL(q ‖ p(z | x))", (x[place], (bound[place] + log_p[0]) / 2), xytext=(0.3, 0.62),
+        textcoords="axes fraction", color=COLOURS[1], fontsize=11,
         arrowprops={"arrowstyle": "-", "color": COLOURS[1]},
     )  # fmt: skip
     axis.set_ylim(low, log_p.max() + 0.1 * (log_p.max() - low))
