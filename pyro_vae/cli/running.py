@@ -28,6 +28,7 @@ from pyro_vae.cli.verbs.fit import run_fit
 from pyro_vae.cli.verbs.parts import run_parts
 from pyro_vae.cli.verbs.posterior import run_posterior
 from pyro_vae.cli.verbs.report import run_report
+from pyro_vae.cli.verbs.reproduce import run_reproduce
 from pyro_vae.defaults import __version__
 from pyro_vae.errors import PyroVaeWarning
 
@@ -41,6 +42,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "report": run_report,
     "parts": run_parts,
     "data": run_data,
+    "reproduce": run_reproduce,
 }
 TAKE_RUNS = ("evidence", "diagnose", "posterior", "report")  # or models
 TAKE_MODELS = ("check", "fit", "compare", *TAKE_RUNS)
@@ -53,6 +55,7 @@ STANDS = {  # what stands without a flag
     "report": "RUN_DIR|COMPARISON_DIR|MODEL",
     "parts": "[FOLDER | NAME]",
     "data": "list | get NAME | verify NAME",
+    "reproduce": "FIGURE | all",
 }
 ABOUT_MODELS = (
     "MODEL is a name from models/, such as bernoulli_vae, or path/to/file.py:build; followed by "
