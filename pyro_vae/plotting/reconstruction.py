@@ -185,7 +185,7 @@ def _table_of_draws(
             "markersize": 4,
             "label": label,
         }
-        axis.errorbar(middle, where, xerr=[middle - low, high - middle], label=label, **look)
+        axis.errorbar(middle, where, xerr=[middle - low, high - middle], **look)
     axis.set_yticks(range(number), names)
     axis.set_ylim(number - 0.5, -0.5)
     of = "the data" if like is not None else "the draws"
