@@ -23,6 +23,7 @@ from pyro_vae.comparison.comparing import built
 from pyro_vae.models import linear_gaussian
 from pyro_vae.noise import Stream, seeded
 from pyro_vae.objectives import MonteCarloEM
+from pyro_vae.paper.drawing import sample_axis
 from pyro_vae.paper.reproduction import SEEDS, Reproduction, Style, whole_budget
 from pyro_vae.paper.shelf import Shelf
 from pyro_vae.plotting.figures import COLOURS
@@ -130,7 +131,7 @@ def table(numbers: Mapping[str, Any]) -> Any:
 
 
 def draw(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    from pyro_vae.plotting.figures import new_figure, thousands
+    from pyro_vae.plotting.figures import new_figure
 
     figure, axes = new_figure(3, width=3.6, height=3.0)
     parts = (
@@ -146,11 +147,10 @@ def draw(numbers: Mapping[str, Any]) -> dict[str, Any]:
         if aim is not None:
             axis.axhline(aim, color="0.3", linestyle=(0, (4, 2)), linewidth=1.2)
             axis.annotate(
-                said, (0.98, aim), xycoords=("axes fraction", "data"), xytext=(0, -4),
-                textcoords="offset points", ha="right", va="top", fontsize=8, color="0.3",
+                said, (0.02, aim), xycoords=("axes fraction", "data"), xytext=(0, -4),
+                textcoords="offset points", ha="left", va="top", fontsize=8, color="0.3",
             )  # fmt: skip
-        axis.set_xscale("log")
-        thousands(axis.xaxis)
+        sample_axis(axis)
         axis.set_xlabel("training samples")
         axis.set_ylabel(label)
     axes[0, 1].set_ylim(0, 1.05)
