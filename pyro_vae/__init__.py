@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         plotting,
         posteriors,
         priors,
+        sklearn,
     )
     from pyro_vae.checking import check
     from pyro_vae.comparison import AutoencoderComparison, Comparison, compare, compare_autoencoder
@@ -80,7 +81,7 @@ _HOME = {
 }
 _MODULES = (
     "datasets", "distributions", "engine", "likelihoods", "models", "networks", "objectives",
-    "optimizers", "plotting", "posteriors", "priors",
+    "optimizers", "plotting", "posteriors", "priors", "sklearn",
 )  # fmt: skip
 
 __all__ = [
@@ -122,6 +123,7 @@ __all__ = [
     "reconstruct",
     "refine",
     "sample",
+    "sklearn",
     "summarize",
     "to_inference_data",
 ]
