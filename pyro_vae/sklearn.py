@@ -38,8 +38,8 @@ from pyro_vae.training import fit
 
 __all__ = ["VAE"]
 
-SAMPLES = 100_000  # rows x updates, at the least, where no budget is named
-LEAST_EPOCHS = 5
+SAMPLES = 60_000  # rows x updates, at the least, where no budget is named
+LEAST_EPOCHS = 10
 
 
 class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -61,10 +61,10 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             "auto" does so for the Gaussian that "auto" chose.  All that comes out is in the units
             of X again, log densities among it.
         objective: what is learnt by; by default ``pv.objectives.AEVB()``.
-        samples, epochs: the budget, rows x updates or passes; by default 100,000 samples and at
-            least 5 passes.
+        samples, epochs: the budget, rows x updates or passes; by default 60,000 samples and at
+            least 10 passes.
         batch_size: rows a minibatch.
-        optimizer, lr: a class of ``torch.optim`` (Adam by default) and its step size.
+        optimizer, lr: a class of ``torch.optim`` and its step size; by default Adam, 0.01.
         early_stopping: evaluations of held-out rows without a rise after which training ends, with
             the best weights; None trains to the end on all rows.
         validation_fraction: the share of rows that early stopping holds out.
@@ -186,7 +186,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             epochs=self.epochs,
             batch_size=self.batch_size,
             optimizer=torch.optim.Adam if default else self.optimizer,
-            lr=0.003 if default and self.lr is None else self.lr,
+            lr=0.01 if default and self.lr is None else self.lr,
             seed=self.seed_,
             device=self.device,
             engine=self.engine,

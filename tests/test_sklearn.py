@@ -39,7 +39,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def fitted():
-    return VAE(1, samples=30_000, random_state=0).fit(X)
+    return VAE(1, samples=40_000, random_state=0).fit(X)
 
 
 def checked(estimator):
@@ -77,10 +77,10 @@ def test_it_learns_what_columns_of_any_scale_have_in_common(fitted):
     apart = -0.5 * np.log(2 * np.pi * np.e * np.diag(covariance)).sum()
     together = -0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
     assert together - apart > 2
-    assert fitted.score(X) == pytest.approx(together, abs=0.4)
+    assert fitted.score(X) == pytest.approx(together, abs=0.5)
 
     factors = np.array([1e-6, 1.0, 1e5, 1e9])
-    scaled = VAE(1, samples=30_000, random_state=0).fit(X * factors + 1e3 * factors)
+    scaled = VAE(1, samples=40_000, random_state=0).fit(X * factors + 1e3 * factors)
     there = X * factors + 1e3 * factors
     assert scaled.score(there) == pytest.approx(fitted.score(X) - np.log(factors).sum(), abs=0.05)
     back = scaled.inverse_transform(scaled.transform(there))
