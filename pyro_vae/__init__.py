@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pyro_vae.evidence import Evidence, compare_evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
     from pyro_vae.inference_data import summarize, to_inference_data
-    from pyro_vae.predictive import decode, encode, reconstruct, sample
+    from pyro_vae.predictive import decode, encode, export, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.program.parts import Likelihood, Posterior, Prior
     from pyro_vae.refinement import Refinement, refine
@@ -72,6 +72,7 @@ _HOME = {
     "sample": "predictive",
     "decode": "predictive",
     "encode": "predictive",
+    "export": "predictive",
     "reconstruct": "predictive",
     "summarize": "inference_data",
     "to_inference_data": "inference_data",
@@ -108,6 +109,7 @@ __all__ = [
     "decode",
     "diagnose",
     "encode",
+    "export",
     "fit",
     "gradient_report",
     "likelihoods",
