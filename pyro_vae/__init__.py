@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from pyro_vae.evidence import Evidence, compare_evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
     from pyro_vae.inference_data import summarize, to_inference_data
+    from pyro_vae.plotting.exploring import explore
     from pyro_vae.predictive import decode, encode, export, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.program.parts import Likelihood, Posterior, Prior
     from pyro_vae.refinement import Refinement, refine
+    from pyro_vae.reporting import report
     from pyro_vae.runs import Run, load
     from pyro_vae.training import fit
 
@@ -76,6 +78,8 @@ _HOME = {
     "reconstruct": "predictive",
     "summarize": "inference_data",
     "to_inference_data": "inference_data",
+    "explore": "plotting.exploring",
+    "report": "reporting",
     "refine": "refinement",
     "Refinement": "refinement",
     "PyroVaeWarning": "errors",
@@ -109,6 +113,7 @@ __all__ = [
     "decode",
     "diagnose",
     "encode",
+    "explore",
     "export",
     "fit",
     "gradient_report",
@@ -124,6 +129,7 @@ __all__ = [
     "priors",
     "reconstruct",
     "refine",
+    "report",
     "sample",
     "sklearn",
     "summarize",

@@ -66,10 +66,10 @@ GIVEN = {"x": BITS, "y": X[:, :2]}
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)).round()
 CASES = {
     "bernoulli": lambda: built(BITS),
-    "counts": lambda: built(COUNTS, likelihood=L.NegativeBinomial(), posterior=pv.posteriors.FullNormal()),
+    "counts": lambda: built(COUNTS, **FULL),
     "heavy tails": lambda: built(X, likelihood=L.StudentT()),
     "categories": lambda: built(COUNTS, likelihood=L.Categorical()),
-    "mixed columns": lambda: built(torch.cat([X[:, :3], COUNTS[:, 3:]], 1), likelihood=L.Columns(GROUPS)),
+    "mixed columns": lambda: built(torch.cat([X[:, :3], COUNTS[:, 3:]], 1), **MIXED),
     "missing": lambda: built(GAPS, likelihood=L.Gaussian(sigmoid_mean=False), missing=True),
     "covariates": lambda: built(GIVEN),
     "convolutional": lambda: built(IMAGES, network=pv.networks.Convolutional(channels=(2, 4))),
@@ -121,7 +121,8 @@ class Discrete(pv.Program):
     def model(self, x):
         with pyro.plate("data", len(x)):
             k = pyro.sample("k", dist.Categorical(torch.ones(3)))
-            pyro.sample("x", dist.Normal(k.float().unsqueeze(-1), 1.0).expand([len(x), 6]).to_event(1), obs=x)  # fmt: skip
+            law = dist.Normal(k.float().unsqueeze(-1), 1.0).expand([len(x), 6])
+            pyro.sample("x", law.to_event(1), obs=x)
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
@@ -132,7 +133,7 @@ class Discrete(pv.Program):
     ("make", "said"),
     [
         (lambda: (Discrete(), X), '"k" is discrete'),
-        (lambda: built(X, likelihood=L.Laplace(), posterior=pv.posteriors.AutoregressiveFlow()), "has no mean"),
+        (lambda: built(X, **FLOW), "has no mean"),
         (lambda: (Own(dist.Cauchy), BITS), "has no mean"),
         (lambda: (OnItself(), X), "depends on x itself"),
         (lambda: (Branching(), BITS), "without control flow"),
