@@ -156,7 +156,7 @@ def test_an_exact_guide_is_told_clean(pairs):
     part = Calibration(simulated_ranks(oracle(), simulated=pairs), 0.01)
     assert part.failed == [] and part.findings()[0].verdict == "good"
     assert abs(part.contraction["z[2]"]) < 0.1 and part.contraction["z[0]"] > 0.4
-    u, lower, upper, curves = part.curves(0.99)
+    u, lower, upper, curves = part.ranks.curves(0.99)
     for curve in curves.values():
         assert ((curve >= lower) & (curve <= upper)).all()
     assert (lower < 0).all() and (upper > 0).all() and len(u) == 99

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from pyro_vae.plotting.comparison import learning_curves
+from pyro_vae.plotting.comparison import curves_and_evidence
+from pyro_vae.plotting.figures import saved
 from pyro_vae.plotting.training import training_curve
 
 
@@ -36,7 +37,7 @@ def comparison(curves, evidence=None):
 
 def test_a_run_without_a_bound_shows_its_reconstruction():
     frame = history([-30.0, -20.0, -19.0]).rename(columns={"bound": "reconstruction"})
-    (axis,) = training_curve(frame).axes
+    axis = training_curve(frame)
     assert "log p(x | z)" in words(axis)
     assert len(axis.lines[0].get_ydata()) >= 2
 
@@ -49,18 +50,18 @@ def test_one_wild_first_record_does_not_flatten_the_curve():
     """The bound of an untrained net may be hundreds of nats down, and the picture says so."""
     bounds = -25 + np.linspace(-3, 0, 100)
     bounds[2] = -751.06
-    (axis,) = training_curve(history(bounds)).axes
+    axis = training_curve(history(bounds))
     low, high = axis.get_ylim()
     assert -29 < low < bounds[20] and high > -25
     assert "first records go down to −751.1" in words(axis)
-    (flat,) = training_curve(history(np.full(9, -25.0))).axes
+    flat = training_curve(history(np.full(9, -25.0)))
     assert words(flat) == ["training"]
 
 
 def test_the_held_out_bound_lies_in_a_band_of_its_standard_error():
     """A quarter of all records has one; the others are nan."""
     held_out = np.where(np.arange(40) % 4 == 3, -20.0, np.nan)
-    (axis,) = training_curve(history(np.full(40, -21.0), held_out)).axes
+    axis = training_curve(history(np.full(40, -21.0), held_out))
     (band,) = axis.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (-20.5, -19.5)
@@ -71,7 +72,7 @@ def test_the_held_out_bound_lies_in_a_band_of_its_standard_error():
 def test_labels_of_lines_that_end_together_are_pushed_apart():
     """Both ways alike, so that neither label points to the other's line."""
     flat = np.linspace(-30, -20, 50)
-    (axis,) = training_curve(history(flat, flat - 0.001)).axes
+    axis = training_curve(history(flat, flat - 0.001))
     one, two = sorted(
         text.xy[1] for text in axis.texts if text.get_text() in ("training", "held out")
     )
@@ -82,16 +83,16 @@ def test_labels_of_lines_that_end_together_are_pushed_apart():
 def test_steps_that_only_accumulate_do_not_fill_the_picture():
     """Half the records stand still; the axes begin where the curves come in."""
     curve = np.concatenate([np.full(10, -45.0), -20 - 8 * 0.5 ** np.arange(10)])
-    left, _ = learning_curves(comparison({"AEVB": curve})).axes
+    left, _ = curves_and_evidence(comparison({"AEVB": curve}))
     assert left.get_ylim()[0] > -30
     assert 9_000 < left.get_xlim()[0] < 12_000
 
 
 def test_an_algorithm_without_a_guide_is_named_where_its_line_is_missing():
     rising = np.linspace(-30, -20, 12)
-    left, right = learning_curves(
+    left, right = curves_and_evidence(
         comparison({"AEVB": rising, "MonteCarloEM": np.full(12, np.nan)})
-    ).axes
+    )
     assert "MonteCarloEM: no guide, so no bound" in words(left)
     assert [tick.get_text() for tick in right.get_xticklabels()] == ["AEVB", "MonteCarloEM"]
 
@@ -103,7 +104,8 @@ def test_bars_are_the_paired_standard_error(tmp_path):
     shift[2] += np.where(np.arange(50) % 2, 0.5, -0.5)
     curves = dict.fromkeys(("AEVB", "WakeSleep", "Other"), np.linspace(-30, -20, 12))
     path = tmp_path / "curves.png"
-    _, right = learning_curves(comparison(curves, base + shift), path).axes
+    _, right = curves_and_evidence(comparison(curves, base + shift))
+    saved(right.figure, path)
     spans = [np.ptp(bar[2][0].get_segments()[0][:, 1]) for bar in right.containers]
     paired = shift[2, 0].std(ddof=1) / np.sqrt(50)
     np.testing.assert_allclose(spans, [0, 0, 2 * paired], atol=1e-12)
@@ -112,6 +114,6 @@ def test_bars_are_the_paired_standard_error(tmp_path):
 
 def test_runs_that_never_moved_and_a_single_record_are_drawn():
     """Warnings are errors here: limits that coincide would be one."""
-    learning_curves(comparison({"AEVB": np.full(12, -45.0)}))
+    curves_and_evidence(comparison({"AEVB": np.full(12, -45.0)}))
     training_curve(history(np.array([-45.0])))
     training_curve(pd.DataFrame({"samples": [100], "loss": [3.0]}))

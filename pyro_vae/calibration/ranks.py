@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import errors
+from pyro_vae.calibration.uniformity import ecdf_band, ecdf_difference
 from pyro_vae.densities.enumeration import model_sites
 from pyro_vae.densities.particles import densities
 from pyro_vae.densities.sites import values_of
@@ -40,6 +41,7 @@ from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, num_rows
 
 Quantity = Callable[[Rows, dict[str, Tensor]], Tensor]  # x, latents (B, ...) -> (B,)
+Curves = dict[str, np.ndarray]  # by quantity
 DENSITIES = ("log_likelihood", "log_joint")
 
 
@@ -65,6 +67,16 @@ class Ranks(NamedTuple):
     def pit(self) -> dict[str, np.ndarray]:
         """The ranks as places between 0 and 1, (N,) each."""
         return {name: (rank + 0.5) / (self.num_draws + 1) for name, rank in self.ranks.items()}
+
+    def curves(self, prob: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, Curves]:
+        """Places u, the band that uniform ranks stay within with this probability, and the curves.
+
+        Each is the share of ranks below (L + 1) u, less u.
+        """
+        number = len(next(iter(self.ranks.values())))
+        u, lower, upper = ecdf_band(number, self.num_draws, prob)
+        found = {n: ecdf_difference(r, self.num_draws, u) for n, r in self.ranks.items()}
+        return u, lower - u, upper - u, found
 
     def coverage(self, prob: float) -> dict[str, float]:
         """How many truths lie in the guide's central intervals of this probability, by quantity.

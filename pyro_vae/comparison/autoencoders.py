@@ -138,8 +138,10 @@ class AutoencoderComparison:
             The figure, of :func:`~pyro_vae.plotting.autoencoders`.
         """
         from pyro_vae.plotting.autoencoders import autoencoders
+        from pyro_vae.plotting.figures import saved
 
-        return autoencoders(self.data, self.found, self.image_shape, path)
+        axes = autoencoders(self.data, self.found, self.image_shape)
+        return saved(axes[0, 0].figure, path)
 
     def __repr__(self) -> str:
         text = f"<AutoencoderComparison: {len(self.data)} held-out data; see .plot()>"

@@ -93,11 +93,12 @@ class Comparison:
         """Learning curves, and log p(x) with the table's intervals; saves it to ``path``.
 
         Returns:
-            The figure, of :func:`~pyro_vae.plotting.learning_curves`.
+            The figure, of :func:`~pyro_vae.plotting.curves_and_evidence`.
         """
-        from pyro_vae.plotting.comparison import learning_curves
+        from pyro_vae.plotting.comparison import curves_and_evidence
+        from pyro_vae.plotting.figures import saved
 
-        return learning_curves(self.dataset, path)
+        return saved(curves_and_evidence(self.dataset)[0].figure, path)
 
     def save(self, path: str | Path) -> None:
         """Write the data set as netCDF; ``xarray.open_dataset`` reads it anywhere."""
@@ -136,10 +137,10 @@ def dataset_of(
         variables[name] = ((*dims, "datum"), stacked.reshape(*shape, -1))
     curves = [_curve(runs[key]) for key in keys]
     length = max(len(curve) for curve in curves)
-    padded = np.full((len(keys), length, 2), np.nan)
+    padded = np.full((len(keys), length, 3), np.nan)
     for row, curve in zip(padded, curves, strict=True):
         row[: len(curve)] = curve
-    for column, name in enumerate(("curve_samples", "curve_bound")):
+    for column, name in enumerate(("curve_samples", "curve_bound", "curve_seconds")):
         variables[name] = ((*dims, "record"), padded[..., column].reshape(*shape, length))
     for name in ("samples", "seconds", "leapfrogs"):
         values = np.array([runs[key].manifest[name] for key in keys], dtype=float)
@@ -157,10 +158,10 @@ def dataset_of(
 
 
 def _curve(run: Run) -> np.ndarray:
-    """(records, 2): samples and held-out bound; no rows where there is no guide to score."""
+    """(records, 3): samples, held-out bound, seconds; no rows where no guide is scored."""
     if "validation_bound" not in run.history:
-        return np.empty((0, 2))
-    return run.history[["samples", "validation_bound"]].dropna().to_numpy(float)
+        return np.empty((0, 3))
+    return run.history[["samples", "validation_bound", "seconds"]].dropna().to_numpy(float)
 
 
 def standard_error(values: np.ndarray) -> float:

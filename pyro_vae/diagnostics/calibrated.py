@@ -9,12 +9,10 @@ import numpy as np
 
 from pyro_vae.calibration import Ranks, Uniformity, uniformity
 from pyro_vae.calibration.ranks import DENSITIES
-from pyro_vae.calibration.uniformity import ecdf_band, ecdf_difference, holm
+from pyro_vae.calibration.uniformity import holm
 from pyro_vae.diagnostics.findings import Finding, named
 
 ROUNDING = 1e6  # a z-score beyond which the sd of the draws is that of float32's last digit
-
-Curves = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -65,17 +63,6 @@ class Calibration:
         if np.isnan(scores).all():  # draws that are all one value
             return float("nan")
         return float(np.nanstd(scores) / noise**0.5)
-
-    def curves(self, prob: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, Curves]:
-        """Places u, the band that uniform ranks stay within with this probability, and the curves.
-
-        Each is the share of ranks below (L + 1) u, less u.
-        """
-        ranks = self.ranks
-        number = len(next(iter(ranks.ranks.values())))
-        u, lower, upper = ecdf_band(number, ranks.num_draws, prob)
-        found = {n: ecdf_difference(r, ranks.num_draws, u) for n, r in ranks.ranks.items()}
-        return u, lower - u, upper - u, found
 
     @cached_property
     def contraction(self) -> dict[str, float]:

@@ -84,9 +84,10 @@ class GradientReport:
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Signal-to-noise, variance and bias by group; returns the figure, saves it to ``path``."""
+        from pyro_vae.plotting.figures import saved
         from pyro_vae.plotting.gradients import gradient_dots
 
-        return gradient_dots(self.dataset, path)
+        return saved(gradient_dots(self.dataset)[0, 0].figure, path)
 
     def save(self, path: str | Path) -> None:
         """Write the data set as netCDF; ``xarray.open_dataset`` reads it anywhere."""

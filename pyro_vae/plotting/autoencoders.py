@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyro_vae.plotting.figures import COLOURS, new_figure, saved
+from pyro_vae.plotting.figures import COLOURS, new_figure
 
 ACROSS = 10  # pictures in a row
 LINES = 20  # rows that are no pictures, drawn as curves
@@ -18,7 +17,6 @@ def autoencoders(
     data: np.ndarray,
     found: Mapping[str, Any],
     image_shape: tuple[int, int] | None = None,
-    path: str | Path | None = None,
 ) -> Any:
     """One line of axes for each of the two.
 
@@ -31,11 +29,13 @@ def autoencoders(
         data: held-out rows (N, ...).
         found: name -> :class:`~pyro_vae.comparison.autoencoders.Codes`.
         image_shape: (height, width) of a row, or None.
-        path: where to save the picture.
+
+    Returns:
+        The Axes, an array (name, 3).
     """
     if image_shape is None and data.ndim == 3:
         image_shape = data.shape[1:]
-    figure, axes = new_figure(columns=3, rows=len(found), width=4.4, height=3.2)
+    _, axes = new_figure(columns=3, rows=len(found), width=4.4, height=3.2)
     for line, (name, codes) in zip(axes, found.items(), strict=True):
         _reconstructions(line[0], data, codes.reconstructed, image_shape)
         _draws(line[1], data, codes.decoded, image_shape)
@@ -46,7 +46,7 @@ def autoencoders(
     ):
         axis.set_title(title, fontsize=11)
     axes[0, 2].set_title("codes of held-out data, and the prior", fontsize=11)
-    return saved(figure, path)
+    return axes
 
 
 def _tiled(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

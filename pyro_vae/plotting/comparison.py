@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,11 +9,12 @@ import numpy as np
 from pyro_vae.paired import paired_mean
 from pyro_vae.plotting.figures import (
     COLOURS,
+    DASHES,
     apart,
+    axes_of,
     label_lines,
     new_figure,
     note,
-    saved,
     set_limits,
     short,
     thousands,
@@ -24,7 +24,6 @@ from pyro_vae.plotting.figures import (
 if TYPE_CHECKING:
     import xarray as xr
 
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 MARKERS = "os^D"
 
 
@@ -38,7 +37,28 @@ class Row(NamedTuple):
     marker: str
 
 
-def learning_curves(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
+def is_comparison(thing: Any) -> bool:
+    """Whether this is a comparison, or the data set of one."""
+    return hasattr(getattr(thing, "dataset", thing), "log_evidence") and hasattr(
+        getattr(thing, "dataset", thing), "curve_bound"
+    )
+
+
+def dataset_of(thing: Any) -> Any:
+    """The data set of a comparison, or itself.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not is_comparison(thing):
+        raise TypeError(
+            f"comparison is {type(thing).__name__}, expected what pv.compare returns, or its "
+            'data set, xarray.open_dataset("comparison.nc")'
+        )
+    return getattr(thing, "dataset", thing)
+
+
+def curves_and_evidence(comparison: Any) -> Any:
     """Held-out bound against training samples, and held-out log p(x) at the end.
 
     All models and objectives share the two axes, because their nats are on one scale.  Where there
@@ -52,16 +72,64 @@ def learning_curves(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
     the picture runs out of it.
 
     Args:
-        dataset: that of a :class:`~pyro_vae.comparison.Comparison`.
-        path: where to save the picture.
+        comparison: a :class:`~pyro_vae.comparison.Comparison`, or its data set.
+
+    Returns:
+        The two Axes, an array.
     """
+    dataset = dataset_of(comparison)
     more = max(0, len(rows_of(dataset)) - 4)
-    figure, ((left, right),) = new_figure(columns=2, width=5.4 + 0.3 * more, height=4 + 0.2 * more)
+    _, axes = new_figure(columns=2, width=5.4 + 0.3 * more, height=4 + 0.2 * more)
+    left, right = axes[0]
     bound_axis(left, dataset)
     evidence_axis(right, dataset)
     title = f"{dataset.attrs['data']}, binarize: {dataset.attrs['binarize']}"
     left.set_title(title, fontsize=11, loc="left")
-    return saved(figure, path)
+    return axes[0]
+
+
+def comparison_table(comparison: Any, *, ax: Any = None) -> Any:
+    """A comparison's table as a picture: each row's difference to the first, and its log p(x).
+
+    The bar is the 95 % interval of the paired difference, over data and seeds, as in the table; of
+    a single seed it is one standard error over data, which tells two runs apart, not algorithms.
+
+    Args:
+        comparison: a :class:`~pyro_vae.comparison.Comparison`, or its data set.
+        ax: matplotlib Axes to draw into; None makes a figure.
+
+    Returns:
+        The Axes.
+    """
+    rows = rows_of(dataset_of(comparison))
+    axis = axes_of(ax, 7.4, 1.5 + 0.38 * len(rows))
+    first = rows[0].scores.log_evidence.values  # (seed, datum)
+    axis.axvline(0, color="black", linewidth=1, linestyle="--")
+    beside = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points"}
+    beside |= {"va": "center", "fontsize": 9, "annotation_clip": False}
+    columns = ((10, "log p(x)"), (66, "ELBO"), (122, "difference"))  # points from the axes
+    for place, row in enumerate(rows):
+        scores = row.scores.log_evidence.values
+        found = paired_mean(scores - first)
+        half = found.standard_error if len(first) == 1 else found.half_width
+        look = {"color": row.colour, "marker": row.marker, "markersize": 7, "capsize": 3}
+        axis.errorbar(found.value, place, xerr=half if place else None, linestyle="", **look)
+        bound = float(np.mean(row.scores.bound.values)) if "bound" in row.scores else np.nan
+        said = (
+            f"{scores.mean():.2f}",
+            f"{bound:.2f}" if np.isfinite(bound) else "—",
+            f"{found.value:+.2f} ± {half:.2f}" if place else "",
+        )
+        for (where, _), text in zip(columns, said, strict=True):
+            axis.annotate(text.replace("-", "−"), (1, place), xytext=(where, 0), **beside)
+    for where, title in columns:
+        axis.annotate(title, (1, -0.65), xytext=(where, 0), color="0.4", **beside)
+    axis.set_yticks(range(len(rows)), [row.name for row in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(False, axis="y")
+    bars = "95 % interval" if len(first) > 1 else "± one standard error, one seed"
+    axis.set_xlabel(f"log p(x) less that of {rows[0].name}, nats per datum ({bars})")
+    return axis
 
 
 def rows_of(dataset: xr.Dataset) -> list[Row]:
@@ -85,12 +153,21 @@ def rows_of(dataset: xr.Dataset) -> list[Row]:
     return rows
 
 
-def bound_axis(axis: Any, dataset: xr.Dataset) -> None:
-    """The learning curves: held-out bound against training samples."""
+def bound_axis(axis: Any, dataset: xr.Dataset, by: str = "samples") -> None:
+    """The learning curves: held-out bound against training samples, or seconds.
+
+    Raises:
+        ValueError: a data set that was saved without seconds.
+    """
+    if f"curve_{by}" not in dataset:
+        raise ValueError(
+            f"the comparison holds no {by} of its curves, expected those of pv.compare: it was "
+            'saved by an earlier version; take by="samples"'
+        )
     curves, without = [], []
     for row in rows_of(dataset):
         bound = row.scores.curve_bound.values  # (seed, record)
-        x = row.scores.curve_samples.values.mean(0)
+        x = row.scores[f"curve_{by}"].values.mean(0)
         keep = np.isfinite(x) & np.isfinite(bound).all(0)
         keep[keep] = apart(x[keep])
         if not keep.any():
@@ -113,7 +190,8 @@ def bound_axis(axis: Any, dataset: xr.Dataset) -> None:
     thousands(axis.xaxis)
     if without:
         note(axis, f"{', '.join(without)}: no guide, so no bound")
-    axis.set_xlabel("training samples (rows × updates)")
+    of = "seconds of training, all seeds together"
+    axis.set_xlabel("training samples (rows × updates)" if by == "samples" else of)
     axis.set_ylabel("held-out ELBO, nats per datum")
 
 

@@ -119,7 +119,7 @@ def _bounds(part: Any, level: float) -> Any:
 def _calibration(part: Any, level: float) -> Any:
     """The distribution of ranks less the uniform one, with its band; and coverage."""
     ranks = part.ranks
-    u, lower, upper, curves = part.curves(1 - level)
+    u, lower, upper, curves = ranks.curves(1 - level)
     figure, axes = new_figure(3, width=4.6)
     latents = [name for name in ranks.ranks if ranks.is_latent[name]]
     others = [name for name in ranks.ranks if not ranks.is_latent[name]]

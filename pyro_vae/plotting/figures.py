@@ -1,8 +1,8 @@
-"""Pictures.  Each function returns a matplotlib figure, and saves it where a path is given."""
+"""What pictures share: colours, figures and axes, labels at the ends of lines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pyro_vae import errors
 
 # Okabe & Ito's palette: told apart by readers of every colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
 def new_figure(
@@ -31,9 +32,12 @@ def new_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from pyro_vae.plotting.displayed import DisplayedAxes
+
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios)
+    shown = {"axes_class": DisplayedAxes}
+    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios, subplot_kw=shown)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, color="0.92", linewidth=0.8)
@@ -41,11 +45,46 @@ def new_figure(
     return figure, axes
 
 
+def axes_of(ax: Any, width: float = 6.4, height: float = 4.0) -> Any:
+    """The axes to draw into: those that are given, or those of a new figure.
+
+    Raises:
+        TypeError: something else is given.
+    """
+    if ax is None:
+        return new_figure(width=width, height=height)[1][0, 0]
+    if not (hasattr(ax, "plot") and hasattr(ax, "figure")):
+        raise TypeError(
+            f"ax is {type(ax).__name__}, expected matplotlib Axes, one panel: pass one of "
+            "figure.subplots(), or leave it out"
+        )
+    return ax
+
+
+def array_of(values: Any, name: str = "values") -> np.ndarray:
+    """Numbers as an array, off the device and without gradients.
+
+    Raises:
+        TypeError: they are no numbers.
+    """
+    values = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"{name} is of {values.dtype}, expected an array of numbers")
+    return values
+
+
 def saved(figure: Any, path: str | Path | None) -> Any:
     """Write the figure where a path is given; returns it."""
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def lines_of(names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """How to draw the line of each name: a colour, and a kind of line for print in grey."""
+    for number, name in enumerate(names):
+        dash = DASHES[(number + number // len(COLOURS)) % len(DASHES)]
+        yield name, {"color": COLOURS[number % len(COLOURS)], "linestyle": dash, "linewidth": 1.6}
 
 
 # --- parts --------------------------------------------------------------------------------------

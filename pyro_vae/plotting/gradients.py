@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.plotting.figures import COLOURS, new_figure, saved, short
+from pyro_vae.plotting.figures import COLOURS, new_figure, short
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
+def gradient_dots(dataset: xr.Dataset) -> Any:
     """A row a group of parameters: signal-to-noise, variance and bias of each gradient.
 
     A line connects the settings of one kind of objective.  A hollow dot is not to be relied on: a
@@ -23,14 +22,17 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
     which e would have gone unnoticed.
 
     Args:
-        dataset: that of a :class:`~pyro_vae.gradients.GradientReport`.
-        path: where to save the picture.
+        dataset: a :class:`~pyro_vae.gradients.GradientReport`, or its data set.
+
+    Returns:
+        The Axes, an array (group, 3).
     """
+    dataset = getattr(dataset, "dataset", dataset)
     groups, names = dataset.group.values, [short(o) for o in dataset.objective.values]
     kinds = [name.split("(")[0] for name in names]
     every = list(dict.fromkeys(kinds))
     height = 1.1 + 0.26 * len(names)
-    figure, axes = new_figure(columns=3, rows=len(groups), width=3.6, height=height)
+    _, axes = new_figure(columns=3, rows=len(groups), width=3.6, height=height)
     for row, group in zip(axes, groups, strict=True):
         part = dataset.sel(group=group)
         for axis, column in zip(row, ("snr", "variance", "bias"), strict=True):
@@ -65,7 +67,7 @@ def gradient_dots(dataset: xr.Dataset, path: str | Path | None = None) -> Any:
     axes[-1, 2].set_xlabel("hollow: no more than chance", fontsize=9)
     if (dataset.khat > 0.5).any():
         axes[-1, 1].set_xlabel("hollow: heavy tails, error too small", fontsize=9)
-    return saved(figure, path)
+    return axes
 
 
 def _log_axis(axis: Any, values: np.ndarray) -> None:

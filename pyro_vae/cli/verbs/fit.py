@@ -98,10 +98,11 @@ def run_fit(
             keep=keep, checkpoint_every=checkpoint_every,
         )  # fmt: skip
         if out is not None:
+            from pyro_vae.plotting.figures import saved
             from pyro_vae.plotting.training import training_curve
 
             put(out / "history.csv", lambda path: run.history.to_csv(path, index=False))
-            put(out / "learning_curve.png", lambda path: training_curve(run.history, path))
+            put(out / "learning_curve.png", lambda path: saved(training_curve(run).figure, path))
         manifest = run.manifest
         print(
             f"{model.name} on {loaded.name}: {manifest['objective']}, "
