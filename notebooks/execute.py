@@ -1,4 +1,4 @@
-"""Run notebooks from top to bottom and keep their outputs: ``python notebooks/execute.py [NAME ...]``.
+"""Run notebooks and keep their outputs: ``python notebooks/execute.py [NAME ...]``.
 
 A NAME is the beginning of a file's name, ``03`` or ``03_your_own_likelihood``; without one all are
 run.  Each runs in a fresh kernel, one thread, in an empty folder, with its full budget.  What would
@@ -30,9 +30,9 @@ def digest(notebook: nbformat.NotebookNode) -> str:
 def execute(notebook: nbformat.NotebookNode, folder: str, timeout: int = 900) -> None:
     """Run it in a kernel that starts in ``folder``; its outputs are put into it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the kernel's: one sum has one order
-    NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", record_timing=False
-    ).execute(cwd=folder)
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False).execute(
+        cwd=folder
+    )
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
@@ -60,7 +60,9 @@ def main(names: list[str]) -> None:
     for name in names or [""]:
         paths = sorted(FOLDER.glob(f"{name}*.ipynb"))
         if not paths:
-            raise SystemExit(f"no notebook begins with {name!r}: there are {sorted(FOLDER.glob('*.ipynb'))}")
+            raise SystemExit(
+                f"no notebook begins with {name!r}: there are {sorted(FOLDER.glob('*.ipynb'))}"
+            )
         for path in paths:
             started = time.perf_counter()
             notebook = nbformat.read(path, as_version=4)
