@@ -1,4 +1,5 @@
-"""The pages of the API reference, written from the package's own lists of names at each build.
+"""Pages that are made at each build: the API reference, from the package's own lists of names, and
+copies of the notebooks, which stand outside of this folder.
 
 A part or an objective in a new file appears without an entry here, because its folder lists it.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,16 @@ def write() -> None:
             path.write_text(text)
     index = ["API reference", "=============", "", ".. toctree::", "   :maxdepth: 1", ""]
     (HERE / "index.rst").write_text("\n".join([*index, *(f"   {name}" for name in PAGES)]) + "\n")
+
+
+def copy_notebooks() -> None:
+    """To docs/notebooks: Sphinx reads nothing outside its folder, and follows no links out of it."""
+    folder = HERE.parent / "notebooks"
+    folder.mkdir(exist_ok=True)
+    originals = {path.name: path for path in (HERE.parents[1] / "notebooks").glob("*.ipynb")}
+    for old in folder.glob("*.ipynb"):
+        if old.name not in originals:
+            old.unlink()
+    for name, path in originals.items():
+        if not (folder / name).exists() or (folder / name).read_bytes() != path.read_bytes():
+            shutil.copyfile(path, folder / name)
