@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +162,11 @@ def models() -> list[str]:
 def write() -> None:
     HERE.mkdir(exist_ok=True)
     for name, about in PAGES.items():
-        text, path = page(*about), HERE / f"{name}.rst"
-        if not path.exists() or path.read_text() != text:  # else Sphinx reads it again
-            path.write_text(text)
+        write_if_changed(HERE / f"{name}.rst", page(*about))
     index = ["API reference", "=============", "", ".. toctree::", "   :maxdepth: 1", ""]
-    (HERE / "index.rst").write_text("\n".join([*index, *(f"   {name}" for name in PAGES)]) + "\n")
+    write_if_changed(
+        HERE / "index.rst", "\n".join([*index, *(f"   {name}" for name in PAGES)]) + "\n"
+    )
 
 
 def copy_notebooks() -> None:
@@ -179,5 +178,11 @@ def copy_notebooks() -> None:
         if old.name not in originals:
             old.unlink()
     for name, path in originals.items():
-        if not (folder / name).exists() or (folder / name).read_bytes() != path.read_bytes():
-            shutil.copyfile(path, folder / name)
+        text = path.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        write_if_changed(folder / name, text)
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Sphinx reads again what is newer than its page."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
