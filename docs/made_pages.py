@@ -170,7 +170,7 @@ def write() -> None:
 
 
 def copy_notebooks() -> None:
-    """To docs/notebooks: Sphinx reads nothing outside its folder, and follows no links out of it."""
+    """To docs/notebooks: Sphinx reads nothing outside of its folder."""
     folder = HERE.parent / "notebooks"
     folder.mkdir(exist_ok=True)
     originals = {path.name: path for path in (HERE.parents[1] / "notebooks").glob("*.ipynb")}
