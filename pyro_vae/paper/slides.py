@@ -155,7 +155,7 @@ def _logistic(budget: int, progress: Any) -> dict[str, Any]:
         "line": _list(line),
         # density[datum][first coordinate][second], relative to its mode
         "density": _list(density.T.reshape(len(unlike), 81, 81), 3),
-        "one_observation": float(coin.log_evidence(torch.ones(1, 1)).exp()),
+        "one_observation": float(coin.log_evidence(torch.ones(1, 1)).detach().exp()),
     }
 
 
