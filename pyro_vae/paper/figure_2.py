@@ -142,7 +142,7 @@ def load_grey(name: str, data_dir: str | Path | None) -> Any:
 
 
 def build(curve: Curve, data_dim: int) -> Any:
-    sizes = {"latent_dim": curve.latent_dim, "hidden_dim": HIDDEN[curve.data]}
+    sizes: dict[str, Any] = {"latent_dim": curve.latent_dim, "hidden_dim": HIDDEN[curve.data]}
     if curve.data == "mnist":
         return bernoulli_vae.build(data_dim, soft_targets=True, **sizes)
     return gaussian_vae.build(data_dim, **sizes)

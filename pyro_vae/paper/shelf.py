@@ -30,7 +30,7 @@ def write_json(path: Path, value: Any) -> Path:
     """Beside its place and then renamed, so that it is never there by half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.write_text(json.dumps(value, separators=(",", ":")) + "\n")
     os.replace(part, path)
     return path
 

@@ -29,7 +29,7 @@ def draw(numbers: Mapping[str, Any]) -> dict[str, Any]:
         "slides-reparameterizations": _reparameterizations(numbers["reparameterizations"]),
         "slides-autoencoder": autoencoders(
             np.array(codes["data"]), found, tuple(codes["image_shape"])
-        ),
+        )[0, 0].figure,
     }
 
 
