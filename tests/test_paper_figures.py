@@ -172,7 +172,7 @@ def test_the_divergence_of_the_weights_is_torchs():
     program = bayesian_vae.build(5, num_data=10, latent_dim=2, hidden_dim=3)
     normal = torch.distributions.Normal
     exact = sum(
-        torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0)).sum()
+        torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0)).sum().detach()
         for mean, std in program._moments().values()
     )
     assert appendix_f.kl_of_weights(program) == pytest.approx(float(exact), rel=1e-5)
