@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         plotting,
         posteriors,
         priors,
+        sklearn,
     )
     from pyro_vae.checking import check
     from pyro_vae.comparison import AutoencoderComparison, Comparison, compare, compare_autoencoder
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from pyro_vae.gradients import GradientReport, gradient_report
     from pyro_vae.inference_data import summarize, to_inference_data
     from pyro_vae.plotting.exploring import explore
-    from pyro_vae.predictive import decode, encode, reconstruct, sample
+    from pyro_vae.predictive import decode, encode, export, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.program.parts import Likelihood, Posterior, Prior
     from pyro_vae.refinement import Refinement, refine
@@ -73,6 +74,7 @@ _HOME = {
     "sample": "predictive",
     "decode": "predictive",
     "encode": "predictive",
+    "export": "predictive",
     "reconstruct": "predictive",
     "summarize": "inference_data",
     "to_inference_data": "inference_data",
@@ -84,7 +86,7 @@ _HOME = {
 }
 _MODULES = (
     "datasets", "distributions", "engine", "likelihoods", "models", "networks", "objectives",
-    "optimizers", "plotting", "posteriors", "priors",
+    "optimizers", "plotting", "posteriors", "priors", "sklearn",
 )  # fmt: skip
 
 __all__ = [
@@ -112,6 +114,7 @@ __all__ = [
     "diagnose",
     "encode",
     "explore",
+    "export",
     "fit",
     "gradient_report",
     "likelihoods",
@@ -128,6 +131,7 @@ __all__ = [
     "refine",
     "report",
     "sample",
+    "sklearn",
     "summarize",
     "to_inference_data",
 ]
