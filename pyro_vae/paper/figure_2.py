@@ -243,7 +243,7 @@ def draw(numbers: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {d: [j for j in SIZES[d] if _of(found, d, j)] for d in sets}
     columns = max(map(len, sizes.values()))
     spare = any(len(js) < columns for js in sizes.values())
-    figure, axes = new_figure(columns + (not spare), len(sets), width=3.1, height=2.9)
+    figure, axes = new_figure(columns + (not spare), len(sets), width=2.7, height=2.7)
     for row, data in zip(axes, sets, strict=True):
         for axis, latent_dim in zip(row, sizes[data], strict=False):
             _panel(axis, data, latent_dim, _of(found, data, latent_dim))
@@ -270,7 +270,7 @@ def _panel(axis: Any, data: str, latent_dim: int, curves: Sequence[Mapping[str, 
             points = [(curve["samples"], curve[split]) for curve in ours]
             drawing.draw_ours(axis, points, method, split)
     axis.set_title(f"{drawing.NAMES[data]}, Nz = {latent_dim}", fontsize=10)
-    axis.set_ylim(*{"mnist": (-175, -95), "frey_face": (0, 1600)}[data])
+    axis.set_ylim(*{"mnist": (-175, -95), "frey_face": (400, 1450)}[data])
     last = max(max(curve["samples"]) for curve in curves)
     axis.set_xlim(1e5, max(1e7, 10 ** np.ceil(np.log10(last))))
     drawing.sample_axis(axis)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,9 @@ class Shelf:
             if self.device is not None:
                 run.program.to(self.device)
             return run
+        if self.progress is None or self.progress is True:  # which one the live line is of
+            there = self.samples_of(name)
+            print(f"{name}: from {there:,} to {samples:,} samples", file=sys.stderr, flush=True)
         try:
             return fit(
                 program, x, objective, samples=samples, out=folder, resume=True,

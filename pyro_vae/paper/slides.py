@@ -47,7 +47,6 @@ KEPT = 60  # rows of each picture of codes
 def reproduce(
     *,
     budget: float = BUDGET,
-    seeds: int = 1,
     out: str | Path = f"reproduction/{NAME}",
     progress: Any = None,
 ) -> Reproduction:
@@ -55,7 +54,6 @@ def reproduce(
 
     Args:
         budget: training samples of each of the programs.
-        seeds: accepted for ``all``; one run is shown.
         out: folder for numbers, table and pictures.
         progress: as of ``pv.fit``.
     """
