@@ -138,7 +138,9 @@ def _from_prior(model: Any, x: Tensor, draws: int, seed: int) -> Evidence:
 
 
 def _joined(parts: Sequence[Evidence]) -> Evidence:
-    return Evidence(*(torch.cat(list(each)) for each in zip(*(p[:7] for p in parts), strict=True)))
+    columns: list[dict[str, Any]] = [part.columns() for part in parts]
+    joined: dict[str, Any] = {n: torch.cat([each[n] for each in columns]) for n in columns[0]}
+    return Evidence(**joined)
 
 
 # --- what is shown ------------------------------------------------------------------------------
@@ -189,7 +191,12 @@ def draw(numbers: Mapping[str, Any]) -> dict[str, Any]:
             )  # fmt: skip
         axis.set_xscale("log")
         axis.set_yscale("symlog", linthresh=0.01, linscale=0.6)
-        axis.set_ylim(-20, 2)
+        axis.set_ylim(-10, 1)
+        axis.set_yticks([-10, -1, -0.1, 0, 0.1, 1], ["−10", "−1", "−0.1", "0", "0.1", "1"])
+        axis.set_yticks([], minor=True)
+        draws = list(dict.fromkeys(frame.L))
+        axis.set_xticks(draws, [str(number) for number in draws])
+        axis.set_xticks([], minor=True)
         axis.set_title(f"{dim} latent dimension{'s' * (dim > 1)}", fontsize=10)
         axis.set_xlabel("draws L")
     axes[0, 0].set_ylabel("estimate − exact log p(x), nats")
@@ -213,4 +220,4 @@ def words(numbers: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-STYLE = Style(table, draw, words)
+STYLE = Style(table, draw, words, digits=4)

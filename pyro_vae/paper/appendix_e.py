@@ -104,6 +104,7 @@ def _at(shelf: Shelf, x: Tensor, seed: int, samples: int) -> dict[str, Any]:
         seed=seed,
         engine="eager",
     )
+    model: Any = run.program
     if run.manifest["samples"] > samples + run.manifest["batch_size"]:
         raise ValueError(
             f"{shelf.runs} holds a run of {run.manifest['samples']:,} samples and no numbers of "
@@ -111,7 +112,7 @@ def _at(shelf: Shelf, x: Tensor, seed: int, samples: int) -> dict[str, Any]:
         )
     return {
         "samples": samples,
-        "log_p": float(run.program.log_evidence(x).detach().mean()),
+        "log_p": float(model.log_evidence(x).detach().mean()),
         "accept": float(run.history.accept.dropna().tail(20).mean()),
         "step_size": float(run.state.shared["log_step"].exp()),
     }
@@ -167,4 +168,4 @@ def words(numbers: Mapping[str, Any]) -> str:
     )
 
 
-STYLE = Style(table, draw, words)
+STYLE = Style(table, draw, words, digits=3)
