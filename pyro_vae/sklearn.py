@@ -256,15 +256,23 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _checked(self, X: Any, *, reset: bool = False) -> Any:
         """Rows (N, D) of finite reals (NaN where they may be missing), dense."""
-        X = validate_data(
-            self,
-            X,
-            reset=reset,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-            ensure_all_finite="allow-nan" if self.missing else True,
-            ensure_min_samples=2 if reset else 1,
-        )
+        try:
+            X = validate_data(
+                self,
+                X,
+                reset=reset,
+                accept_sparse="csr",
+                dtype=[np.float64, np.float32],
+                ensure_all_finite="allow-nan" if self.missing else True,
+                ensure_min_samples=2 if reset else 1,
+            )
+        except ValueError as error:
+            if self.missing or "contains NaN" not in str(error):
+                raise
+            raise ValueError(  # scikit-learn's own advice is to take another estimator
+                "X contains NaN, expected finite numbers: fit pv.sklearn.VAE(missing=True), for "
+                "which NaN is a number that nobody knows, or impute first"
+            ) from error
         return X if isinstance(X, np.ndarray) else as_tensor(X, "X").numpy()
 
     def _law(self, X: Any) -> tuple[Any, bool]:

@@ -28,7 +28,7 @@ from pyro_vae.densities.missing import not_taken
 from pyro_vae.densities.observations import observed_site
 from pyro_vae.densities.sites import latents_of
 from pyro_vae.noise import LOOK, NoiseMode, keyed
-from pyro_vae.program.calling import left_as_it_was
+from pyro_vae.program.calling import left_as_it_was, require_program
 from pyro_vae.program.inputs import as_rows, gathered
 from pyro_vae.program.parts import mean_range_of
 from pyro_vae.program.rows import Rows, map_rows, num_rows
@@ -134,12 +134,7 @@ def check(program: nn.Module, x: Any) -> Report:
           x     observed  (6,)   Bernoulli  -       -
           70 parameters; N / B = 1; reparameterized
     """
-    for name in ("model", "guide"):
-        if not isinstance(program, nn.Module) or not callable(getattr(program, name, None)):
-            raise TypeError(
-                f"program is {type(program).__name__}, expected a module with model(x) and "
-                "guide(x): subclass pv.Program, or wrap two functions, pv.Program(model, guide)"
-            )
+    require_program(program)
     rows, mistakes = _first_rows(program, x), Mistakes()
     gap = _gap(program, x)
     with (

@@ -20,7 +20,7 @@ from pyro_vae.plotting.figures import array_of
 from pyro_vae.plotting.images import one_of
 from pyro_vae.predictive import decode, encode
 from pyro_vae.predictive.drawing import form_of_x, would_observe
-from pyro_vae.program.calling import evaluating
+from pyro_vae.program.calling import evaluating, require_program
 from pyro_vae.program.rows import Rows, map_rows
 
 PRIOR_DRAWS = 4000  # whose quantiles stand in for those of a joint prior
@@ -35,6 +35,8 @@ def program_of(thing: Any) -> Any:
     """
     program = getattr(thing, "program", thing)
     if not (isinstance(program, nn.Module) and callable(getattr(program, "model", None))):
+        if hasattr(program, "program_"):
+            require_program(program)
         raise TypeError(
             f"program is {type(thing).__name__}, expected a program or a run: what pv.VAE.build, "
             "pv.Program or pv.fit returns"

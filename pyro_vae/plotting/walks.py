@@ -85,6 +85,11 @@ def latent_manifold(
 
 
 def _two(latent: Latent, dims: Sequence[int] | None) -> tuple[int, int]:
+    if latent.dim < 2:
+        raise ValueError(
+            f'"{latent.name}" has {latent.dim} number, expected two or more for a plane: '
+            "traversals shows what one number moves"
+        )
     if dims is None:
         if latent.dim != 2:
             raise ValueError(
@@ -176,7 +181,8 @@ def traversals(
     if shape is None:
         return _moves(ax, values.reshape(len(order), num, -1), names, columns)
     images = images_of(values, shape)
-    axis = axes_of(ax, *wall_size(len(order), num, shape, 0.6 * num))
+    width, height = wall_size(len(order), num, shape, 0.6 * num)
+    axis = axes_of(ax, width + 0.5, height + 0.6)  # inches of names and quantiles around the wall
     images = images.reshape(len(order), num, *images.shape[1:])
     show_wall(axis, images, limits_of(values), cmap)
     side, across = images.shape[2] + 1, images.shape[3] + 1
@@ -223,5 +229,5 @@ def _moves(ax: Any, values: np.ndarray, names: list[str], columns: Any) -> Any:
             axis.text(row, column, f"{value:.2g}".replace("-", "−"), ha="center", va="center",
                       fontsize=8, color="white" if dark else "black")  # fmt: skip
     bar = axis.figure.colorbar(picture, ax=axis)
-    bar.set_label("change of the mean, largest = 1")
+    bar.set_label("change of the mean, largest in its row = 1")
     return axis

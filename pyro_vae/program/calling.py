@@ -20,7 +20,13 @@ from pyro_vae.program.rows import Rows, observed_rows
 
 @contextlib.contextmanager
 def evaluating(program: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout, fixed batch statistics) for a while; then each part's own."""
+    """Evaluation mode (no dropout, fixed batch statistics) for a while; then each part's own.
+
+    Raises:
+        TypeError: it is no module, but a run, say.
+    """
+    if not isinstance(program, nn.Module):
+        require_program(program)
     modes = {module: module.training for module in program.modules()}
     program.eval()
     try:
@@ -149,6 +155,11 @@ def require_program(program: Any) -> None:
         return
     if isinstance(getattr(program, "program", None), nn.Module):
         advice = f"pass the {type(program).__name__}'s program, run.program"
+    elif isinstance(getattr(program, "program_", None), nn.Module):  # a fitted estimator
+        advice = (
+            "pass the estimator's program_, and rows as it sees them, standardized, "
+            "(X - vae.mean_) / vae.scale_ where vae.scale_ is not None"
+        )
     elif isinstance(program, type):
         advice = f"pass an instance, {program.__name__}(...)"
     else:
