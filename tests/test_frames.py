@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyro
+import pyro.distributions as dist
 import pytest
 import scipy.sparse as sp
 import torch
@@ -193,6 +195,31 @@ def test_rows_and_columns_keep_their_names_in_arvizs_object_and_on_the_disk(vae,
 def test_columns_of_polars_keep_their_names(vae):
     result = pv.to_inference_data(vae, SAME["polars"], num_draws=5, num_prior=0, predictive=False)
     assert result["observed_data"]["x_dim"].values.tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.PyroVaeWarning")
+def test_columns_name_a_site_of_any_name_that_observes_x_whole():
+    class Own(pv.Program):
+        def __init__(self, of_x):
+            super().__init__()
+            self.of_x, self.weight = of_x, torch.nn.Parameter(torch.ones(3))
+
+        def model(self, x):
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                law = dist.Normal(z.unsqueeze(-1) * self.weight, 1.0).to_event(1)
+                pyro.sample("obs", law, obs=self.of_x(x))
+
+        def guide(self, x):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("z", dist.Normal(x.mean(-1), 1.0))
+
+    frame = pd.DataFrame(np.arange(12.0).reshape(4, 3), columns=["a", "b", "c"])
+    named = {"whole": (lambda x: x, ["a", "b", "c"]), "turned": (lambda x: x.flip(-1), [0, 1, 2])}
+    for of_x, names in named.values():
+        for data in (frame, from_array(frame)):
+            found = pv.to_inference_data(Own(of_x), data, num_draws=20, predictive=False)
+            assert found["observed_data"]["obs_dim"].values.tolist() == names
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pyro_vae.inference_data.draws import Groups, observed_values
 from pyro_vae.inference_data.further import Refined, calibration_places, require_own_latents
 from pyro_vae.inference_data.judging import judged
 from pyro_vae.inference_data.limits import bytes_of, refuse_size
-from pyro_vae.inference_data.naming import Naming, refuse_names, rows_of, written
+from pyro_vae.inference_data.naming import Naming, columns_of, refuse_names, rows_of, written
 from pyro_vae.inference_data.programs import (
     Plan,
     Source,
@@ -34,7 +34,6 @@ from pyro_vae.inference_data.programs import (
 )
 from pyro_vae.inference_data.stores import require_path, store_for
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.frames import names_of_columns
 from pyro_vae.program.rows import Rows, num_rows
 from pyro_vae.progress import counting
 
@@ -138,7 +137,7 @@ class Conversion:
             o.coords,
             rows_of(self.x, self.count),
             self.chains,
-            names_of_columns(self.x),
+            columns_of(self.x, self.rows, plan.observed),
         )
         alone = plan.of_the_model_alone
         names = [*plan.form.latents, *alone, *plan.observed, *self.constants]

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.sites import Site, latents_of
-from pyro_vae.program.frames import names_of_rows
+from pyro_vae.program.frames import names_of_columns, names_of_rows
+from pyro_vae.program.rows import Rows
 
 AXES = ("chain", "draw", "data")
 LABEL = "label"  # a coordinate of the data beside their numbers
@@ -167,6 +170,18 @@ def rows_of(x: Any, count: int) -> dict[str, np.ndarray]:
         found["data"] = names
     if is_data and labels is not None:
         found[LABEL] = labels.cpu().numpy()
+    return found
+
+
+def columns_of(x: Any, rows: Rows, observed: Mapping[str, Tensor]) -> Mapping[str, Sequence[str]]:
+    """Names of columns by entry of x; and by a site of whatever name that observes x whole."""
+    found = names_of_columns(x)
+    if isinstance(rows, Tensor) and len(found) == 1:
+        (names,) = found.values()
+        whole = rows.detach().cpu()
+        for site, value in observed.items():
+            if value.shape == whole.shape and torch.equal(value.cpu().to(whole.dtype), whole):
+                found = found | {site: names}
     return found
 
 
