@@ -165,7 +165,9 @@ def _at(
         share = kl_of_weights(run.program) / len(x)
         draws = 100 if part == CONJUGATE else 1
         bounds = {
-            split: float(elbo(run.program, rows, num_particles=draws, seed=seed).mean())
+            split: float(
+                elbo(run.program, rows, num_particles=draws, seed=seed, batch_size=500).mean()
+            )
             for split, rows in (("train", x), ("test", test))
         }
         return {"samples": mark, "kl": share, "seconds": run.manifest["seconds"], **bounds}
