@@ -299,3 +299,18 @@ def test_kl_of_joint_and_of_other_laws_is_sampled(posterior):
     assert np.isfinite(terms).all() and (terms > -0.1).all() and len(d) == 40
     assert names == (["z"] if isinstance(posterior, pv.posteriors.FullNormal)
                      else ["z[0]", "z[1]", "z[2]"])  # fmt: skip
+
+
+def test_a_guide_that_is_a_point_has_no_kl():
+    class Point(pv.Posterior):
+        def __init__(self):
+            super().__init__()
+            self.mean = torch.nn.Linear(6, 2)
+
+        def forward(self, x):
+            return dist.Delta(self.mean(x)).to_event(1)
+
+    program = pv.VAE(prior=pv.priors.Normal(2), posterior=Point(),
+                     likelihood=pv.likelihoods.Bernoulli(2, 6, 8))  # fmt: skip
+    with pytest.raises(ValueError, match="is a point"):
+        plotting.kl_per_latent(program, torch.zeros(4, 6))

@@ -125,7 +125,8 @@ class Encoder(nn.Module):
             for name, site in sites.items()
             if not (site.is_global or site.is_auxiliary)
         }
-        return alone({n: (mean.squeeze(0), sd.squeeze(0)) for n, (mean, sd) in found.items()})
+        pairs: Any = {n: (mean.squeeze(0), sd.squeeze(0)) for n, (mean, sd) in found.items()}
+        return alone(pairs)
 
     def expected(self, x: Rows) -> Any:
         return encode(self.program, x)
@@ -262,8 +263,9 @@ def _require_equal(found: Any, expected: Any, what: str, count: int) -> None:
     entries = found if isinstance(found, dict) else {"": found}
     known = expected if isinstance(expected, dict) else {"": expected}
     for name, value in entries.items():
-        close = dict(rtol=1e-4, atol=1e-5) if value.dtype == torch.float32 else {}
-        same = value.shape == known[name].shape and torch.allclose(value, known[name], **close)
+        rtol, atol = (1e-4, 1e-5) if value.dtype == torch.float32 else (1e-8, 1e-10)
+        same = value.shape == known[name].shape
+        same = same and torch.allclose(value, known[name], rtol=rtol, atol=atol)
         if not same:
             raise ValueError(
                 f"the graph of {what} has other numbers than the program at {count} rows"
