@@ -271,8 +271,8 @@ def words(numbers: Mapping[str, Any]) -> str:
     lines = []
     if CONJUGATE in frame.index.get_level_values("part"):
         row = frame.loc[CONJUGATE].iloc[0]
-        gap = row["log p(X) / N"] - row["bound"]
-        lines.append(f"Conjugate: L(phi; X) / N ends {gap:.4f} nats below the exact log p(X) / N.")
+        gap = abs(row["log p(X) / N"] - row["bound"])
+        lines.append(f"Conjugate: L(phi; X) / N ends within {gap:.4f} nats of log p(X) / N.")
     for part in PARTS[1:]:
         if part in frame.index.get_level_values("part"):
             new = frame.loc[part]["new datum"].groupby(level="method").mean()
