@@ -76,7 +76,7 @@ lock: ## refresh constraints.txt (of the Python that PYTHON names) with the newe
 	rm -rf $(VENV)
 
 clean: ## remove .venv and what was built
-	rm -rf docs/_build docs/api $(VENV) .venv-lock .venv-matrix build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build docs/api docs/notebooks $(VENV) .venv-lock .venv-matrix build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # --- installation -------------------------------------------------------------------------------
 

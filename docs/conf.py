@@ -16,13 +16,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing a major refactor")
 
-import api_pages  # noqa: E402
+import made_pages  # noqa: E402
 from docutils import nodes  # noqa: E402
 from latex2mathml.converter import convert  # noqa: E402
 
 from pyro_vae import defaults  # noqa: E402
 
-api_pages.write()
+made_pages.write()
+made_pages.copy_notebooks()
 
 project = "pyro_vae"
 copyright = "the pyro_vae authors"
@@ -36,7 +37,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "notebooks/.ipynb_checkpoints"]
+exclude_patterns = ["_build"]
 suppress_warnings = ["mystnb.unknown_mime_type"]  # ipywidgets, shown as their text
 
 # --- pages --------------------------------------------------------------------------------------

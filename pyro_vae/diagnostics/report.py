@@ -80,9 +80,10 @@ class Diagnosis:
             lines += textwrap.wrap(
                 finding.text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
             )
-        return "\n".join([*lines, "", *textwrap.wrap(self._foot(), WIDTH)])
+        return "\n".join([*lines, "", *textwrap.wrap(self.foot(), WIDTH)])
 
-    def _foot(self) -> str:
+    def foot(self) -> str:
+        """How many answers are bad, and how often that happens by chance."""
         tests = sum(bool(finding.level) for finding in self.findings)
         bad = len(self.bad)
         said = f"{bad} of {len(self.findings)} answers are marked ! as bad. " if bad else ""

@@ -30,14 +30,14 @@ def draw_ours(
     axis: Any, curves: Sequence[tuple[Sequence[float], Sequence[float]]], method: str, split: str
 ) -> None:
     """The mean over seeds, in a band from the lowest to the highest of them."""
-    curves = [(np.asarray(x, float), np.asarray(y, float)) for x, y in curves if len(x)]
-    if not curves:
+    found = [(np.asarray(x, float), np.asarray(y, float)) for x, y in curves if len(x)]
+    if not found:
         return
     colour, width = METHODS[method], WIDTHS[split]
-    end = min(x[-1] for x, _ in curves)
-    x = curves[0][0]
+    end = min(float(x[-1]) for x, _ in found)
+    x = found[0][0]
     x = x[x <= end]
-    values = np.stack([np.interp(np.log(x), np.log(a), b) for a, b in curves])
+    values = np.stack([np.interp(np.log(x), np.log(a), b) for a, b in found])
     look = {"marker": "o", "markersize": 4} if len(x) == 1 else {}
     axis.plot(x, values.mean(0), color=colour, linewidth=width, **look)
     if len(values) > 1:

@@ -22,7 +22,7 @@ from pyro_vae.paper.reproduction import Reproduction, Style, chosen, whole_budge
 from pyro_vae.paper.shelf import Shelf
 
 NAME = "figure4"
-BUDGET = 320_000
+BUDGET = 200_000
 FULL = 100_000_000
 GRIDS = {"frey_face": 10, "mnist": 20}  # images a side, as in the paper
 

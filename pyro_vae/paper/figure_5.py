@@ -20,7 +20,7 @@ from pyro_vae.paper.reproduction import Reproduction, Style, chosen, whole_budge
 from pyro_vae.paper.shelf import Shelf
 
 NAME = "figure5"
-BUDGET = 320_000
+BUDGET = 200_000
 FULL = 100_000_000
 CURVES = [Curve("mnist", latent_dim, "AEVB") for latent_dim in (2, 5, 10, 20)]
 SIDE = 10

@@ -19,6 +19,7 @@ class Style(NamedTuple):
     table: Callable[[Mapping[str, Any]], Any]
     draw: Callable[[Mapping[str, Any]], dict[str, Any]]  # a matplotlib figure by name
     words: Callable[[Mapping[str, Any]], str] = lambda numbers: ""
+    digits: int = 2  # of the table, where it is printed
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,11 @@ class Reproduction:
         return written
 
     def __repr__(self) -> str:
-        return f"<{self.name}; see .plot() and .words()>\n{self.table().round(2).to_string()}"
+        return f"<{self.name}; see .plot() and .words()>\n{self.printed()}"
+
+    def printed(self) -> str:
+        """The table for a terminal."""
+        return self.table().round(self.style.digits).to_string()
 
 
 def save_picture(figure: Any, path: Path) -> Path:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def write_json(path: Path, value: Any) -> Path:
     """Beside its place and then renamed, so that it is never there by half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.write_text(json.dumps(value, separators=(",", ":")) + "\n")
     os.replace(part, path)
     return path
 
@@ -117,6 +118,9 @@ class Shelf:
             if self.device is not None:
                 run.program.to(self.device)
             return run
+        if self.progress is None or self.progress is True:  # which one the live line is of
+            there = self.samples_of(name)
+            print(f"{name}: from {there:,} to {samples:,} samples", file=sys.stderr, flush=True)
         try:
             return fit(
                 program, x, objective, samples=samples, out=folder, resume=True,

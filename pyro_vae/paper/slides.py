@@ -47,7 +47,6 @@ KEPT = 60  # rows of each picture of codes
 def reproduce(
     *,
     budget: float = BUDGET,
-    seeds: int = 1,
     out: str | Path = f"reproduction/{NAME}",
     progress: Any = None,
 ) -> Reproduction:
@@ -55,7 +54,6 @@ def reproduce(
 
     Args:
         budget: training samples of each of the programs.
-        seeds: accepted for ``all``; one run is shown.
         out: folder for numbers, table and pictures.
         progress: as of ``pv.fit``.
     """
@@ -131,7 +129,9 @@ def _logistic(budget: int, progress: Any) -> dict[str, Any]:
         weight = 2.5 * torch.randn(DATA_DIM, LATENT_DIM)
         z = torch.randn(NUM_DATA, LATENT_DIM)
         x = torch.bernoulli(torch.sigmoid(z @ weight.T))
-    model = built(lambda: logistic_lvm.build(DATA_DIM, latent_dim=LATENT_DIM, weight=weight), 0)
+    model: Any = built(
+        lambda: logistic_lvm.build(DATA_DIM, latent_dim=LATENT_DIM, weight=weight), 0
+    )
     model.weight.requires_grad_(False)
     model.bias.requires_grad_(False)
     fit(
@@ -155,7 +155,7 @@ def _logistic(budget: int, progress: Any) -> dict[str, Any]:
         "line": _list(line),
         # density[datum][first coordinate][second], relative to its mode
         "density": _list(density.T.reshape(len(unlike), 81, 81), 3),
-        "one_observation": float(coin.log_evidence(torch.ones(1, 1)).exp()),
+        "one_observation": float(coin.log_evidence(torch.ones(1, 1)).detach().exp()),
     }
 
 
@@ -273,4 +273,4 @@ def words(numbers: Mapping[str, Any]) -> str:
     )
 
 
-STYLE = Style(table, slides_drawing.draw, words)
+STYLE = Style(table, slides_drawing.draw, words, digits=3)

@@ -29,7 +29,7 @@ def draw(numbers: Mapping[str, Any]) -> dict[str, Any]:
         "slides-reparameterizations": _reparameterizations(numbers["reparameterizations"]),
         "slides-autoencoder": autoencoders(
             np.array(codes["data"]), found, tuple(codes["image_shape"])
-        ),
+        )[0, 0].figure,
     }
 
 
@@ -90,6 +90,9 @@ def _levels(density: np.ndarray) -> list[float]:
 def _bound(trace: Any) -> Any:
     """L below, KL on top of it; their sum is a straight line."""
     figure, ((axis,),) = new_figure(width=6.4, height=3.6)
+    # What happens is over early: up to where KL is a hundredth of what it was, and half again.
+    late = [point["kl"] < 0.01 * trace[0]["kl"] for point in trace]
+    trace = trace[: max(2, int(1.5 * (late.index(True) if any(late) else len(trace))))]
     x = np.array([point["samples"] for point in trace])
     bound, kl, log_p = (np.array([p[name] for p in trace]) for name in ("bound", "kl", "log_p"))
     low = bound.min() - 0.15 * (log_p.max() - bound.min())
@@ -105,7 +108,7 @@ def _bound(trace: Any) -> Any:
         fontsize=11, ha="center", va="center",
     )  # fmt: skip
     axis.annotate(
-        "KL(q ‖ p(z | x))", (x[place], (bound[place] + log_p[0]) / 2), xytext=(0.3, 0.62),
+        "KL(q ‖ p(z | x))", (x[place], (bound[place] + log_p[0]) / 2), xytext=(0.4, 0.62),
         textcoords="axes fraction", color=COLOURS[1], fontsize=11,
         arrowprops={"arrowstyle": "-", "color": COLOURS[1]},
     )  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 
 from pyro_vae import errors
 from pyro_vae.plotting.figures import COLOURS, new_figure
-from pyro_vae.plotting.images import image_shape_of, images_of
+from pyro_vae.plotting.images import column_names, image_shape_of, images_of
 from pyro_vae.plotting.programs import Latent, latent_of
 from pyro_vae.plotting.walks import ordered
 
@@ -153,7 +153,7 @@ def _drawer(latent: Latent, image_shape: Any, columns: Any) -> Callable[[np.ndar
             f"a datum has {number} numbers and is no image, expected one, or at most {MOST_BARS} "
             "columns: pass image_shape=(height, width)"
         )
-    names = list(columns) if columns is not None else list(map(str, range(number)))
+    names = column_names(columns, number)
     return lambda z: _bars(latent.decoded(z[None]).ravel(), names, low, high)
 
 
@@ -171,14 +171,15 @@ def _image(image: np.ndarray, low: float, high: float) -> bytes:
 
 
 def _bars(values: np.ndarray, names: list[str], low: float, high: float) -> bytes:
-    figure, axes = new_figure(width=max(4.0, 1 + 0.35 * len(names)), height=3.2)
+    figure, axes = new_figure(width=5.0, height=max(2.4, 1 + 0.3 * len(names)))
     axis = axes[0, 0]
-    axis.bar(range(len(values)), values, color=COLOURS[0])
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axis.barh(range(len(values)), values, color=COLOURS[0])
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
     span = 0.1 * (high - low)
-    axis.set_ylim(min(low - span, 0, values.min()), max(high + span, 0, values.max()))
-    axis.set_ylabel("mean of p(x | z)")
+    axis.set_xlim(min(low - span, 0, values.min()), max(high + span, 0, values.max()))
+    axis.set_xlabel("mean of p(x | z)")
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=80)
     return buffer.getvalue()

@@ -43,7 +43,7 @@ def _what(comparison: Comparison) -> Section:
         ("held-out data", f"{sizes['datum']:,}"),
     ]
     if "test_digest" in about:
-        section.facts.append(("sha256 of them", str(about["test_digest"])))
+        section.facts.append(("their sha256", f"{about['test_digest'][:12]}…"))
     return section
 
 
@@ -70,6 +70,10 @@ def _table(comparison: Comparison) -> Section:
                 number(row["seconds"], 1),
             ]
         )
+    if table["rhat > 1.1"].isna().all():  # no chains
+        where = section.columns.index("rhat > 1.1")
+        for each in (section.columns, *section.rows):
+            each.pop(where)
     section.note = (
         "Nats per held-out datum; ± of ELBO and log p(x) is one standard error over data. "
         + (

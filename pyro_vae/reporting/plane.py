@@ -50,8 +50,8 @@ class Plane:
     def data(self) -> dict[str, Any]:
         """What the script of a page reads."""
         return {
-            "columns": self.columns, "rows": self.rows, "gap": self.gap, "names": self.names, "across": self.across,
-            "up": self.up, "uAcross": self.u_across, "uUp": self.u_up,
+            "columns": self.columns, "rows": self.rows, "gap": self.gap, "names": self.names,
+            "across": self.across, "up": self.up, "uAcross": self.u_across, "uUp": self.u_up,
         }  # fmt: skip
 
 

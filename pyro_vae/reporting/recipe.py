@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from pyro_vae.reporting.parts import Section
@@ -23,12 +24,15 @@ def reproduction(manifest: Any, build: Any, command: str | None, where: str | No
         if where is not None:
             lines += [f"run = pv.load({where!r})  # as it is", "", "# or from the beginning"]
         if build:
-            options = ", ".join(f"{n}={_told(v)}" for n, v in build["options"].items()
-                                if v is not None)  # fmt: skip
+            options = [f"{n}={_told(v)}" for n, v in build["options"].items() if v is not None]
+            look = {"width": 88, "initial_indent": "    ", "subsequent_indent": "    "}
+            inside = textwrap.wrap(", ".join(options), **look)  # type: ignore[arg-type]
             lines += [
                 f"from pyro_vae.models import {build['model']}",
                 f"torch.manual_seed({manifest['seed']})  # of the initial parameters: as you did",
-                f"program = {build['model']}.build({options})",
+                f"program = {build['model']}.build(",
+                *inside,
+                ")",
             ]
         else:
             lines += [f"program = ...  # your {manifest['program']}"]
@@ -46,7 +50,9 @@ def reproduction(manifest: Any, build: Any, command: str | None, where: str | No
         section.facts = [(name, str(version)) for name, version in manifest["versions"].items()]
         section.facts += [(name, str(manifest[name])) for name in ("device", "threads", "seed")]
         if manifest.get("source_digest"):
-            section.facts.append(("sha256 of the program's source", manifest["source_digest"][:16]))
+            section.facts.append(
+                ("sha256 of the program's source", f"{manifest['source_digest'][:16]}…")
+            )
     section.code = "\n".join(lines)
     return section
 

@@ -47,7 +47,7 @@ def sections_of_run(
     drawn.draw(
         lambda: plotting.samples(program, 48, like=few, image_shape=image_shape, seed=seed),
         "Draws of the prior, decoded: means of p(x | z)",
-        "z ~ p(z), and the mean of p(x | z); of a table the draws, beside the data.",
+        "z from its prior, and the mean of p(x | z); of a table draws of x.",
     )
     sections.append(drawn)
     if data is not None and guided:
@@ -71,9 +71,9 @@ def _diagnosed(
         return None, "The run was trained without a guide, so there is no posterior to judge."
     if data is None:
         return None, "No data were passed. pv.diagnose(program, x) makes it."
-    options: Any = (
-        {"full": {}, "quick": QUICK}[diagnosis] if isinstance(diagnosis, str) else diagnosis
-    )
+    options: Any = diagnosis
+    if isinstance(diagnosis, str):
+        options = QUICK if diagnosis == "quick" else {}
     rows = _first(data, MOST_QUICK) if diagnosis == "quick" else data
     options = {"seed": seed, "progress": progress, **options}
     try:
@@ -111,7 +111,7 @@ def _what(program: Any, manifest: Any, data: Any, found: Any, guided: bool) -> S
     if manifest:
         section.facts += [
             ("training data", f"{manifest['num_data']:,} rows"),
-            ("sha256 of them", str(manifest["data_digest"])),
+            ("their sha256", f"{manifest['data_digest'][:12]}…"),
             ("training samples", f"{manifest['samples']:,}"),
             ("seconds", number(manifest["seconds"], 1)),
             ("ended by", str(manifest.get("stopped", ""))),
@@ -140,11 +140,13 @@ def _curves(run: Any) -> Section:
     said = [f"{name} {number(float(last[name]))}" for name in ("bound", "validation_bound")
             if name in last and np.isfinite(last[name])]  # fmt: skip
     ends = f", ending at {' and '.join(said)} nats per datum" if said else ""
+    band = "The band is one standard error over held-out data."
+    band = band if "validation_bound" in history else ""
     for by in ("samples", "seconds"):
         section.draw(
             lambda by=by: plotting.learning_curves(run, by=by),  # type: ignore[misc]
             f"Learning curve against {by}{ends}".replace("_", " "),
-            f"Against {by}. The band is one standard error over held-out data.",
+            f"Against {by}. {band}".strip(),
         )
     return section
 
@@ -207,7 +209,7 @@ def _trust(program: Any, data: Any, found: Diagnosis | None, why: str) -> Sectio
         return section
     section.findings = [(f.question, f.verdict, f.text) for f in found.findings]
     section.text.append(found.title + ".")
-    section.note = found._foot()
+    section.note = found.foot()
     trust, calibration = found.parts.get("weights"), found.parts.get("calibration")
     if trust is not None:
         section.draw(

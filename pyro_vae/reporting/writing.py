@@ -12,6 +12,7 @@ from typing import Any
 
 from pyro_vae import errors
 from pyro_vae.comparison import Comparison
+from pyro_vae.datasets import DataSet
 from pyro_vae.defaults import __version__
 from pyro_vae.diagnostics import Diagnosis
 from pyro_vae.plotting.programs import program_of
@@ -88,7 +89,7 @@ def report(
     place = _writable(out)
     where = str(run) if isinstance(run, (str, os.PathLike)) else None
     thing = run if where is None else opened(where)
-    rows = getattr(data, "test", data)
+    rows = data.test if isinstance(data, DataSet) else data
     if isinstance(thing, Comparison):
         sections = sections_of_comparison(thing, rows, image_shape, seed)
         manifests = [each.manifest for each in thing.runs.values()]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import shlex
-import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pyro_vae import defaults
 from pyro_vae.cli.building import Model
@@ -49,7 +51,8 @@ def run_report(
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
         header: whether the first line of a .csv names the columns; auto finds out.
     """
-    command = shlex.join(["pyro-vae", *sys.argv[1:]])
+    given = {n: v for n, v in locals().items() if n not in ("folder", "model")}
+    command = None if folder is None else _command(folder, given)
     if folder is not None and (Path(folder) / "comparison.nc").is_file():
         from pyro_vae.reporting import report
 
@@ -62,8 +65,15 @@ def run_report(
 
         place = report(
             judged.program if judged.run is None else judged.run, judged.test, out=out,
-            diagnosis=diagnosis, title=title or f"{judged.name} on {judged.loaded.name}",
+            diagnosis=diagnosis, title=title or f"{Path(judged.name).name} on {judged.loaded.name}",
             command=command, seed=seed,
         )  # fmt: skip
     print(f"written: {place}")
     return 0
+
+
+def _command(folder: str, given: Mapping[str, Any]) -> str:
+    """What to type for the same page: the flags that differ from their defaults."""
+    usual = inspect.signature(run_report).parameters
+    flags = [[f"--{n}", str(v)] for n, v in given.items() if v != usual[n].default]
+    return shlex.join(["pyro-vae", "report", folder, *itertools.chain(*flags)])

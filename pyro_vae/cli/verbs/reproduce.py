@@ -80,6 +80,5 @@ def run_reproduce(
 
 
 def _shown(result: Any) -> str:
-    table = result.table().round(2).to_string()
-    words = result.words()
-    return "\n\n".join(part for part in (table, words, f"written: {result.out}") if part)
+    parts = result.printed(), result.words(), f"written: {result.out}"
+    return "\n\n".join(part for part in parts if part)

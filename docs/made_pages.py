@@ -1,4 +1,5 @@
-"""The pages of the API reference, written from the package's own lists of names at each build.
+"""Pages that are made at each build: the API reference, from the package's own lists of names, and
+copies of the notebooks, which stand outside of this folder.
 
 A part or an objective in a new file appears without an entry here, because its folder lists it.
 """
@@ -161,8 +162,27 @@ def models() -> list[str]:
 def write() -> None:
     HERE.mkdir(exist_ok=True)
     for name, about in PAGES.items():
-        text, path = page(*about), HERE / f"{name}.rst"
-        if not path.exists() or path.read_text() != text:  # else Sphinx reads it again
-            path.write_text(text)
+        write_if_changed(HERE / f"{name}.rst", page(*about))
     index = ["API reference", "=============", "", ".. toctree::", "   :maxdepth: 1", ""]
-    (HERE / "index.rst").write_text("\n".join([*index, *(f"   {name}" for name in PAGES)]) + "\n")
+    write_if_changed(
+        HERE / "index.rst", "\n".join([*index, *(f"   {name}" for name in PAGES)]) + "\n"
+    )
+
+
+def copy_notebooks() -> None:
+    """To docs/notebooks: Sphinx reads nothing outside of its folder."""
+    folder = HERE.parent / "notebooks"
+    folder.mkdir(exist_ok=True)
+    originals = {path.name: path for path in (HERE.parents[1] / "notebooks").glob("*.ipynb")}
+    for old in folder.glob("*.ipynb"):
+        if old.name not in originals:
+            old.unlink()
+    for name, path in originals.items():
+        text = path.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        write_if_changed(folder / name, text)
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Sphinx reads again what is newer than its page."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
