@@ -14,6 +14,7 @@ VENV := .venv
 PY = $(VENV)/bin/python
 RUN := $(VENV)/.installed
 TEST := $(VENV)/.installed-test
+DOCS := $(VENV)/.installed-docs
 
 # The tested versions: ArviZ 0.23 for Python 3.11, ArviZ 1 for those that can have it.
 WHICH = import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-3.12.txt")
@@ -23,7 +24,7 @@ CONSTRAINTS := $(or $(shell $(or $(wildcard $(PY)),$(PYTHON)) -c '$(WHICH)' 2>/d
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test slow matrix lint bench published lock clean
+.PHONY: help compare test slow matrix lint docs bench published lock clean
 .NOTPARALLEL: # one pip at a time
 
 help: ## this list
@@ -46,6 +47,10 @@ lint: $(TEST) ## style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+docs: $(DOCS) ## the documentation site, in docs/_build/html
+	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html $(ARGS)
+	@echo "open docs/_build/html/index.html"
+
 bench: $(RUN) ## the speed of a training step beside other ways to take it
 	$(PY) benchmarks/step_speed.py $(ARGS)
 
@@ -62,7 +67,7 @@ lock: ## refresh constraints.txt (of the Python that PYTHON names) with the newe
 	  *) echo "error: make lock PYTHON=python3.11, and PYTHON=python3.12" >&2; exit 1;; esac
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	@$(choose_index); set -x; $(PY) -m pip install $$extra -e '.[test,notebook]'
+	@$(choose_index); set -x; $(PY) -m pip install $$extra -e '.[test,notebook,docs]'
 	$(PY) -m pip freeze --all --exclude-editable --exclude pip > $(VENV)/frozen
 	{ sed '/^#/!d' $(CONSTRAINTS); \
 	  sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' $(VENV)/frozen | \
@@ -71,7 +76,7 @@ lock: ## refresh constraints.txt (of the Python that PYTHON names) with the newe
 	rm -rf $(VENV)
 
 clean: ## remove .venv and what was built
-	rm -rf $(VENV) .venv-lock .venv-matrix build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build docs/api docs/notebooks $(VENV) .venv-lock .venv-matrix build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # --- installation -------------------------------------------------------------------------------
 
@@ -84,6 +89,10 @@ $(TEST): $(VENV)/bin/pip pyproject.toml $(CONSTRAINTS)
 	@# ArviZ 0.23 writes a file at its first import of a day, where two test workers would collide.
 	@$(PY) -W ignore -c 'import arviz'
 	@touch $(RUN) $@
+
+$(DOCS): $(TEST)
+	@$(choose_index); set -x; $(PY) -m pip install $$extra -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $@
 
 # pip is the last thing to enter a new .venv, so one that was left half made is made again.
 $(VENV)/bin/pip:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         plotting,
         posteriors,
         priors,
+        sklearn,
     )
     from pyro_vae.checking import check
     from pyro_vae.comparison import AutoencoderComparison, Comparison, compare, compare_autoencoder
@@ -39,10 +40,12 @@ if TYPE_CHECKING:
     from pyro_vae.evidence import Evidence, compare_evidence, elbo, log_evidence
     from pyro_vae.gradients import GradientReport, gradient_report
     from pyro_vae.inference_data import summarize, to_inference_data
-    from pyro_vae.predictive import decode, encode, reconstruct, sample
+    from pyro_vae.plotting.exploring import explore
+    from pyro_vae.predictive import decode, encode, export, reconstruct, sample
     from pyro_vae.program import VAE, Program
     from pyro_vae.program.parts import Likelihood, Posterior, Prior
     from pyro_vae.refinement import Refinement, refine
+    from pyro_vae.reporting import report
     from pyro_vae.runs import Run, load
     from pyro_vae.training import fit
 
@@ -71,16 +74,19 @@ _HOME = {
     "sample": "predictive",
     "decode": "predictive",
     "encode": "predictive",
+    "export": "predictive",
     "reconstruct": "predictive",
     "summarize": "inference_data",
     "to_inference_data": "inference_data",
+    "explore": "plotting.exploring",
+    "report": "reporting",
     "refine": "refinement",
     "Refinement": "refinement",
     "PyroVaeWarning": "errors",
 }
 _MODULES = (
     "datasets", "distributions", "engine", "likelihoods", "models", "networks", "objectives",
-    "optimizers", "plotting", "posteriors", "priors",
+    "optimizers", "plotting", "posteriors", "priors", "sklearn",
 )  # fmt: skip
 
 __all__ = [
@@ -107,6 +113,8 @@ __all__ = [
     "decode",
     "diagnose",
     "encode",
+    "explore",
+    "export",
     "fit",
     "gradient_report",
     "likelihoods",
@@ -121,7 +129,9 @@ __all__ = [
     "priors",
     "reconstruct",
     "refine",
+    "report",
     "sample",
+    "sklearn",
     "summarize",
     "to_inference_data",
 ]

@@ -148,3 +148,15 @@ def test_updates_that_are_taken_together_are_read_together(reads, monkeypatch):
 def test_replicas_read_a_refresh_together(reads):
     pv.fit(build(), X, MonteCarloEM(2), steps=2, batch_size=10, engine="eager", replicas=2)
     assert {count for _, count in reads[1:]} == {1} and len(reads) == 3
+
+
+def test_a_row_that_gives_no_gradient_is_named_by_what_is_wrong_with_it():
+    """Its density is finite, 0 log 0, and validation is off while training."""
+    torch.manual_seed(0)
+    counts = torch.poisson(torch.full((300, 4), 3.0))
+    counts[200] = 0
+    x = {"x": counts, "size": counts.sum(1)}
+    likelihood = pv.likelihoods.NegativeBinomial(library="size", share=True)
+    vae = pv.VAE.build(x, latent_dim=2, hidden_dim=8, likelihood=likelihood)
+    with pytest.raises(ValueError, match=r'gradient.*the library "size" has the value 0'):
+        pv.fit(vae, x, samples=1_000, progress=False)

@@ -10,7 +10,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.chains.convergence import integrated_time, split_rhat
-from pyro_vae.evidence.markov import _kernel_log_density, from_reciprocal_weights
+from pyro_vae.evidence.markov import from_reciprocal_weights, kernel_log_density
 from pyro_vae.evidence.students import moments, student_log_density
 from pyro_vae.models import bernoulli_vae, linear_gaussian, logistic_lvm
 
@@ -48,7 +48,7 @@ def test_appendix_d_with_exact_draws_is_biased_by_less_than_a_hundredth_of_a_nat
         log_p = torch.distributions.Normal(0.0, program.alpha**-0.5).log_prob(z).sum(-1)
         mean = z @ program.weight.T + program.bias
         log_p = (log_p + program.noise.around(mean).log_prob(x)).view(500, 400)
-    evidence = from_reciprocal_weights(_kernel_log_density(fit, new) - log_p)
+    evidence = from_reciprocal_weights(kernel_log_density(fit, new) - log_p)
     bias = float((evidence.value - exact).mean())
     error = float(evidence.value.std()) / 20
     assert abs(bias) < 0.01 + 4.5 * error and error < 0.002
@@ -104,7 +104,7 @@ def test_the_fitted_densities_are_normalized():
     draws = 0.3 + torch.randn(60, 1, 1, dtype=torch.float64) * 0.5
     grid = torch.linspace(-30, 30, 60_001, dtype=torch.float64).view(-1, 1, 1)
     step = 60 / 60_000
-    assert float(_kernel_log_density(draws, grid).exp().sum() * step) == pytest.approx(1, abs=1e-6)
+    assert float(kernel_log_density(draws, grid).exp().sum() * step) == pytest.approx(1, abs=1e-6)
     mean, factor = moments(draws)
     standard = (grid - mean) / factor
     density = student_log_density(standard, factor).exp()

@@ -150,7 +150,7 @@ def test_tables_are_drawn_as_dots_and_intervals(table):
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b", "c"]
     assert len(axis.collections[0].get_offsets()) == 50
     axis = plotting.samples(program, like=frame)
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
     wide = pv.VAE.build(200, likelihood=pv.likelihoods.Gaussian(), latent_dim=2)
     with pytest.raises(ValueError, match="200 numbers and no image shape, expected at most 40"):
         plotting.samples(wide)
@@ -231,7 +231,7 @@ def test_traversals_of_a_table_say_how_far_each_column_moves(table):
     ends = np.repeat(start[None], 2, 0)
     ends[:, order[0]] = latent.marginals(np.array([0.02, 0.98]))[:, order[0]]
     low, high = latent.decoded(ends)
-    assert axis.texts[0].get_text() == f"{(high - low)[0]:.2g}"
+    assert axis.texts[0].get_text() == f"{(high - low)[0]:.2g}".replace("-", "−")
 
 
 def test_programs_of_any_form(two):
@@ -299,3 +299,18 @@ def test_kl_of_joint_and_of_other_laws_is_sampled(posterior):
     assert np.isfinite(terms).all() and (terms > -0.1).all() and len(d) == 40
     assert names == (["z"] if isinstance(posterior, pv.posteriors.FullNormal)
                      else ["z[0]", "z[1]", "z[2]"])  # fmt: skip
+
+
+def test_a_guide_that_is_a_point_has_no_kl():
+    class Point(pv.Posterior):
+        def __init__(self):
+            super().__init__()
+            self.mean = torch.nn.Linear(6, 2)
+
+        def forward(self, x):
+            return dist.Delta(self.mean(x)).to_event(1)
+
+    program = pv.VAE(prior=pv.priors.Normal(2), posterior=Point(),
+                     likelihood=pv.likelihoods.Bernoulli(2, 6, 8))  # fmt: skip
+    with pytest.raises(ValueError, match="is a point"):
+        plotting.kl_per_latent(program, torch.zeros(4, 6))

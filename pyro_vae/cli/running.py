@@ -27,6 +27,8 @@ from pyro_vae.cli.verbs.evidence import run_evidence
 from pyro_vae.cli.verbs.fit import run_fit
 from pyro_vae.cli.verbs.parts import run_parts
 from pyro_vae.cli.verbs.posterior import run_posterior
+from pyro_vae.cli.verbs.report import run_report
+from pyro_vae.cli.verbs.reproduce import run_reproduce
 from pyro_vae.defaults import __version__
 from pyro_vae.errors import PyroVaeWarning
 
@@ -37,10 +39,12 @@ VERBS: dict[str, Callable[..., int]] = {
     "evidence": run_evidence,
     "diagnose": run_diagnose,
     "posterior": run_posterior,
+    "report": run_report,
     "parts": run_parts,
     "data": run_data,
+    "reproduce": run_reproduce,
 }
-TAKE_RUNS = ("evidence", "diagnose", "posterior")  # or models
+TAKE_RUNS = ("evidence", "diagnose", "posterior", "report")  # or models
 TAKE_MODELS = ("check", "fit", "compare", *TAKE_RUNS)
 STANDS = {  # what stands without a flag
     "check": "MODEL",
@@ -48,8 +52,10 @@ STANDS = {  # what stands without a flag
     "evidence": "RUN_DIR|MODEL",
     "diagnose": "RUN_DIR|MODEL",
     "posterior": "RUN_DIR|MODEL",
+    "report": "RUN_DIR|COMPARISON_DIR|MODEL",
     "parts": "[FOLDER | NAME]",
     "data": "list | get NAME | verify NAME",
+    "reproduce": "FIGURE | all",
 }
 ABOUT_MODELS = (
     "MODEL is a name from models/, such as bernoulli_vae, or path/to/file.py:build; followed by "

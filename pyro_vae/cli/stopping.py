@@ -66,7 +66,8 @@ class Stop:
         """Write the line for a signal; returns the exit code."""
         self._ignore()  # another one would print a second line
         path = getattr(error, "path", None) if getattr(error, "signal", 0) else None
-        kept = f"; the run lies in {path}: the same command with --resume goes on" if path else ""
+        flag = getattr(error, "flag", " with --resume")
+        kept = f"; the run lies in {path}: the same command{flag} goes on" if path else ""
         print(f"{self.command}: {WORDS[signal.Signals(self.noted)]}{kept}", file=sys.stderr)
         return 128 + self.noted
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from pyro_vae.diagnostics.predictive_checks import predictive_checks
 from pyro_vae.diagnostics.reliability import reliability, sandwich
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.program.calling import evaluating
+from pyro_vae.program.frames import names_of_rows
 from pyro_vae.program.rows import Rows, map_rows, num_rows, some_rows
 from pyro_vae.progress import counting
 
@@ -49,6 +51,7 @@ class Diagnosis:
         parts: what they were read from, by name; None where a question could not be asked.
         level: the rate of false alarms of each verdict that is a test.
         program, x: what was judged.
+        names: of the rows, where a frame or a ``Data`` has any.
     """
 
     title: str
@@ -57,6 +60,7 @@ class Diagnosis:
     level: float
     program: nn.Module = field(repr=False)
     x: Rows = field(repr=False)
+    names: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def clean(self) -> bool:
@@ -76,9 +80,10 @@ class Diagnosis:
             lines += textwrap.wrap(
                 finding.text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
             )
-        return "\n".join([*lines, "", *textwrap.wrap(self._foot(), WIDTH)])
+        return "\n".join([*lines, "", *textwrap.wrap(self.foot(), WIDTH)])
 
-    def _foot(self) -> str:
+    def foot(self) -> str:
+        """How many answers are bad, and how often that happens by chance."""
         tests = sum(bool(finding.level) for finding in self.findings)
         bad = len(self.bad)
         said = f"{bad} of {len(self.findings)} answers are marked ! as bad. " if bad else ""
@@ -104,7 +109,7 @@ class Diagnosis:
         """A row a datum: khat, ESS, log p(x), ELBO, their difference; bounds and gaps of some."""
         from pyro_vae.diagnostics.tables import data_table
 
-        return data_table(self.parts)
+        return data_table(self.parts, self.names)
 
     def plot(self, folder: str | Path | None = None) -> dict[str, Any]:
         """Pictures, one figure a question, by name; saved as PNG where a folder is given."""
@@ -120,7 +125,8 @@ class Diagnosis:
         """
         from pyro_vae.inference_data import to_inference_data
 
-        options = {"num_draws": 250, "num_simulations": 1000} | options
+        named = {} if self.names is None else {"coords": {"data": self.names}}
+        options = {"num_draws": 250, "num_simulations": 1000} | named | options
         return to_inference_data(self.program, self.x, **options)
 
 
@@ -244,7 +250,8 @@ def diagnose(
     title = f"Diagnosis of {type(program).__name__} on {num_rows(rows):,} data"
     title += " of the model's own" if own is not None else ""
     title += f" ({x.binarize})" if getattr(x, "binarize", None) not in (None, "none") else ""
-    return Diagnosis(title, tuple(asked.findings), asked.parts, level, program, rows)
+    names = None if own is not None else names_of_rows(x)
+    return Diagnosis(title, tuple(asked.findings), asked.parts, level, program, rows, names)
 
 
 def _require_functions(what: str, given: Any) -> None:

@@ -51,8 +51,8 @@ def latent_table(parts: Mapping[str, Any]) -> pd.DataFrame:
     return table
 
 
-def data_table(parts: Mapping[str, Any]) -> pd.DataFrame:
-    """Each datum: how well the guide serves it."""
+def data_table(parts: Mapping[str, Any], names: np.ndarray | None = None) -> pd.DataFrame:
+    """Each datum: how well the guide serves it; ``names`` of all of them, where a frame has any."""
     import pandas as pd
 
     columns: dict[str, Any] = {}
@@ -72,4 +72,6 @@ def data_table(parts: Mapping[str, Any]) -> pd.DataFrame:
     if (split := parts.get("gaps")) is not None:
         for name in ("approximation", "amortization"):
             table.loc[split.index.cpu().numpy(), f"{name}_gap"] = getattr(split, name).cpu().numpy()
+    if names is not None:
+        table.index = pd.Index(names[table.index], name="datum")
     return table

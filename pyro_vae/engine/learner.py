@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import pyro
 import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from pyro_vae.densities.look import Look
+from pyro_vae.densities.look import Look, looking
+from pyro_vae.densities.traces import sites_of_both
 from pyro_vae.engine.functions import Sums
 from pyro_vae.noise import Key
 from pyro_vae.objectives.base import Objective, State
@@ -131,6 +133,11 @@ def blame(program: nn.Module, x: Rows, grads: Parameters, key: tuple) -> str:
                     f"at row {row} of the batch"
                 )
     except ValueError as error:  # a distribution refused its parameters
+        return str(error).splitlines()[0]
+    try:  # densities are finite: then what Pyro's validation, or a part's own, has against the rows
+        with torch.no_grad(), looking(program, key), pyro.validation_enabled(True):
+            sites_of_both(program, x, reparameterize=False)
+    except ValueError as error:
         return str(error).splitlines()[0]
     bad = [name for name, g in grads.items() if not g.isfinite().all()]
     return f"the gradient of {', '.join(bad) or 'the loss'} is not finite"

@@ -180,7 +180,7 @@ def reciprocal(
         draws, half = found.u, len(found.u) // 2
         fit, new = draws[:half].flatten(0, 1), draws[half:].flatten(0, 1)
         log_p = found.log_joint[half:].flatten(0, 1)
-        log_r = (_kernel_log_density(fit, new) - log_p).unflatten(0, (-1, draws.shape[1]))
+        log_r = (kernel_log_density(fit, new) - log_p).unflatten(0, (-1, draws.shape[1]))
         scorer = _Scorer(program, rows, max_elements, found.latents)
         below = _sampled(scorer, found, num_particles, seed, number)
         above = from_reciprocal_weights(log_r, split_rhat(draws))
@@ -289,7 +289,7 @@ def _explored(
     return _Explored(latents, many, draw, u, log_joint, (first.best, first.log_joint), evaluate)
 
 
-def _kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
+def kernel_log_density(fit: Tensor, new: Tensor) -> Tensor:
     """A Gaussian kernel density fitted to draws (S, B, J), at points (T, B, J): (T, B).
 
     Scott's bandwidth h, in coordinates where the draws have unit covariance.  A plain kernel

@@ -34,6 +34,7 @@ from pyro_vae.inference_data.programs import (
 )
 from pyro_vae.inference_data.stores import require_path, store_for
 from pyro_vae.program.calling import evaluating
+from pyro_vae.program.frames import names_of_columns
 from pyro_vae.program.rows import Rows, num_rows
 from pyro_vae.progress import counting
 
@@ -131,7 +132,14 @@ class Conversion:
 
     def _named(self, likes: dict[str, str]) -> Naming:
         o, plan = self.options, self.plans[0]
-        naming = Naming(plan.look, o.dims, o.coords, rows_of(self.x, self.count), self.chains)
+        naming = Naming(
+            plan.look,
+            o.dims,
+            o.coords,
+            rows_of(self.x, self.count),
+            self.chains,
+            names_of_columns(self.x),
+        )
         alone = plan.of_the_model_alone
         names = [*plan.form.latents, *alone, *plan.observed, *self.constants]
         refuse_names(names, naming.has_labels)

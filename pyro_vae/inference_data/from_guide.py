@@ -125,8 +125,9 @@ def to_inference_data(
 
     Returns:
         ``arviz.InferenceData`` for ArviZ below 1, ``xarray.DataTree`` from 1 on; of a file, opened
-        and not read.  ``data`` has the row numbers of a ``Data``, else 0..N-1, and its labels as
-        the coordinate ``label``; ``chain`` the seeds of runs, where they differ.
+        and not read.  ``data`` has the index of a pandas frame, the row numbers of a ``Data``, else
+        0..N-1, and labels as the coordinate ``label``; ``chain`` the seeds of runs, where they
+        differ.  Columns that have names give them to ``x_dim``.
 
     Raises:
         ValueError: a result above ``max_bytes``, or a file that exists or has no room, before

@@ -9,6 +9,7 @@ import numpy as np
 
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.sites import Site, latents_of
+from pyro_vae.program.frames import names_of_rows
 
 AXES = ("chain", "draw", "data")
 LABEL = "label"  # a coordinate of the data beside their numbers
@@ -35,6 +36,7 @@ class Naming:
         coords: values along a dimension.
         rows: coordinates of ``data``: its numbers, and perhaps labels.
         chains: what the chains are called.
+        columns: names along the one dimension of an event, by site or entry of x.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Naming:
         coords: Coords | None,
         rows: Mapping[str, np.ndarray],
         chains: np.ndarray,
+        columns: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._said = {written(name): _words(name, d) for name, d in (dims or {}).items()}
         self._inferred = {written(name): found for name, found in _inferred(look).items()}
         self._coords = {name: np.asarray(values) for name, values in (coords or {}).items()}
         self._rows, self._chains = dict(rows), chains
+        self._columns = {written(name): names for name, names in (columns or {}).items()}
         self._sizes: dict[str, tuple[int, str]] = {}  # dimension -> size, and a variable with it
         self._names: dict[str, tuple[str, ...]] = {}
 
@@ -92,6 +96,9 @@ class Naming:
                     "give one of them another name by dims= or event_dims"
                 )
         self._names[variable] = names
+        own = self._columns.get(variable)
+        if own is not None and tuple(shape) == (len(own),):
+            self._coords.setdefault(names[0], np.asarray(own))
 
     def done(self) -> None:
         """Refuse what the user says of variables and dimensions that are not there."""
@@ -149,10 +156,15 @@ class Naming:
 
 
 def rows_of(x: Any, count: int) -> dict[str, np.ndarray]:
-    """The numbers of the rows in the original data, and their labels, where ``x`` has them."""
+    """What the rows are called, and their labels, where ``x`` has them.
+
+    By a frame's index; else by their numbers in the original data.
+    """
     index, labels = getattr(x, "index", None), getattr(x, "labels", None)
     is_data = hasattr(x, "batch") and hasattr(x, "digest")  # a list has an ``index`` too
     found = {"data": index.cpu().numpy() if is_data and index is not None else np.arange(count)}
+    if (names := names_of_rows(x)) is not None and len(names) == count:
+        found["data"] = names
     if is_data and labels is not None:
         found[LABEL] = labels.cpu().numpy()
     return found

@@ -13,6 +13,7 @@ from pyro_vae.plotting.figures import (
     apart,
     axes_of,
     label_lines,
+    lead,
     new_figure,
     note,
     set_limits,
@@ -186,6 +187,8 @@ def bound_axis(axis: Any, dataset: xr.Dataset, by: str = "samples") -> None:
         last = max(x[-1] for x, *_ in curves)
         set_limits(axis, low, high)
         axis.set_xlim(first * 0.98, last * 1.02)
+        for x, bound, _, colour in curves:
+            lead(axis, x[-1], last, bound.mean(0)[-1], colour)
         label_lines(axis, last, [(b.mean(0)[-1], name, colour) for _, b, name, colour in curves])
     thousands(axis.xaxis)
     if without:

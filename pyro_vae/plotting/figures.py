@@ -120,7 +120,8 @@ def set_limits(axis: Any, low: float, high: float) -> None:
 
 
 def thousands(axis: Any) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    """Numbers from a thousand on as 1k, 1M; smaller ones as they are."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
     if axis.get_scale() == "log":
         low, high = axis.get_view_interval()
@@ -128,12 +129,19 @@ def thousands(axis: Any) -> None:
             LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 5, 7))
         )
         axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(EngFormatter(sep=""))
+    large = EngFormatter(sep="")
+    axis.set_major_formatter(FuncFormatter(lambda v, _: large(v) if v >= 1000 else f"{v:g}"))
 
 
 def note(axis: Any, text: str) -> None:
     """In the corner that a rising curve leaves free."""
     axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", fontsize=8, color="0.4")
+
+
+def lead(axis: Any, x: float, last: float, value: float, colour: str) -> None:
+    """Dots from the end of a line to its name, where other lines go on for longer."""
+    if x < 0.98 * last:
+        axis.plot([x, last], [value, value], color=colour, linewidth=1, linestyle=(0, (1, 3)))
 
 
 def label_lines(axis: Any, x: float, ends: list[tuple[float, str, str]]) -> None:

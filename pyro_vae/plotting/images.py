@@ -110,6 +110,18 @@ def wall_size(rows: int, columns: int, shape: Shape, width: float = 6.4) -> tupl
     return (width, tall) if tall <= 1.5 * width else (width * 1.5 * width / tall, 1.5 * width)
 
 
+def across_of(number: int, shape: Shape) -> int:
+    """How many images stand in a row, so that the wall is about square and its rows are full."""
+    ideal = max(1.0, (number * shape[-2] / shape[-1]) ** 0.5)
+    full = [c for c in range(1, number + 1) if number % c == 0 and ideal / 2 <= c <= 2 * ideal]
+    return min(full, key=lambda c: abs(math.log(c / ideal)), default=min(number, round(ideal)))
+
+
+def column_names(columns: Any, number: int) -> list[str]:
+    """Names of the columns of a table, or their numbers."""
+    return [f"column {j}" for j in range(number)] if columns is None else list(map(str, columns))
+
+
 def whole_rows(images: np.ndarray, columns: int) -> np.ndarray:
     """Images (N, ...) in rows of so many; the last row is filled up with -inf."""
     rows = -(-len(images) // columns)

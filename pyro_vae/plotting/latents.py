@@ -184,6 +184,11 @@ def kl_terms(program: Any, x: Any, *, seed: int = 0) -> tuple[list[str], np.ndar
             for name, site in guide.items():
                 if site.observed or site.is_global or site.is_auxiliary or name not in model:
                     continue
+                if site.is_point:
+                    raise ValueError(
+                        f'the guide of "{name}" is a point (Delta), whose KL is infinite, expected '
+                        "a density: an auto-encoder has no such terms"
+                    )
                 each = _by_number(site, model[name])
                 if each is None:
                     if joint is None:
@@ -203,7 +208,7 @@ def kl_terms(program: Any, x: Any, *, seed: int = 0) -> tuple[list[str], np.ndar
 def _by_number(q: Site, p: Site) -> torch.Tensor | None:
     """KL of each number of a site, (B, J); None where either law is joint, or masked."""
     laws = q.base, p.base
-    if any(len(law.event_shape) for law in laws) or q.is_masked or p.is_masked or q.is_point:
+    if any(len(law.event_shape) for law in laws) or q.is_masked or p.is_masked:
         return None
     try:
         terms = torch.distributions.kl_divergence(*laws)

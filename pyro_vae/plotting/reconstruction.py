@@ -9,6 +9,8 @@ import numpy as np
 from pyro_vae import errors
 from pyro_vae.plotting.figures import COLOURS, array_of, axes_of
 from pyro_vae.plotting.images import (
+    across_of,
+    column_names,
     image_shape_of,
     images_of,
     limits_of,
@@ -83,7 +85,7 @@ def _table_of_both(axis: Any, original: np.ndarray, made: np.ndarray, columns: A
     spread = np.where(spread > 0, spread, 1.0)
     flat, back = (flat - center) / spread, (back - center) / spread
     number = flat.shape[1]
-    names = list(columns) if columns is not None else [f"column {j}" for j in range(number)]
+    names = column_names(columns, number)
     few = number <= len(MARKERS)
     for j in range(number):
         look = {"color": COLOURS[j], "marker": MARKERS[j], "label": names[j]} if few else {}
@@ -111,8 +113,8 @@ def samples(
 ) -> Any:
     """What the program draws: z ~ p(z), decoded.
 
-    Rows of a table are drawn a column at a time: the median and the interval of 90 % of the draws,
-    beside those of the data where these are given.
+    Of a table the median and the interval of 90 % of each column's draws are drawn, beside those of
+    the data where these are given.
 
     Args:
         program: a program or a run.
@@ -144,7 +146,7 @@ def samples(
             found = sample(program, 1000, like=like, seed=seed)
             values = array_of(found if name is None else found[name]).astype(float)
         return _table_of_draws(ax, values, program, like, name, columns)
-    across = min(len(values), max(1, round((len(values) * shape[-2] / shape[-1]) ** 0.5)))
+    across = across_of(len(values), shape)
     images = whole_rows(images_of(values, shape), across)
     axis = axes_of(ax, *wall_size(len(images), across, shape, 4.8))
     show_wall(axis, images, limits_of(values), cmap)
@@ -167,20 +169,26 @@ def _table_of_draws(
         seen = observation(program, first_rows(program, like, 10_000), name)
         data = array_of(seen.rows_first(seen.value)).astype(float)
         drawn = {"data": data.reshape(len(data), -1), **drawn}
-    axis = axes_of(ax, max(4.0, 1.5 + 0.45 * number), 3.6)
+    names = column_names(columns, number)
+    axis = axes_of(ax, 5.6, max(2.4, 1.2 + 0.32 * number))
     first = next(iter(drawn.values()))
     center, spread = np.nanmean(first, 0), np.nanstd(first, 0)
     spread = np.where(spread > 0, spread, 1.0)
     for place, (label, each) in enumerate(drawn.items()):
         low, middle, high = np.nanquantile((each - center) / spread, [0.05, 0.5, 0.95], axis=0)
-        where = np.arange(number) + (0.2 * place - 0.1 if len(drawn) > 1 else 0)
-        look = {"color": COLOURS[(6, 1)[place] if len(drawn) > 1 else 1], "marker": "os"[place]}
-        axis.errorbar(where, middle, [middle - low, high - middle], linestyle="", capsize=2,
-                      markersize=4, label=label, **look)  # fmt: skip
-    names = list(columns) if columns is not None else [str(j) for j in range(number)]
-    axis.set_xticks(range(number), names, rotation=90 if columns is not None else 0)
+        where = np.arange(number) + (0.24 * place - 0.12 if len(drawn) > 1 else 0)
+        look: dict[str, Any] = {"color": COLOURS[(6, 1)[place] if len(drawn) > 1 else 1]}
+        look |= {
+            "marker": "os"[place],
+            "linestyle": "",
+            "capsize": 2,
+            "markersize": 4,
+            "label": label,
+        }
+        axis.errorbar(middle, where, xerr=[middle - low, high - middle], **look)
+    axis.set_yticks(range(number), names)
+    axis.set_ylim(number - 0.5, -0.5)
     of = "the data" if like is not None else "the draws"
-    axis.set(ylabel=f"median and 90 %, in sd of {of}")
-    axis.set_xlabel("" if columns is not None else "column")
-    axis.legend(frameon=False, fontsize=8)
+    axis.set(xlabel=f"median and 90 %, in sd of {of}")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return axis

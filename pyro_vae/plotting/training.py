@@ -14,6 +14,7 @@ from pyro_vae.plotting.figures import (
     apart,
     axes_of,
     label_lines,
+    lead,
     note,
     set_limits,
     short,
@@ -77,12 +78,16 @@ def learning_curves(
         number = names.index(name)
         records = frame.dropna(subset=column)
         x, values = (records[c].to_numpy(float) for c in (by, column))
+        if not len(x):
+            raise ValueError(f'{name} has nothing in column "{column}", expected numbers')
         keep = apart(x)
         look = {"color": COLOURS[number % 7], "linestyle": DASHES[number % len(DASHES)]}
         axis.plot(x[keep], values[keep], linewidth=1.6, **look)
-        curves.append((values, name, look["color"]))
+        curves.append((x, values, name, COLOURS[number % 7]))
         last = max(last, float(x[-1]))
-    _frame(axis, [(values, *rest) for values, *rest in curves if len(values)], last, by)
+    for x, values, _, colour in curves:
+        lead(axis, x[-1], last, values[-1], colour)
+    _frame(axis, [rest for _, *rest in curves], last, by)
     label = {"validation_bound": "held-out ELBO", "bound": "ELBO, training"}.get(column, column)
     axis.set_ylabel(f"{label}, nats per datum")
     return axis
@@ -141,7 +146,7 @@ def training_curve(history: Any, *, by: By = "samples", ax: Any = None) -> Any:
     return axis
 
 
-def _frame(axis: Any, curves: list[tuple[np.ndarray, str, str]], last: float, by: str) -> None:
+def _frame(axis: Any, curves: list[Any], last: float, by: str) -> None:
     """Limits that show where curves are under way, and their names at their ends."""
     if curves:
         low = min(values[under_way(values) :].min() for values, *_ in curves)

@@ -10,6 +10,7 @@ import numpy as np
 from pyro_vae import errors
 from pyro_vae.plotting.figures import axes_of
 from pyro_vae.plotting.images import (
+    column_names,
     image_shape_of,
     images_of,
     limits_of,
@@ -141,8 +142,8 @@ def traversals(
     It runs from the prior's quantile 0.02 to 0.98; the others stay at the prior's median, or at the
     posterior mean of a datum.  With data, the latents that these move most come first.
 
-    Rows of a table are drawn as one row of colours a latent: how far each column's mean moves from
-    end to end.
+    Of a table it is drawn, a column of colours a latent, how far each column's mean moves from end
+    to end.
 
     Args:
         program: a program or a run.
@@ -210,19 +211,17 @@ def _moves(ax: Any, values: np.ndarray, names: list[str], columns: Any) -> Any:
     """How far the mean of each column goes, in units of the most that any latent moves it."""
     moved = values[:, -1] - values[:, 0]  # (rows, D)
     scale = np.abs(moved).max(0)
-    axis = axes_of(ax, max(4.0, 2 + 0.4 * moved.shape[1]), 1.4 + 0.35 * len(names))
-    shown = moved / np.where(scale > 0, scale, 1.0)
+    shown = (moved / np.where(scale > 0, scale, 1.0)).T  # (D, rows)
+    axis = axes_of(ax, 3.4 + 0.5 * len(names), max(2.4, 1.2 + 0.32 * len(shown)))
     picture = axis.imshow(shown, cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
     axis.grid(False)
-    labels = list(columns) if columns is not None else list(map(str, range(moved.shape[1])))
-    axis.set_xticks(range(len(labels)), labels, rotation=90 if columns is not None else 0)
-    axis.set_yticks(range(len(names)), names)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(shown)), column_names(columns, len(shown)))
     if shown.size <= 120:  # told in numbers too, for print and for all eyes
-        for (row, column), value in np.ndenumerate(moved):
-            dark = abs(shown[row, column]) > 0.6
-            axis.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=8,
-                      color="white" if dark else "black")  # fmt: skip
+        for (column, row), value in np.ndenumerate(moved.T):
+            dark = abs(shown[column, row]) > 0.6
+            axis.text(row, column, f"{value:.2g}".replace("-", "−"), ha="center", va="center",
+                      fontsize=8, color="white" if dark else "black")  # fmt: skip
     bar = axis.figure.colorbar(picture, ax=axis)
     bar.set_label("change of the mean, largest = 1")
-    axis.set_xlabel("column")
     return axis

@@ -2,6 +2,7 @@
 
 from pyro_vae.predictive.decoding import decode, reconstruct
 from pyro_vae.predictive.drawing import sample
+from pyro_vae.predictive.exporting import Exported, export
 from pyro_vae.predictive.latents import encode
 
-__all__ = ["decode", "encode", "reconstruct", "sample"]
+__all__ = ["Exported", "decode", "encode", "export", "reconstruct", "sample"]

@@ -81,7 +81,7 @@ def decode(
         if num_rows(rows) != count:
             raise ValueError(f"like has {num_rows(rows)} rows, expected 1, or {count} as z has")
         if any(site.is_global and name not in given for name, site in form.items()):
-            given = _learnt(program, rows) | given
+            given = learnt(program, rows) | given
         runs = []
         for number in range(math.prod(drawn)):
             at = {
@@ -201,7 +201,7 @@ def _placed(
     return given, list(draws)[-1], next(iter(counts.values()), rows)
 
 
-def _learnt(program: Any, rows: Rows) -> dict[str, Tensor]:
+def learnt(program: Any, rows: Rows) -> dict[str, Tensor]:
     """What all data share: the guide's mean, or one draw where it has none."""
     try:
         return mean_latents(program, rows, shared=True)

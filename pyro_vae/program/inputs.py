@@ -5,6 +5,7 @@ passed                                         what the program is called with
 =============================================  =====================================================
 a ``Data``                                     its rows
 a tensor, an array, a frame of numbers         a tensor (N, ...); a series is (N,)
+a sparse matrix or array of SciPy              a dense tensor (see :mod:`.frames`)
 a dict of them                                 a dict of tensors
 a tuple or list of them                        a dict, named by the parameters of ``model`` in order
 a ``TensorDataset``, a map-style ``Dataset``   what its items, stacked, are
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_vae.program.arguments import Arguments, arguments_of
 from pyro_vae.program.calling import require_program
+from pyro_vae.program.frames import dense, how_to_read, is_frame, is_sparse
 from pyro_vae.program.rows import Rows, num_rows
 
 
@@ -30,15 +32,15 @@ def as_tensor(value: Any, name: str = "data") -> Tensor:
     """A tensor as it is, an array or a frame as a tensor: each array of a user comes by here.
 
     Args:
-        value: dense real numbers, none of them masked.  A read-only array is copied.  Of a frame
-            the values (N, D), of a series (N,).
+        value: real numbers, none of them masked.  A read-only array is copied.  Of a frame the
+            values (N, D), of a series (N,); of a sparse matrix of SciPy all values.
         name: what the caller knows it by, for the message.
 
     Raises:
         TypeError: anything else.
     """
-    if hasattr(value, "to_numpy"):  # a pandas frame or series, without importing pandas
-        value = _from_pandas(value, name)
+    if is_frame(value):
+        value = dense(value, name)
     require_unmasked(value, name)
     if isinstance(value, Tensor):
         if value.is_complex() or value.layout != torch.strided or value.is_nested:
@@ -60,37 +62,8 @@ def as_tensor(value: Any, name: str = "data") -> Tensor:
         return torch.from_numpy(native if native.flags.writeable else native.copy())
     raise TypeError(
         f"{name} is {type(value).__name__}, expected a Data, a tensor, an array or a frame of "
-        "numbers (N, ...), or a dict of them: np.asarray(...) makes one of nested lists, "
-        ".toarray() of a sparse one"
+        f"numbers (N, ...), or a dict of them: {how_to_read(value)}"
     )
-
-
-def _from_pandas(values: Any, name: str) -> Any:
-    """The array of a frame, a series or the like; missing values are NaN, which is refused."""
-    is_frame = hasattr(values, "columns") and hasattr(values, "items")
-    columns = list(values.items()) if is_frame else [(None, values)]
-    kinds = [getattr(getattr(each, "dtype", None), "kind", None) for _, each in columns]
-    for (column, series), kind in zip(columns, kinds, strict=True):
-        if kind is not None and kind not in "biuf":
-            where = f"column {column!r}" if is_frame else "values"
-            others = (each for each in enumerate(series) if not _is_number(each[1]))
-            row, value = next(others, (0, None))
-            raise TypeError(
-                f"{name}: got {where} of dtype {series.dtype} ({value!r} in row {row}), expected "
-                "numbers; drop the column or encode it"
-            )
-    array = values.to_numpy()
-    if array.dtype == object and None not in kinds:  # nullable columns, or of mixed types
-        return values.to_numpy(dtype=np.float64, na_value=np.nan)
-    return array
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def require_unmasked(value: Any, name: str) -> None:
@@ -159,7 +132,7 @@ def gathered(x: Any, program: nn.Module) -> Any:
         TypeError: what is none of the things above, and what to pass instead.
     """
     require_program(program)
-    if hasattr(x, "to_numpy"):  # a frame, whose columns are attributes of any name
+    if hasattr(x, "to_numpy") or is_sparse(x):  # a frame has columns as attributes of any name
         return as_tensor(x)
     if isinstance(x, IterableDataset | DataLoader):
         advice = "its .dataset" if isinstance(x, DataLoader) else "torch.stack(list(x))"
@@ -215,7 +188,7 @@ def _entry(name: Any, value: Any) -> Tensor:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy")
+    return isinstance(value, Tensor | np.ndarray) or is_frame(value)
 
 
 def _named(values: Any, takes: Arguments) -> Rows:

@@ -18,6 +18,7 @@ Most likelihoods and posteriors are a network and a law of what it returns:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 
 def unchecked(law: Any) -> Any:
-    """A distribution that does not look at values, nor those that it is made of."""
+    """A distribution that does not look at values, nor those that it is made of; or a dict."""
+    if isinstance(law, Mapping):
+        return {name: unchecked(each) for name, each in law.items()}
     law._validate_args = False
     if hasattr(law, "base_dist"):
         unchecked(law.base_dist)

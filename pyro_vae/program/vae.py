@@ -78,7 +78,7 @@ class VAE(Program):
     def guide(self, x: Any) -> None:
         """q(z | x)."""
         with pyro.plate("data", num_rows(x)):
-            pyro.sample("z", self.posterior(_filled(x) if self.missing else x))
+            pyro.sample("z", self.posterior(filled(x) if self.missing else x))
 
     def _with_gaps(self, law: Any, site: str) -> Any:
         return with_gaps(as_pyro(law, site)) if self.missing else law
@@ -112,7 +112,7 @@ def _taken_apart(x: Any) -> tuple[Tensor | None, dict[str, Tensor]]:
     return x.get("x"), {name: value for name, value in x.items() if name != "x"}
 
 
-def _filled(x: Any) -> dict[str, Tensor]:
+def filled(x: Any) -> dict[str, Tensor]:
     """x without gaps, and beside it which numbers are there."""
     rows = dict(x) if isinstance(x, Mapping) else {"x": x}
     seen = ~rows["x"].isnan()

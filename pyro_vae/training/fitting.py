@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +12,7 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import nn
 
-from pyro_vae import defaults, errors
+from pyro_vae import defaults
 from pyro_vae.checking.guards import (
     require_all_data,
     require_own_parameters,
@@ -45,8 +44,10 @@ from pyro_vae.training.batches import Batches
 from pyro_vae.training.checkpoint import engine_of, go_on, keeping
 from pyro_vae.training.lockstep import in_lockstep
 from pyro_vae.training.loop import Loop, rows_of
+from pyro_vae.training.replicas import is_several, side_by_side
 from pyro_vae.training.schedules import is_told, schedule_record, scheduler_of
 from pyro_vae.training.settings import Settings
+from pyro_vae.training.tracking import Tracker, trackers_of, tracking
 
 logger = logging.getLogger("pyro_vae")
 
@@ -78,6 +79,7 @@ def fit(
     resume: bool = False,
     checkpoint_every: float | None = None,
     progress: bool | Callable[[Record], Any] | None = None,
+    tracker: Tracker | str | Path | Sequence[Tracker] | None = None,
     replicas: int | None = None,
 ) -> Any:
     r"""Train a program in place.
@@ -133,6 +135,10 @@ def fit(
         progress: None shows a live line where stderr is a terminal, and else a line a minute;
             True and False insist on the live line and on none; a callable is given each
             :class:`Record`.
+        tracker: where the numbers go while the run trains: a path of a table (CSV), or a
+            :class:`~pyro_vae.training.Tracker`, as sbi's for Weights & Biases, MLflow and
+            TensorBoard are; of replicas one for all or a list.  It is told settings, each record
+            by its number of samples, and the curve at the end; what it raises is only warned of.
         replicas: R runs side by side as one batched program.  ``program``, ``seed`` and ``lr``
             may then be sequences of R; a single program is copied, and a single seed counts on
             (seed, seed + 1, ...).  Replica r is what a run of its own with the r-th of each
@@ -151,17 +157,18 @@ def fit(
     given = dict(locals())
     chosen = translate(AEVB() if objective is None else objective)
     options = {field.name: given[field.name] for field in dataclasses.fields(Settings)}
-    many = replicas is not None or any(_several(v) for v in (program, seed, lr))
+    many = replicas is not None or any(is_several(v) for v in (program, seed, lr))
     programs: list[Any] = [program]
     each = [options]
     if many:
-        programs, each = _side_by_side(program, options, replicas)
+        programs, each = side_by_side(program, options, replicas)
     settings = [Settings(**o) for o in each]
     x = gathered(x, programs[0])
     if validation is not None:
         held_out = gathered(validation, programs[0])
         settings = [dataclasses.replace(s, validation=held_out) for s in settings]
     folder = None if out is None else folder_for(out, resume=resume)
+    trackers = trackers_of(tracker, len(programs), append=resume)
     names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
     loops = [
         _set_up(p, x, objective, chosen, s, name if many else "")
@@ -176,7 +183,7 @@ def fit(
     ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
     if folder is not None and resume and engine == "auto":
         engine = engine_of(folder) or engine
-    if engine != "pyro" and _several(program):
+    if engine != "pyro" and is_several(program):
         require_alike(programs, chosen, ask)
     step = make_step(
         first.learner,
@@ -195,10 +202,11 @@ def fit(
     with (
         keeping(first, manifests[0], num_steps, folder, settings[0].checkpoint_every),
         reporter(progress, num_samples, label=label) as report,
+        tracking(trackers, manifests, lambda number: loops[number].history) as tracked,
     ):
         told = list(callbacks)
-        for loop in loops:
-            loop.listeners = [*([report] if loop is first else []), *told]
+        for loop, track in zip(loops, tracked, strict=True):
+            loop.listeners = [*([report] if loop is first else []), track, *told]
         stopped = in_lockstep(loops, step, num_steps)
     runs = []
     for loop, manifest in zip(loops, manifests, strict=True):
@@ -208,43 +216,6 @@ def fit(
         manifest |= {**loop.totals(), "stopped": stopped}
         runs.append(Run(loop.learner.program, history, manifest, loop.state))
     return runs if many else runs[0]
-
-
-def _several(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _side_by_side(
-    program: Any, options: dict[str, Any], replicas: int | None
-) -> tuple[list[nn.Module], list[dict[str, Any]]]:
-    """R programs, and the options of each."""
-    seed, lr = options["seed"], options["lr"]
-    lengths = {
-        name: len(value)
-        for name, value in (("program", program), ("seed", seed), ("lr", lr))
-        if _several(value)
-    }
-    if replicas is not None:
-        lengths["replicas"] = errors.whole("replicas", replicas)
-    count = next(iter(lengths.values()))
-    if len(set(lengths.values())) > 1 or count < 1:
-        raise ValueError(f"replicas are counted as {lengths}, expected one whole number from 1 on")
-    for name in ("out", "early_stopping"):
-        if options[name]:
-            raise ValueError(
-                f"{name} is {options[name]!r} with replicas, expected None: save them afterwards, "
-                "run.save(path), or train one at a time"
-            )
-    programs = list(program) if _several(program) else [program]
-    for each in programs:
-        require_program(each)
-    if len({id(p) for p in programs}) < len(programs):
-        raise ValueError("program holds one program twice, expected one for each replica")
-    programs += [copy.deepcopy(program) for _ in range(count - len(programs))]
-    seeds = seed if _several(seed) else [errors.seed_number(seed) + r for r in range(count)]
-    rates = lr if _several(lr) else [lr] * count
-    each_options = [options | {"seed": s, "lr": r} for s, r in zip(seeds, rates, strict=True)]
-    return programs, each_options
 
 
 def _set_up(

@@ -43,6 +43,7 @@ def run_fit(
     out: Path | None = None,
     resume: bool = False,
     checkpoint_every: float | None = None,
+    track: Path | None = None,
     binarize: Binarization = "default",
     data_dir: Path | None = None,
     scale: float | None = None,
@@ -73,6 +74,8 @@ def run_fit(
         out: folder for the run, its history.csv and learning_curve.png.
         resume: go on from what the folder of --out holds.
         checkpoint_every: seconds between saves.
+        track: a table (CSV) of the curve that is written while the run trains; it must be new, but
+            for --resume.
         binarize: how pixels become 0 and 1; default is what suits the data.
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
         scale: what the values of a file are divided by, such as 255.
@@ -95,7 +98,7 @@ def run_fit(
             batch_size=batch_size, optimizer=maker, lr=lr, clip=clip, weight_prior=weight_prior,
             seed=seed, device=device, engine=engine, early_stopping=early_stopping,
             validation=loaded.validation, evaluate_every=evaluate_every, out=out, resume=resume,
-            keep=keep, checkpoint_every=checkpoint_every,
+            keep=keep, checkpoint_every=checkpoint_every, tracker=track,
         )  # fmt: skip
         if out is not None:
             from pyro_vae.plotting.figures import saved

@@ -15,6 +15,7 @@ from pyro_vae import errors
 from pyro_vae.datasets.data import noise
 from pyro_vae.datasets.data.base import Data, DataSet
 from pyro_vae.datasets.data.checks import Binarize
+from pyro_vae.program.frames import column_names, how_to_read, is_frame, row_names
 from pyro_vae.program.inputs import as_tensor
 
 
@@ -27,12 +28,13 @@ def from_array(
     seed: int = 0,
     missing: bool = False,
 ) -> Data:
-    """Turn a numpy array, a torch tensor or a pandas frame into `Data`, copying it to float32.
+    """Turn an array, a tensor, a frame or a sparse matrix into `Data`, copying it to float32.
 
     Args:
-        x: (N, D) or (N, ...) real numbers. The columns of a frame give theirs their names. Of a
-            dict the entry "x", else the first one, is `Data.x`; the others are `Data.covariates`,
-            real numbers as float32, whole numbers as they are.
+        x: (N, D) or (N, ...) real numbers. The columns of a frame give theirs their names, and the
+            index of a pandas one the rows theirs. Of a dict the entry "x", else the first one, is
+            `Data.x`; the others are `Data.covariates`, real numbers as float32, whole numbers as
+            they are.
         labels: integers (N,), optional; no model sees them.
         binarize: "none" keeps real values; the others need values in [0, scale].
         scale: divides `x`, such as 255.0 for bytes.
@@ -41,22 +43,21 @@ def from_array(
             `pv.VAE.build(..., missing=True)`.
 
     Raises:
-        TypeError: text, objects, complex numbers, sparse arrays, masked values, float labels.
-        ValueError: 1-D or empty arrays, NaN (with its place), values out of range.
+        TypeError: text, objects, dates, complex numbers, masked values, float labels.
+        ValueError: 1-D or empty arrays, NaN (with its place), values out of range; a sparse matrix
+            that would not fit into memory.
     """
     name, covariates = "x", dict[str, Tensor]()
     if isinstance(x, Mapping):
         name, x, covariates = _main_and_covariates(x)
-    names = getattr(x, "columns", None)
-    if names is not None and list(names) == list(range(len(names))):
-        names = None  # pandas counts columns that were given none
     return Data.from_pixels(
         _tensor(x, name),
         None if labels is None else _tensor(labels, "labels").clone(),
         binarize=binarize,
         scale=scale,
         seed=seed,
-        columns=None if names is None else tuple(map(str, names)),
+        columns=column_names(x),
+        row_names=row_names(x),
         covariates=covariates,
         name=name,
         missing=missing,
@@ -147,10 +148,9 @@ def _rows(share: float, size: int, name: str) -> int:
 
 def _tensor(values: Any, name: str) -> Tensor:
     """A dense real tensor; `Data` checks shape and values."""
-    if not (isinstance(values, (Tensor, np.ndarray)) or hasattr(values, "to_numpy")):
+    if not (isinstance(values, (Tensor, np.ndarray)) or is_frame(values)):
         raise TypeError(
-            f"{name}: got {type(values).__name__}, expected a numpy array, a torch tensor or a "
-            "pandas frame, or a dict of them for several; np.asarray(...) makes one of nested "
-            "lists, .toarray() of a sparse one"
+            f"{name}: got {type(values).__name__}, expected a numpy array, a torch tensor, a frame "
+            f"or a sparse matrix of SciPy, or a dict of them for several; {how_to_read(values)}"
         )
     return as_tensor(values, name)

@@ -66,6 +66,7 @@ class Data:
         name: of x among the entries.
         missing: NaN in x means that the number is missing, which programs such as
             `pv.VAE.build(..., missing=True)` leave out; False refuses it.
+        row_names: of the rows (N,), where a frame has an index; for reading alone.
 
     Raises:
         TypeError: `x` is not a float32 tensor, or labels are not integers.
@@ -84,6 +85,7 @@ class Data:
     covariates: dict[str, Tensor] = field(default_factory=dict)
     name: str = "x"
     missing: bool = False
+    row_names: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         scale, seed = check_options(self.binarize, self.scale, self.seed)
@@ -106,6 +108,11 @@ class Data:
         check_covariates(self.covariates, self.name, self.x)
         placed = {n: t.detach().to(self.x.device) for n, t in self.covariates.items()}
         self._set("covariates", placed)
+        if self.row_names is not None and np.shape(self.row_names) != (len(self.x),):
+            raise ValueError(
+                f"row_names: got shape {np.shape(self.row_names)}, expected ({len(self.x)},), one "
+                "for each row of x"
+            )
         rows = torch.arange(len(self.x)) if self.index is None else self.index
         self._set("index", integers(rows, "index", self.x))
         self._set("digest", self.digest or self._compute_digest())
@@ -124,13 +131,15 @@ class Data:
         covariates: Mapping[str, Tensor] | None = None,
         name: str = "x",
         missing: bool = False,
+        row_names: np.ndarray | None = None,
     ) -> "Data":
         """Divide raw values by `scale`, binarize them, and keep a record of both.
 
         Args:
             pixels: (N, ...) of any real dtype, in [0, scale] ([0, 1] without a scale) unless
                 `binarize="none"`. Never changed: the result has memory of its own.
-            labels, binarize, scale, seed, index, columns, covariates, name, missing: as in `Data`.
+            labels, binarize, scale, seed, index, columns, covariates, name, missing, row_names: as
+                in `Data`.
 
         Raises:
             TypeError, ValueError: as `Data`.
@@ -150,7 +159,7 @@ class Data:
             x = noise.bernoulli(x, integers(rows, "index", x), seed=seed, epoch=0)
         beside = dict(covariates or {})
         own = (labels, binarize, scale, None, seed, index, columns, beside, name, missing)
-        return cls(x, *own)  # type: ignore[arg-type]
+        return cls(x, *own, row_names)  # type: ignore[arg-type]
 
     @property
     def dim(self) -> int:
@@ -206,8 +215,12 @@ class Data:
             "index": self.index[key],
             "digest": None,
             "covariates": {name: t[key] for name, t in self.covariates.items()},
+            "row_names": None if self.row_names is None else self._names_at(key),
         }
         return dataclasses.replace(self, **part)  # type: ignore[arg-type]
+
+    def _names_at(self, key: Any) -> np.ndarray:
+        return self.row_names[key if isinstance(key, slice) else key.cpu().numpy()]  # type: ignore[index]
 
     def _positions(self, key: Any) -> Tensor:
         expected = "expected a slice, integers (B,) or a boolean mask (N,)"
