@@ -229,5 +229,5 @@ def _moves(ax: Any, values: np.ndarray, names: list[str], columns: Any) -> Any:
             axis.text(row, column, f"{value:.2g}".replace("-", "−"), ha="center", va="center",
                       fontsize=8, color="white" if dark else "black")  # fmt: skip
     bar = axis.figure.colorbar(picture, ax=axis)
-    bar.set_label("change of the mean, largest in its row = 1")
+    bar.set_label("change of mean, largest of a row = 1")
     return axis

@@ -186,7 +186,7 @@ def _latents(program: Any, data: Any) -> Section:
         name, codes = codes_of(program, data, latent.name)
     except ValueError as error:
         section.text.append(f"Not drawn: {' '.join(str(error).split())}.")
-        return section
+        return _with_kl(section, program, data)  # which several latents have, too
     center, spread = codes.mean(0)[list(dims)[: latent.dim]], codes.std(0)[list(dims)[: latent.dim]]
     said = ", ".join(f"{number(c)} ± {number(s)}" for c, s in zip(center, spread, strict=True))
     section.draw(
@@ -194,6 +194,10 @@ def _latents(program: Any, data: Any) -> Section:
         f"Posterior means of {len(codes):,} data; mean and standard deviation {said}",
         "Posterior means of held-out data, by label where they have one.",
     )
+    return _with_kl(section, program, data)
+
+
+def _with_kl(section: Section, program: Any, data: Any) -> Section:
     section.draw(
         lambda: plotting.kl_per_latent(program, data),
         "KL of each latent from the prior, sorted",
