@@ -23,5 +23,5 @@ class Two(pv.Program):
 
 def test_several_latents_have_their_kl_on_the_page():
     section = _latents(Two(), torch.eye(2).repeat(5, 1))
-    assert "a, b" in section.text[0]
+    assert "a, b" in section.text[0] and "latent_scatter(run, data, site=...)" in section.text[0]
     assert len(section.pictures) == 1

@@ -161,12 +161,18 @@ def _reconstructions(program: Any, data: Any, image_shape: Any) -> Section:
     return section
 
 
+def _not_drawn(error: Exception, call: str) -> str:
+    """What a picture lacks; a page has no ``site=``, so the call that has."""
+    said = f"Not drawn: {' '.join(str(error).split())}."
+    return said + (f" {call} draws each." if "site=" in said else "")
+
+
 def _plane(program: Any, x: Any, like: Any, image_shape: Any) -> Section:
     section = Section("plane", "The latent plane")
     try:
         section.plane = plane_of(program, like if x is None else x, image_shape)
     except (ValueError, NotImplementedError) as error:
-        section.text.append(f"Not drawn: {' '.join(str(error).split())}.")
+        section.text.append(_not_drawn(error, "pv.plotting.traversals(run, data, site=...)"))
         section.draw(
             lambda: plotting.traversals(program, x),
             "What moves as each latent goes from one end of its prior to the other",
@@ -185,7 +191,7 @@ def _latents(program: Any, data: Any) -> Section:
             dims = (int(order[0]), int(order[1]))
         name, codes = codes_of(program, data, latent.name)
     except ValueError as error:
-        section.text.append(f"Not drawn: {' '.join(str(error).split())}.")
+        section.text.append(_not_drawn(error, "pv.plotting.latent_scatter(run, data, site=...)"))
         return _with_kl(section, program, data)  # which several latents have, too
     center, spread = codes.mean(0)[list(dims)[: latent.dim]], codes.std(0)[list(dims)[: latent.dim]]
     said = ", ".join(f"{number(c)} ± {number(s)}" for c, s in zip(center, spread, strict=True))
