@@ -130,9 +130,9 @@ def training_curve(history: Any, *, by: By = "samples", ax: Any = None) -> Any:
     columns = {"bound": "training", "log_joint": "log p(x, z)", "validation_bound": "held out"}
     if not any(column in history for column in columns):  # an auto-encoder's
         columns = {"reconstruction": "log p(x | z)"}
-    found = {column: _finite(history, column) for column in columns if column in history}
-    found = {column: records for column, records in found.items() if len(records)}
-    if not found:
+    there = {column: _finite(history, column) for column in columns if column in history}
+    found = {column: records for column, records in there.items() if len(records)}
+    if not len(history) or (there and not found):
         raise ValueError(
             f"the run has no record with a finite {' or '.join(columns)}, so there is nothing to "
             "draw: has it learnt at all?"
