@@ -24,7 +24,7 @@ CONSTRAINTS := $(or $(shell $(or $(wildcard $(PY)),$(PYTHON)) -c '$(WHICH)' 2>/d
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test slow matrix lint docs bench published lock clean
+.PHONY: help compare test slow matrix lint docs bench reproduce lock clean
 .NOTPARALLEL: # one pip at a time
 
 help: ## this list
@@ -54,8 +54,8 @@ docs: $(DOCS) ## the documentation site, in docs/_build/html
 bench: $(RUN) ## the speed of a training step beside other ways to take it
 	$(PY) benchmarks/step_speed.py $(ARGS)
 
-published: $(RUN) ## the paper's numbers beside ours (20 minutes; data in PYRO_VAE_DATA)
-	$(PY) benchmarks/published.py $(ARGS)
+reproduce: $(RUN) ## the paper's figures, ours over the published ones (ARGS='figure2 --budget 1e6')
+	$(VENV)/bin/pyro-vae reproduce $(or $(ARGS),all)
 
 # PYTHON=python3.11 makes constraints.txt, PYTHON=python3.12 the other: newer Pythons can use what
 # these can, not the reverse. Without local tags (+cpu) and GPU packages, so that the same file

@@ -108,6 +108,7 @@ def test_the_graphs_have_the_numbers_of_the_program(make):
     torch.testing.assert_close(encoder(some(x, 3))[1], expected, rtol=0.06, atol=1e-3)
 
 
+@pytest.mark.slow  # torch is loaded anew
 def test_files_are_read_by_torch_alone(tmp_path):
     program, x = built(BITS)
     folder = pv.export(program, x).save(tmp_path / "model")

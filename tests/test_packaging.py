@@ -75,7 +75,7 @@ def test_source_archive_holds_what_the_tests_need(dist):
     tests = {str(each.relative_to(ROOT)) for each in (ROOT / "tests").rglob("*.py")}
     assert {"tests/conftest.py", "tests/oracles.py"} <= tests
     needed = {*tests, "constraints.txt", "Makefile", "pyproject.toml", "README.md", "LICENSE",
-              "notebooks/mini_vae.py", "docs/engine.md", "benchmarks/published.py"}  # fmt: skip
+              "notebooks/mini_vae.py", "docs/engine.md", "benchmarks/step_speed.py"}  # fmt: skip
     assert {f"{NAME}/{name}" for name in needed} <= held
     assert not any("__pycache__" in name for name in held)
 

@@ -84,15 +84,23 @@ class Reproduction:
         return self.table().round(self.style.digits).to_string()
 
 
+MOST_BYTES = 145_000  # of a picture that stands in a page
+
+
 def save_picture(figure: Any, path: Path) -> Path:
-    """As PNG with few colours, a fifth of the size."""
+    """As PNG with few colours, a fifth of the size; coarser where it is large all the same."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
+    for colours, dpi in ((128, 130), (64, 100), (32, 100), (32, 80)):
+        figure.savefig(path, dpi=dpi)
+        with Image.open(path) as picture:
+            # (Median cut would wash out the few pixels that are black.)
+            method = Image.Quantize.MEDIANCUT if colours > 64 else Image.Quantize.MAXCOVERAGE
+            small = picture.convert("RGB").quantize(colours, method, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)
+        if path.stat().st_size <= MOST_BYTES:
+            break
     return path
 
 

@@ -149,6 +149,8 @@ class Decoder(nn.Module):
         self.beside = [n for n in entries if isinstance(first, dict) and n not in self.observed]
         self.form = {n: t for n, t in entries.items() if n not in self.beside}
         self.is_dict = isinstance(first, dict)
+        rest = rows if isinstance(rows, dict) else {"x": rows}
+        self.others = {n: rest[n][1:] for n in self.form}  # which must give the same means
         self.takes_given = is_plain(program) and program._likelihood_is_given
 
     def forward(self, z: Any, given: dict[str, Tensor] | None = None) -> Any:
@@ -176,10 +178,9 @@ class Decoder(nn.Module):
 
     def expected(self, z: Any, given: dict[str, Tensor] | None = None) -> Any:
         count = len(next(iter(z.values())) if isinstance(z, dict) else z)
-        form = {n: t.expand(count, *t.shape[1:]) for n, t in self.form.items()}
-        return decode(
-            self.program, z, like={**form, **(given or {})} if self.is_dict else form["x"]
-        )
+        form = {n: t[torch.arange(count) % len(t)] for n, t in self.others.items()}
+        like = {**form, **(given or {})} if self.is_dict else form["x"]
+        return decode(self.program, z, like=like)
 
 
 # --- parts --------------------------------------------------------------------------------------
@@ -222,7 +223,6 @@ def _captured(module: Any, example: tuple[Any, ...], role: str, program: Any) ->
     """
     what = f"the {role} of {type(program).__name__}"
     try:
-        module(*example)
         module.expected(*example)
     except (NoMean, NotImplementedError) as error:
         law = str(error).split(", has no mean")[0] or "a law of it"
@@ -235,9 +235,12 @@ def _captured(module: Any, example: tuple[Any, ...], role: str, program: Any) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about itself
+            module(*example)
             some = torch.utils._pytree.tree_map(lambda t: t[:EXAMPLE], example)
             graph = torch.export.export(module, some, dynamic_shapes=shapes, strict=False)
             graph = graph.run_decompositions({})
+    except NotImplementedError as error:
+        raise ValueError(f"{what} has no graph: a law of it has no mean or no variance") from error
     except Exception as error:  # torch raises of every kind here
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
