@@ -173,7 +173,8 @@ def _refuse(column: Any, name: str, where: str) -> None:
     if row is None:
         raise TypeError(
             f"{name}: got {where} of dtype {said}, expected numbers: convert with "
-            + ("pandas.to_numeric(column)" if said == "object" else ".astype(float)")
+            + ".astype(float)"
+            + (", or pandas.to_numeric(column) where pandas.NA is in it" * (said == "object"))
         )
     if _kind(column.dtype) == "c":
         raise TypeError(
