@@ -160,6 +160,11 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if self.early_stopping is not None:
             share = errors.within("validation_fraction", self.validation_fraction, "(0, 1)")
             count = max(1, round(share * len(x)))
+            if count == len(x):
+                raise ValueError(
+                    f"validation_fraction is {share} of {len(x)} rows, which leaves none to train "
+                    "on: take a smaller share, or more rows"
+                )
             order = torch.from_numpy(random.permutation(len(x)))
             held_out, x = x[order[:count]], x[order[count:]]
         with seeded(*Stream.PARAMETERS.key(self.seed_)):
@@ -309,15 +314,19 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 def _moments(X: Any) -> tuple[Any, Any]:
     """Mean and standard deviation of each column, of the numbers that are there; a constant's is 1.
 
-    In double precision, about the first number of a column, so that a large offset costs none.
+    In double precision, in units of each column's largest number, so that no square leaves what
+    such numbers can be, and about the mean, so that a large offset costs none.
     """
     X = X.astype(np.float64)
     there = ~np.isnan(X)
     count = np.maximum(there.sum(0), 1)
-    mean = np.where(there, X, 0.0).sum(0) / count
-    scale = np.sqrt((np.where(there, X - mean, 0.0) ** 2).sum(0) / count)
+    unit = np.abs(np.where(there, X, 0.0)).max(0)
+    unit = np.where(unit > 0, unit, 1.0)
+    x = np.where(there, X / unit, 0.0)
+    mean = x.sum(0) / count
+    scale = np.sqrt((np.where(there, x - mean, 0.0) ** 2).sum(0) / count)
     constant = scale <= 10 * np.finfo(np.float64).eps * np.abs(mean)
-    return mean, np.where(constant | (scale == 0), 1.0, scale)
+    return mean * unit, np.where(constant, 1.0, scale * unit)
 
 
 def _array(values: Any, like: Any) -> Any:

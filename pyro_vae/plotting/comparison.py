@@ -16,6 +16,7 @@ from pyro_vae.plotting.figures import (
     lead,
     new_figure,
     note,
+    plain,
     set_limits,
     short,
     thousands,
@@ -84,7 +85,7 @@ def curves_and_evidence(comparison: Any) -> Any:
     left, right = axes[0]
     bound_axis(left, dataset)
     evidence_axis(right, dataset)
-    title = f"{dataset.attrs['data']}, binarize: {dataset.attrs['binarize']}"
+    title = f"{plain(dataset.attrs['data'])}, binarize: {dataset.attrs['binarize']}"
     left.set_title(title, fontsize=11, loc="left")
     return axes[0]
 
@@ -125,11 +126,11 @@ def comparison_table(comparison: Any, *, ax: Any = None) -> Any:
             axis.annotate(text.replace("-", "−"), (1, place), xytext=(where, 0), **beside)
     for where, title in columns:
         axis.annotate(title, (1, -0.65), xytext=(where, 0), color="0.4", **beside)
-    axis.set_yticks(range(len(rows)), [row.name for row in rows])
+    axis.set_yticks(range(len(rows)), [plain(row.name) for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(False, axis="y")
     bars = "95 % interval" if len(first) > 1 else "± one standard error, one seed"
-    axis.set_xlabel(f"log p(x) less that of {rows[0].name}, nats per datum ({bars})")
+    axis.set_xlabel(f"log p(x) less that of {plain(rows[0].name)}, nats per datum ({bars})")
     return axis
 
 
@@ -221,7 +222,7 @@ def evidence_axis(axis: Any, dataset: xr.Dataset) -> None:
     if np.isfinite(ends).all() and max(ends) - min(ends) > 4 * span > 0:  # keep the dots apart
         axis.set_ylim(max(min(ends), low - span), min(max(ends), high + span))
         note(axis, "bars that leave the picture: see the table")
-    names = [row.name for row in rows]
+    names = [plain(row.name) for row in rows]
     axis.set_xticks(range(len(names)), names)
     if sum(map(len, names)) > 45:
         axis.tick_params("x", rotation=35)

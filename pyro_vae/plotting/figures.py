@@ -53,7 +53,7 @@ def axes_of(ax: Any, width: float = 6.4, height: float = 4.0) -> Any:
     """
     if ax is None:
         return new_figure(width=width, height=height)[1][0, 0]
-    if not (hasattr(ax, "plot") and hasattr(ax, "figure")):
+    if not (hasattr(ax, "plot") and hasattr(ax, "transAxes")):
         raise TypeError(
             f"ax is {type(ax).__name__}, expected matplotlib Axes, one panel: pass one of "
             "figure.subplots(), or leave it out"
@@ -71,6 +71,27 @@ def array_of(values: Any, name: str = "values") -> np.ndarray:
     if values.dtype.kind not in "biuf":
         raise TypeError(f"{name} is of {values.dtype}, expected an array of numbers")
     return values
+
+
+def two_of(dims: Any, number: int) -> tuple[int, int]:
+    """Two numbers of a latent of so many, checked.
+
+    Raises:
+        ValueError, TypeError: other than two different ones that are there.
+    """
+    try:
+        chosen = [errors.whole("dims", d, 0, number - 1) for d in dims]
+    except TypeError as error:
+        raise TypeError(f"dims is {dims!r}, expected two whole numbers such as (0, 1)") from error
+    if len(chosen) != 2 or chosen[0] == chosen[1]:
+        raise ValueError(f"dims is {dims}, expected two different numbers such as (0, 1)")
+    return chosen[0], chosen[1]
+
+
+def plain(text: Any) -> str:
+    """A name as it is written: matplotlib reads $ as mathematics, and hides names from legends."""
+    text = str(text).replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text
 
 
 def saved(figure: Any, path: str | Path | None) -> Any:
@@ -157,6 +178,6 @@ def label_lines(axis: Any, x: float, ends: list[tuple[float, str, str]]) -> None
             places[i + 1] += lacking / 2
     for place, (_, name, colour) in zip(places, ends, strict=True):
         axis.annotate(
-            name, (x, place), xytext=(6, 0), textcoords="offset points", color=colour,
+            plain(name), (x, place), xytext=(6, 0), textcoords="offset points", color=colour,
             va="center", fontsize=10, annotation_clip=False,
         )  # fmt: skip

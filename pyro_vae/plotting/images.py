@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.plotting.figures import COLOURS
+from pyro_vae.plotting.figures import COLOURS, plain
 
 KNOWN = {560: (28, 20)}  # Frey Face
 MISSING = 2.0  # stands for a missing pixel, beyond all values of a wall
@@ -33,7 +33,9 @@ def image_shape_of(event: Shape, given: Any = None, columns: Any = None) -> Shap
     if given is False:
         return None
     if given is not None:
-        shape = tuple(int(side) for side in np.atleast_1d(given))
+        sides = np.atleast_1d(given)
+        whole = sides.dtype.kind in "iu" and sides.ndim == 1 and sides.min(initial=1) > 0
+        shape = tuple(int(side) for side in sides) if whole else ()
         if len(shape) not in (2, 3) or math.prod(shape) != size or not _channels(shape):
             raise ValueError(
                 f"image_shape is {given}, expected (height, width) or (channels, height, width) "
@@ -64,9 +66,18 @@ def images_of(values: np.ndarray, shape: Shape) -> np.ndarray:
 
 def limits_of(*values: np.ndarray) -> tuple[float, float]:
     """What is drawn black and what white: 0 and 1 where all values are between, else their ends."""
-    low = min(float(np.nanmin(each)) for each in values)
-    high = max(float(np.nanmax(each)) for each in values)
+    there = np.concatenate([each[np.isfinite(each)] for each in values])
+    low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 1.0)
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+
+
+def moments_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column, of what is there; 0 and 1 where there is none."""
+    there = np.isfinite(values)
+    count = np.maximum(there.sum(0), 1)
+    center = np.where(there, values, 0.0).sum(0) / count
+    spread = np.sqrt(np.where(there, (values - center) ** 2, 0.0).sum(0) / count)
+    return center, np.where(spread > 0, spread, 1.0)
 
 
 def wall_of(images: np.ndarray, low: float, high: float, gap: int = 1) -> np.ndarray:
@@ -119,7 +130,7 @@ def across_of(number: int, shape: Shape) -> int:
 
 def column_names(columns: Any, number: int) -> list[str]:
     """Names of the columns of a table, or their numbers."""
-    return [f"column {j}" for j in range(number)] if columns is None else list(map(str, columns))
+    return [f"column {j}" for j in range(number)] if columns is None else list(map(plain, columns))
 
 
 def whole_rows(images: np.ndarray, columns: int) -> np.ndarray:

@@ -15,12 +15,13 @@ from pyro_vae.densities.particles import densities
 from pyro_vae.densities.sites import Site
 from pyro_vae.densities.traces import sites_of_both
 from pyro_vae.noise import Stream, seeded
-from pyro_vae.plotting.figures import COLOURS, DASHES, array_of, axes_of
+from pyro_vae.plotting.figures import COLOURS, DASHES, array_of, axes_of, plain, two_of
 from pyro_vae.plotting.programs import codes_of, coordinate_names, program_of
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import map_rows, num_rows
 
 MARKERS = "os^Dv<>P*X"
+NO_LABEL = "no label"
 MOST_LABELS = 10  # with a mark of their own
 ACTIVE = 0.01  # nats that a latent says on average
 DRAWS = 100
@@ -57,10 +58,15 @@ def latent_scatter(
     name = "z"
     if x is None:
         z = array_of(program, "the latents")
+        if not z.size or z.ndim == 0:
+            raise ValueError(f"the latents have shape {z.shape}, expected (N, J): there are none")
         z = z.reshape(len(z), -1)
     else:
         name, z = codes_of(program_of(program), x, site, draw=draw, seed=seed)
         labels = getattr(x, "labels", None) if labels is None else labels
+    if not np.isfinite(z).all():
+        row = int(np.argwhere(~np.isfinite(z))[0, 0])
+        raise ValueError(f"the latents of row {row} are not finite, expected numbers: leave it out")
     axis = axes_of(ax, 5.6, 4.8)
     names = coordinate_names(name, z.shape[1])
     kinds, values = _kinds(labels, len(z))
@@ -69,12 +75,12 @@ def latent_scatter(
         for number, kind in enumerate(kinds):
             line = {"color": COLOURS[number % 7], "linestyle": DASHES[number % len(DASHES)]}
             mine = z[values == kind, 0]
-            axis.hist(mine, edges, histtype="step", linewidth=1.5, label=str(kind), **line)
+            axis.hist(mine, edges, histtype="step", linewidth=1.5, label=plain(kind), **line)
         if not kinds:
             axis.hist(z[:, 0], edges, color=COLOURS[0])
         axis.set(xlabel=names[0], ylabel="data")
     else:
-        first, second = (errors.whole("dims", d, 0, z.shape[1] - 1) for d in dims)
+        first, second = two_of(dims, z.shape[1])
         a, b = z[:, first], z[:, second]
         size = float(np.clip(4000 / len(z), 4, 24))
         for number, kind in enumerate(kinds):
@@ -83,12 +89,15 @@ def latent_scatter(
             look: dict[str, Any] = {"marker": MARKERS[number], "linewidths": 0.3 if filled else 1.0}
             look["edgecolors"] = "white" if filled else COLOURS[number % len(COLOURS)]
             look["facecolors"] = COLOURS[number % len(COLOURS)] if filled else "none"
-            axis.scatter(a[mine], b[mine], s=size, label=str(kind), **look)
+            axis.scatter(a[mine], b[mine], s=size, label=plain(kind), **look)
         if values is None:
             axis.scatter(a, b, s=size, color=COLOURS[0], alpha=0.6, linewidths=0)
         elif not kinds:
             dots = axis.scatter(a, b, c=values, s=size, cmap="cividis", linewidths=0)
             axis.figure.colorbar(dots, ax=axis, label="label")
+            if (none := ~np.isfinite(values)).any():
+                axis.scatter(a[none], b[none], s=size, color="0.6", marker="x", label="no label")
+                axis.legend(frameon=False, fontsize=9)
         axis.set(xlabel=names[first], ylabel=names[second])
     if kinds:
         axis.legend(
@@ -105,7 +114,7 @@ def _kinds(labels: Any, number: int) -> tuple[list[Any], np.ndarray | None]:
     values = labels.detach().cpu().numpy() if hasattr(labels, "detach") else np.asarray(labels)
     if values.shape != (number,):
         raise ValueError(f"labels have shape {values.shape}, expected ({number},), one a datum")
-    kinds = list(np.unique(values))
+    values, kinds = _sorted_kinds(values)
     if len(kinds) <= MOST_LABELS:
         return kinds, values
     if values.dtype.kind not in "biuf":
@@ -114,6 +123,25 @@ def _kinds(labels: Any, number: int) -> tuple[list[Any], np.ndarray | None]:
             "numbers: leave some out, or pass numbers"
         )
     return [], values
+
+
+def _sorted_kinds(values: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+    """Labels, of which those that are missing are a kind of their own, the last one."""
+    missing = np.array([_is_missing(v) for v in values.tolist()], dtype=bool)
+    there = values[~missing]
+    try:
+        kinds = list(np.unique(there))
+    except TypeError:  # texts and numbers have no order
+        kinds = sorted(set(there.tolist()), key=str)
+    if not missing.any() or (values.dtype.kind == "f" and len(kinds) >= MOST_LABELS):
+        return values, kinds
+    values = values.astype(object)
+    values[missing] = NO_LABEL
+    return values, [*kinds, NO_LABEL]
+
+
+def _is_missing(label: Any) -> bool:
+    return label is None or type(label).__name__ == "NAType" or bool(label != label)
 
 
 def kl_per_latent(
@@ -145,6 +173,8 @@ def kl_per_latent(
     active, most = errors.within("active", active, "[0, 1e9)"), errors.whole("most", most)
     if x is None:
         terms = np.atleast_1d(array_of(program, "the terms"))
+        if not terms.size or terms.ndim > 2:
+            raise ValueError(f"the terms have shape {terms.shape}, expected (J,) or (N, J)")
         terms = terms.mean(0) if terms.ndim > 1 else terms
         names = coordinate_names("z", len(terms))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pyro_vae.plotting.images import (
     image_shape_of,
     images_of,
     limits_of,
+    moments_of,
     one_of,
     show_wall,
     wall_size,
@@ -81,8 +83,7 @@ def reconstructions(
 
 def _table_of_both(axis: Any, original: np.ndarray, made: np.ndarray, columns: Any) -> Any:
     flat, back = (each.reshape(len(each), -1) for each in (original, made))
-    center, spread = np.nanmean(flat, 0), np.nanstd(flat, 0)
-    spread = np.where(spread > 0, spread, 1.0)
+    center, spread = moments_of(flat)
     flat, back = (flat - center) / spread, (back - center) / spread
     number = flat.shape[1]
     names = column_names(columns, number)
@@ -91,7 +92,8 @@ def _table_of_both(axis: Any, original: np.ndarray, made: np.ndarray, columns: A
         look = {"color": COLOURS[j], "marker": MARKERS[j], "label": names[j]} if few else {}
         look = look or {"color": COLOURS[0], "marker": "o"}
         axis.scatter(flat[:, j], back[:, j], s=10 if few else 5, alpha=0.6, linewidths=0, **look)
-    ends = [np.nanmin(flat), np.nanmax(flat)]
+    there = flat[np.isfinite(flat)]
+    ends = [there.min(initial=0.0), there.max(initial=0.0)]
     axis.plot(ends, ends, color="black", linewidth=1)
     if few:
         axis.legend(frameon=False, fontsize=8, markerscale=1.6)
@@ -172,10 +174,11 @@ def _table_of_draws(
     names = column_names(columns, number)
     axis = axes_of(ax, 5.6, max(2.4, 1.2 + 0.32 * number))
     first = next(iter(drawn.values()))
-    center, spread = np.nanmean(first, 0), np.nanstd(first, 0)
-    spread = np.where(spread > 0, spread, 1.0)
+    center, spread = moments_of(first)
     for place, (label, each) in enumerate(drawn.items()):
-        low, middle, high = np.nanquantile((each - center) / spread, [0.05, 0.5, 0.95], axis=0)
+        with warnings.catch_warnings():  # a column of which there is nothing has no dot
+            warnings.simplefilter("ignore", RuntimeWarning)
+            low, middle, high = np.nanquantile((each - center) / spread, [0.05, 0.5, 0.95], axis=0)
         where = np.arange(number) + (0.24 * place - 0.12 if len(drawn) > 1 else 0)
         look: dict[str, Any] = {"color": COLOURS[(6, 1)[place] if len(drawn) > 1 else 1]}
         look |= {

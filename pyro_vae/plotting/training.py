@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +56,8 @@ def learning_curves(
         axis = axes_of(ax, 6.0, 4.0)
         bound_axis(axis, dataset, by)
         return axis
+    if isinstance(runs, Iterator):
+        runs = list(runs)
     if not isinstance(runs, (Mapping, Sequence)):
         return training_curve(runs, by=by, ax=ax)
     named = list(_named(runs))
@@ -76,10 +78,10 @@ def learning_curves(
     curves, last = [], 0.0
     for name, frame in named:
         number = names.index(name)
-        records = frame.dropna(subset=column)
+        records = _finite(frame, column)
         x, values = (records[c].to_numpy(float) for c in (by, column))
         if not len(x):
-            raise ValueError(f'{name} has nothing in column "{column}", expected numbers')
+            raise ValueError(f'{name} has nothing in column "{column}", expected finite numbers')
         keep = apart(x)
         look = {"color": COLOURS[number % 7], "linestyle": DASHES[number % len(DASHES)]}
         axis.plot(x[keep], values[keep], linewidth=1.6, **look)
@@ -124,20 +126,26 @@ def training_curve(history: Any, *, by: By = "samples", ax: Any = None) -> Any:
     _require_by(by)
     history = _history(history)
     _require(history, by, "the run")
-    axis, curves = axes_of(ax), []
+    curves: list[Any] = []
     columns = {"bound": "training", "log_joint": "log p(x, z)", "validation_bound": "held out"}
     if not any(column in history for column in columns):  # an auto-encoder's
         columns = {"reconstruction": "log p(x | z)"}
-    shown = [column for column in columns if column in history]
-    for colour, column in zip(COLOURS, shown, strict=False):
-        records = history.dropna(subset=column)
+    there = {column: _finite(history, column) for column in columns if column in history}
+    found = {column: records for column, records in there.items() if len(records)}
+    if not len(history) or (there and not found):
+        raise ValueError(
+            f"the run has no record with a finite {' or '.join(columns)}, so there is nothing to "
+            "draw: has it learnt at all?"
+        )
+    axis = axes_of(ax)
+    for colour, (column, records) in zip(COLOURS, found.items(), strict=False):
         records = records[apart(records[by].to_numpy(float))]
         x, values = records[by].to_numpy(float), records[column].to_numpy(float)
         held_out = column == "validation_bound"
         look = {"linewidth": 2.2} if held_out else {"linewidth": 0.9, "alpha": 0.6}
         axis.plot(x, values, color=colour, **look)
         curves.append((values, columns[column], colour))
-        if held_out:
+        if held_out and "validation_bound_standard_error" in records:
             error = records["validation_bound_standard_error"].to_numpy(float)
             band = {"color": colour, "alpha": 0.2, "linewidth": 0}
             axis.fill_between(x, values - error, values + error, **band)
@@ -168,8 +176,13 @@ def _frame(axis: Any, curves: list[Any], last: float, by: str) -> None:
     axis.set_xlabel(LABELS[by])
 
 
+def _finite(frame: Any, column: str) -> Any:
+    """The records that have a number in this column; an infinite one has no place on an axis."""
+    return frame[np.isfinite(frame[column].to_numpy(float))]
+
+
 def _require_by(by: Any) -> None:
-    if by not in LABELS:
+    if not isinstance(by, str) or by not in LABELS:
         raise ValueError(f'by is {by!r}, expected "samples" or "seconds"')
 
 

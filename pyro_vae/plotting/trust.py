@@ -9,7 +9,7 @@ import numpy as np
 
 from pyro_vae import errors
 from pyro_vae.evidence.comparing import compare_evidence
-from pyro_vae.plotting.figures import COLOURS, array_of, axes_of, lines_of
+from pyro_vae.plotting.figures import COLOURS, array_of, axes_of, lines_of, plain, two_of
 
 BAD = 0.7  # khat above which log p(x) of a datum is not to be trusted
 TOP = 2.0  # of khat, on a picture
@@ -60,7 +60,7 @@ def khat_map(evidence: Any, z: Any = None, *, dims: Sequence[int] = (0, 1), ax: 
                 "same data: pass pv.encode(program, x), or leave it out"
             )
         axis = axes_of(ax, 5.6, 4.6)
-        first, second = (errors.whole("dims", d, 0, plane.shape[1] - 1) for d in dims)
+        first, second = two_of(dims, plane.shape[1])
         dots = None
         for mine, look in _dots(large):
             look = {"marker": look["marker"], "s": look["s"] * (1.8 if "label" in look else 1.0)}
@@ -106,7 +106,7 @@ def evidence_differences(evidence: Any, *, ax: Any = None) -> Any:
     axis.axvline(0, color="black", linewidth=1, linestyle="--")
     dots = {"linestyle": "", "marker": "o", "capsize": 3, "color": COLOURS[0]}
     axis.errorbar(table["mean_diff"].to_numpy(), places, xerr=half, **dots)
-    axis.set_yticks(places, [str(name) for name in table.index])
+    axis.set_yticks(places, [plain(name) for name in table.index])
     axis.set_ylim(len(table) - 0.5, -0.5)
     for place, (mean, share) in enumerate(zip(table["mean"], table["bad_khat"], strict=True)):
         text = f"{mean:,.2f}" + (f", khat > 0.7: {share:.0%}" if share > 0 else "")
@@ -147,7 +147,7 @@ def calibration_ranks(
         if name not in outside:
             axis.plot(u, curves[name], color="0.45", linewidth=0.9)
     for name, look in lines_of(outside):
-        axis.plot(u, curves[name], label=name, **look)
+        axis.plot(u, curves[name], label=plain(name), **look)
     if outside:
         axis.legend(frameon=False, fontsize=8)
     said = f"{len(outside)} of {len(names)} leave the {100 * prob:g} % band"
@@ -174,7 +174,7 @@ def coverage(ranks: Any, *, names: Sequence[str] | None = None, ax: Any = None) 
     covered = [ranks.coverage(float(prob)) for prob in probs]
     axis.plot([0, 1], [0, 1], color="black", linewidth=1)
     for name, look in lines_of(names):
-        axis.plot(probs, [each[name] for each in covered], label=name, **look)
+        axis.plot(probs, [each[name] for each in covered], label=plain(name), **look)
     axis.set(
         xlabel="probability of the guide's interval", ylabel="share of truths inside",
         xlim=(0, 1), ylim=(0, 1),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pyro_vae import errors
-from pyro_vae.plotting.figures import axes_of
+from pyro_vae.plotting.figures import axes_of, two_of
 from pyro_vae.plotting.images import (
     column_names,
     image_shape_of,
@@ -93,14 +94,17 @@ def _two(latent: Latent, dims: Sequence[int] | None) -> tuple[int, int]:
     if dims is None:
         if latent.dim != 2:
             raise ValueError(
-                f'"{latent.name}" has {latent.dim} numbers, expected 2 for a plane: pass '
-                "dims=(0, 1), say, and the others stay at the prior's median; or use traversals"
+                f'"{latent.name}" has {latent.dim} number{"s" * (latent.dim > 1)}, expected 2 for '
+                "a plane: "
+                + (
+                    "pass dims=(0, 1), say, and the others stay at the prior's median; or use "
+                    if latent.dim > 1
+                    else "use "
+                )
+                + "traversals"
             )
         return 0, 1
-    chosen = [errors.whole("dims", d, 0, latent.dim - 1) for d in dims]
-    if len(set(chosen)) != 2:
-        raise ValueError(f"dims is {dims}, expected two different numbers such as (0, 1)")
-    return chosen[0], chosen[1]
+    return two_of(dims, latent.dim)
 
 
 def manifold_points(
@@ -121,8 +125,11 @@ def manifold_points(
     u[:, first], u[:, second] = across.ravel(), up.ravel()
     if span is None:
         return latent.quantiles(u)
-    low, high = map(float, span)
-    if not low < high:
+    try:
+        low, high = map(float, span)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
         raise ValueError(f"span is {span}, expected (low, high) with low below high")
     z = np.repeat(latent.marginals(np.array([0.5])), num * num, 0)
     z[:, [first, second]] = low + (high - low) * u[:, [first, second]]

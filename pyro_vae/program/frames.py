@@ -76,6 +76,12 @@ def dense(value: Any, name: str) -> Any:
         array = value.to_numpy()  # at once, and without a copy where columns are of one type
         return array if array.dtype != object else value.to_numpy(dtype=np.float64)
     arrays = [_numbers(each, name, f"column {column!r}") for column, each in columns]
+    for (column, _), array in zip(columns, arrays, strict=True):
+        if array.ndim > 1:
+            raise TypeError(
+                f"{name}: got column {column!r} with an array of shape {array.shape[1:]} in each "
+                "row, expected one number: pass that column alone, frame[column].to_numpy()"
+            )
     return np.stack(arrays, 1) if arrays else value.to_numpy()
 
 
@@ -100,7 +106,7 @@ def column_names(value: Any) -> tuple[str, ...] | None:
         return None
     if all(isinstance(n, int | np.integer) for n in names):
         return None if list(names) == list(range(len(names))) else tuple(map(str, names))
-    return tuple(map(str, names))
+    return tuple(", ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in names)
 
 
 def names_of_rows(x: Any) -> np.ndarray | None:
@@ -166,18 +172,29 @@ def _refuse(column: Any, name: str, where: str) -> None:
     row, value = next(others, (None, None))
     if row is None:
         raise TypeError(
-            f"{name}: got {where} of dtype {said}, expected numbers: convert with .astype(float)"
+            f"{name}: got {where} of dtype {said}, expected numbers: convert with "
+            + ".astype(float)"
+            + (", or pandas.to_numeric(column) where pandas.NA is in it" * (said == "object"))
+        )
+    if _kind(column.dtype) == "c":
+        raise TypeError(
+            f"{name}: got {where} of dtype {said}, expected real numbers: pass real and imaginary "
+            "parts as two columns"
         )
     starts = (("M", ("date", "time", "period")), ("m", ("timedelta", "duration")))
     kinds = [k for k, words in (*starts[::-1], ("category", ("categor", "enum")))
              if said.lower().startswith(words)]  # fmt: skip
+    shown = " ".join(repr(value).split())
     raise TypeError(
-        f"{name}: got {where} of dtype {said} ({value!r} in row {row}), expected "
+        f"{name}: got {where} of dtype {said} ({shown} in row {row}), expected "
         f"numbers; drop the column or encode it: {ADVICE[kinds[0] if kinds else 'text']}"
     )
 
 
 def _is_number(value: Any) -> bool:
+    """Whether it is a number, or says that there is none."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
     try:
         float(value)
     except (TypeError, ValueError):

@@ -109,12 +109,12 @@ def _curves(comparison: Comparison) -> Section:
 
 def _draws(comparison: Comparison, data: Any, image_shape: Any, seed: int) -> Section:
     section = Section("samples", "What they draw and reconstruct")
-    first = {key[:2]: run for key, run in reversed(comparison.runs.items())}
+    first = {key[:2]: (key[2], run) for key, run in reversed(comparison.runs.items())}
     shown = list(reversed(first.items()))[:MOST_DRAWN]
     if len(first) > MOST_DRAWN:
         section.text.append(f"The first {MOST_DRAWN} of {len(first)} rows.")
-    for (model, objective), run in shown:
-        name = f"{model}, {objective}, seed 0"
+    for (model, objective), (of, run) in shown:
+        name = f"{model}, {objective}, seed {of}"
         section.draw(
             lambda run=run: plotting.samples(  # type: ignore[misc]
                 run, 40, like=data, image_shape=image_shape, seed=seed

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from pyro_vae import plotting
 from pyro_vae.diagnostics import Diagnosis, diagnose
 from pyro_vae.evidence.bound import elbo_and_error
 from pyro_vae.plotting.programs import codes_of, latent_of
 from pyro_vae.plotting.walks import ordered
+from pyro_vae.program.inputs import gathered
 from pyro_vae.reporting.parts import Section, number
 from pyro_vae.reporting.plane import plane_of
 
@@ -38,6 +40,8 @@ def sections_of_run(
     """
     program, manifest = getattr(run, "program", run), getattr(run, "manifest", {})
     guided = not str(manifest.get("objective", "")).startswith("MonteCarloEM")
+    if isinstance(data, (tuple, list, Dataset)):  # the first of which are no rows
+        data = gathered(data, program)
     found, why = _diagnosed(program, data, diagnosis, guided, seed, progress)
     sections = [_what(program, manifest, data, found, guided)]
     if len(getattr(run, "history", ())):

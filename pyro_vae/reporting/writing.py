@@ -178,9 +178,10 @@ def _writable(out: str | Path) -> Path:
         ValueError: it is a folder, or nothing can be written there.
     """
     place = Path(out)
-    if place.is_dir():
-        raise ValueError(f"out={str(out)!r} is a folder, expected a file such as report.html")
     try:
+        if place.is_dir():
+            raise ValueError(f"out={str(out)!r} is a folder, expected a file such as report.html")
+        _beside(place).unlink(missing_ok=True)  # which says whether such a name can be
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place.parent):
             pass
@@ -191,9 +192,14 @@ def _writable(out: str | Path) -> Path:
     return place
 
 
+def _beside(place: Path) -> Path:
+    """Where a page is written before it is whole: one for each process."""
+    return place.with_name(f".{place.name}.{os.getpid()}")
+
+
 def _written(place: Path, text: str) -> None:
     """Write beside the place and rename, so that no page is there by half."""
-    part = place.with_name(f".{place.name}")
+    part = _beside(place)
     try:
         part.write_text(text, encoding="utf8")
         os.replace(part, place)

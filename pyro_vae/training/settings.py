@@ -96,6 +96,15 @@ def _check_kinds(options: dict[str, Any]) -> None:
             value = options[name]
             got = f"an instance of {type(value).__name__}" if "\n" in repr(value) else repr(value)
             raise TypeError(f"{name} is {got}, expected {expected}")
+    device = options["device"]
+    try:
+        device is None or torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f'device is {device!r}, which does not work here ({why}), expected "cpu", "cuda" or '
+            "another one that torch knows; leave it out to stay where the program is"
+        ) from error
 
 
 def _numbers(options: dict[str, Any]) -> dict[str, Any]:

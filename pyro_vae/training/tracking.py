@@ -76,6 +76,8 @@ class CSVTracker:
     Raises:
         FileExistsError: the file is there, and ``append`` is False.
         NotADirectoryError: its folder is not.
+        IsADirectoryError: it is a folder itself.
+        ValueError: the file to go on with is no such table.
 
     Example:
         >>> import pathlib, tempfile
@@ -93,6 +95,8 @@ class CSVTracker:
         self._rows: dict[int | None, dict[str, Any]] = {}
         if not self.path.parent.is_dir():
             raise NotADirectoryError(f"{self.path.parent} is no folder: make it, or name another")
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path} is a folder: name a file in it, curve.csv")
         if not self.path.exists():
             return
         if not append:
@@ -102,7 +106,16 @@ class CSVTracker:
             )
         import pandas as pd
 
-        for row in pd.read_csv(self.path).to_dict("records"):
+        try:
+            table = pd.read_csv(self.path)
+        except ValueError as error:  # pandas' own and those of decoding are ValueErrors
+            raise ValueError(f"{self.path} is no table ({error}): name another file") from error
+        if "samples" not in table:
+            raise ValueError(
+                f"{self.path} has no column samples, expected a file that a CSVTracker wrote: name "
+                "another one"
+            )
+        for row in table.to_dict("records"):
             step = row.pop("samples")
             kept = {name: value for name, value in row.items() if value == value}
             self._rows[None if step != step else int(step)] = kept
