@@ -15,6 +15,8 @@ A graph is captured, compared and compiled by parts of torch that it does not pr
 * ``TorchDispatchMode`` sees every operation; ``no_modes`` hides those that are active.
 * ``without_onednn`` switches oneDNN off for a while, without the warning about GPUs of
   ``torch.backends.mkldnn.flags``.
+* ``torch._dynamo`` imports ``tabulate``, where that is installed, while Python ends; that evaluates
+  code, and Python forgets that it was to die of SIGINT.  ``ready_to_end`` imports it before.
 * ``StorageWeakRef`` names the memory of a tensor without keeping it.
 
 To try another version of torch: ``make matrix``.
@@ -25,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import getpass
+import importlib
 import logging
 import os
 import tempfile
@@ -46,9 +49,16 @@ __all__ = [
     "fx_graph_cse",
     "machine_code_of",
     "no_modes",
+    "ready_to_end",
     "traced",
     "without_onednn",
 ]
+
+
+def ready_to_end() -> None:
+    """Import what torch would import while Python ends: ahead of an exit by a signal."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tabulate")
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ class Section:
         """Add what a function of ``pv.plotting`` draws; say in words where it draws nothing."""
         try:
             axes = draw()
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, RuntimeError) as error:
             self.text.append(f"Not drawn: {' '.join(str(error).split())}.")
             return
         self.pictures.append(picture_of(axes.figure, alt, caption))

@@ -175,7 +175,7 @@ def _plane(program: Any, x: Any, like: Any, image_shape: Any) -> Section:
     section = Section("plane", "The latent plane")
     try:
         section.plane = plane_of(program, like if x is None else x, image_shape)
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, RuntimeError) as error:
         section.text.append(_not_drawn(error, "pv.plotting.traversals(run, data, site=...)"))
         section.draw(
             lambda: plotting.traversals(program, x),

@@ -200,9 +200,10 @@ def fit(
         go_on(folder, first, manifests[0], num_steps)
     label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
     with (
+        # Left from below: what is stopped is saved first, and trackers are told afterwards.
+        tracking(trackers, manifests, lambda number: loops[number].history) as tracked,
         keeping(first, manifests[0], num_steps, folder, settings[0].checkpoint_every),
         reporter(progress, num_samples, label=label) as report,
-        tracking(trackers, manifests, lambda number: loops[number].history) as tracked,
     ):
         told = list(callbacks)
         for loop, track in zip(loops, tracked, strict=True):

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pyro_vae.torch_internals import ready_to_end
+
 
 class Terminated(SystemExit):
     """SIGTERM ended a run whose state is saved in ``path``: exit code 143, message in ``str``."""
@@ -55,6 +57,7 @@ def interruption(number: int, steps: int, folder: Path) -> BaseException:
     if number == signal.SIGTERM:
         return Terminated(message, folder)
     # No subclass: Python dies of this very class by SIGINT, which ends a shell's loop as well.
+    ready_to_end()
     error = KeyboardInterrupt(message)
     vars(error).update(path=folder, signal=signal.SIGINT)
     return error
