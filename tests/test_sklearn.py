@@ -62,6 +62,7 @@ def test_scikit_learns_own_checks_pass(options):
     assert {n for n, (status, _) in found.items() if status == "xfail"} == {*EXPECTED}
 
 
+@pytest.mark.slow
 def test_the_module_is_lazy_and_means_scikit_learn():
     code = (
         "import sys, pyro_vae as pv; assert 'sklearn' not in sys.modules;"

@@ -14,6 +14,7 @@ None of these libraries is imported unless it is there already.
 
 from __future__ import annotations
 
+import numbers
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -171,8 +172,10 @@ def _refuse(column: Any, name: str, where: str) -> None:
     others = (each for each in enumerate(column) if not _is_number(each[1]))
     row, value = next(others, (None, None))
     if row is None:
+        gaps = (each for each in enumerate(column) if not isinstance(each[1], numbers.Number))
+        gap = next((f" ({value!r} in row {at})" for at, value in gaps), "")
         raise TypeError(
-            f"{name}: got {where} of dtype {said}, expected numbers: convert with "
+            f"{name}: got {where} of dtype {said}, expected numbers{gap}: convert with "
             + ".astype(float)"
             + (", or pandas.to_numeric(column) where pandas.NA is in it" * (said == "object"))
         )
