@@ -77,6 +77,7 @@ STEPS = {
 # The text says 100; but all sample counts of the Frey Face curves are multiples of 500, and with
 # minibatches of 100 AEVB learns faster than they show (1040 in place of 754 at 10^6, Nz 20).
 BATCH = {"mnist": 100, "frey_face": 500}
+WEIGHT_PRIOR = 1.0  # precision of the N(0, 1) prior on weights, section 5
 ACCUMULATE = 100  # first steps that only accumulate squared gradients, as in the author's code
 
 
@@ -154,7 +155,7 @@ def train(shelf: Shelf, curve: Curve, data: Any, seed: int, budget: int) -> Any:
     steps = evaluate_every(curve, len(data.train))
     settings = {
         "curve": curve.name, "seed": seed, "batch_size": curve.batch_size, **curve.optimizer,
-        "evaluate_every": steps, "data": data.train.digest,
+        "weight_prior": WEIGHT_PRIOR, "evaluate_every": steps, "data": data.train.digest,
     }  # fmt: skip
     return shelf.run(
         f"{curve.name}-seed{seed}",
@@ -168,6 +169,7 @@ def train(shelf: Shelf, curve: Curve, data: Any, seed: int, budget: int) -> Any:
             optimizers.Adagrad, accumulate_steps=curve.optimizer["accumulate_steps"]
         ),
         lr=curve.optimizer["lr"],
+        weight_prior=WEIGHT_PRIOR,
         validation=data.test,
         evaluate_every=steps,
         seed=seed,

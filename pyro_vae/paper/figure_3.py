@@ -43,7 +43,7 @@ DRAWS = 100  # of each datum's chains; half of them fit q, half are averaged
 SIZES = (1000, 50_000)
 # Where log p(x) is estimated, on a logarithmic scale that no budget moves.
 MARKS = (60_000, *(a * 10**k for k in range(5, 9) for a in (1, 3, 6)))
-ACCUMULATE = 100  # as in figure 2
+ACCUMULATE, WEIGHT_PRIOR = 100, 1.0  # as in figure 2
 OBJECTIVES = {
     "AEVB": objectives.AEVB,
     "wake-sleep": objectives.WakeSleep,
@@ -113,7 +113,8 @@ def _at(shelf: Shelf, curve: Curve, data: Any, seed: int, mark: int, points: int
     """Both estimates after so many samples; training goes on to there if they are not known."""
     name = f"{curve.name}-seed{seed}"
     settings = {
-        "curve": curve.name, "seed": seed, "lr": STEPS[curve.method], "data": data.train.digest,
+        "curve": curve.name, "seed": seed, "lr": STEPS[curve.method],
+        "weight_prior": WEIGHT_PRIOR, "data": data.train.digest,
     }  # fmt: skip
 
     def estimated() -> dict[str, Any]:
@@ -144,6 +145,7 @@ def _trained(
         samples=mark // count,
         optimizer=functools.partial(optimizers.Adagrad, accumulate_steps=ACCUMULATE),
         lr=rate,
+        weight_prior=WEIGHT_PRIOR,
         seed=seed,
     )
     if run.manifest["samples"] > mark // count + 5 * run.manifest["batch_size"]:
