@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.paper import FIGURES, figure_2, published, read, shelf
+from pyro_vae.paper import FIGURES, figure_2, figure_3, published, read, shelf
 from pyro_vae.paper.differences import difference_rows, difference_table, value_at
 from pyro_vae.paper.published import about, the
 from pyro_vae.paper.shelf import Shelf
@@ -138,6 +138,22 @@ def test_a_stopped_reproduction_goes_on_with_the_bits_of_one_run(small_data, sto
     assert stopped.value.path == tmp_path / "parts"
     assert stopped.value.flag == ""  # the same command goes on
     assert without_seconds(computed(tmp_path / "parts").numbers) == without_seconds(whole.numbers)
+
+
+def test_a_training_has_the_settings_that_the_page_tells(small_data, monkeypatch, tmp_path):
+    """Section 5 of the paper: a N(0, 1) prior on weights, a step of 0.02, minibatches of 100."""
+    given = {}
+
+    def spy(*args, **options):
+        given.update(options)
+        return fit(*args, **options)
+
+    fit = shelf.fit
+    monkeypatch.setattr(shelf, "fit", spy)
+    (curve,) = computed(tmp_path, 1000).numbers["curves"]
+    assert given["weight_prior"] == curve["weight_prior"] == 1.0
+    assert given["lr"] == curve["lr"] == 0.02 and given["batch_size"] == 100
+    assert figure_3.WEIGHT_PRIOR == 1.0
 
 
 def test_a_finished_curve_is_not_trained_again(small_data, monkeypatch, tmp_path):

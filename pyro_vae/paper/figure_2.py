@@ -194,6 +194,7 @@ def record_of(curve: Curve, seed: int, run: Any, budget: int) -> dict[str, Any]:
         "method": curve.method,
         "seed": seed,
         **curve.optimizer,
+        "weight_prior": WEIGHT_PRIOR,
         "batch_size": curve.batch_size,
         "samples": [int(n) for n in samples[keep]],
         "test": [round(float(v), 3) for v in test[keep]],
