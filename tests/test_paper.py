@@ -29,6 +29,9 @@ def small_data(monkeypatch):
     monkeypatch.setattr(figure_2, "ACCUMULATE", 2)
 
 
+ESTIMATED = ("appendix_d", "appendix_d_error", "importance", "importance_error", "agree")
+
+
 def computed(out, budget=2000, **options):
     options = {"only": ["mnist-aevb-3"], "progress": False, **options}
     return figure_2.reproduce(budget=budget, out=out, **options)
@@ -153,7 +156,15 @@ def test_a_training_has_the_settings_that_the_page_tells(small_data, monkeypatch
     (curve,) = computed(tmp_path, 1000).numbers["curves"]
     assert given["weight_prior"] == curve["weight_prior"] == 1.0
     assert given["lr"] == curve["lr"] == 0.02 and given["batch_size"] == 100
-    assert figure_3.WEIGHT_PRIOR == 1.0
+    given.clear()
+    monkeypatch.setattr(figure_3, "load_grey", small)
+    monkeypatch.setattr(figure_3, "MARKS", (1000,))
+    monkeypatch.setattr(figure_3, "ACCUMULATE", 2)
+    monkeypatch.setattr(figure_3, "estimates", lambda *rest: dict.fromkeys(ESTIMATED, 0.0))
+    figure_3.reproduce(
+        budget=60_000, only="aevb-1000", out=tmp_path / "3", points=5, progress=False
+    )
+    assert given["weight_prior"] == 1.0 and given["lr"] == 0.02
 
 
 def test_a_finished_curve_is_not_trained_again(small_data, monkeypatch, tmp_path):

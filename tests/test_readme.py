@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pyro_vae as pv
+from pyro_vae.paper import read
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,3 +60,23 @@ def test_its_picture_can_be_drawn_anew(tmp_path):
 def test_every_target_it_shows_is_one():
     targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M)
     assert set(re.findall(r"^make (\w+)", TEXT, re.M)) <= set(targets)
+
+
+def signed(value, digits=1):
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def test_its_results_are_those_of_the_numbers_that_are_kept():
+    """The table, and that of the page on reproductions, say what docs/paper/figure2.json holds."""
+    page = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    table = read(ROOT / "docs" / "paper" / "figure2.json").table().xs("test", level="split")
+    last = table[table.samples == 1_000_000]
+    assert len(last) == 18
+    for data, latent_dim in dict.fromkeys(key[:2] for key in last.index):
+        aevb, sleep = (last.loc[(data, latent_dim, m)] for m in ("AEVB", "wake-sleep"))
+        digits = 1 if data == "mnist" else 0
+        cells = [signed(v, digits) for row in (aevb, sleep) for v in (row.published, row.ours)]
+        assert f"| {' | '.join(cells)} |" in TEXT
+        for row in (aevb, sleep):
+            difference = f"{'+' if row.difference >= 0 else ''}{signed(row.difference)}"
+            assert f"| {signed(row.published)} | {signed(row.ours)} | {difference} |" in page

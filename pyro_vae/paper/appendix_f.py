@@ -49,6 +49,7 @@ MARKS = {
     "mnist": tuple(a * 10**k for k in range(4, 9) for a in (1, 3))[1:],
 }
 ACCUMULATE = 100  # first steps on MNIST, as in figure 2
+LR = 0.02
 CONJUGATE = "conjugate"
 PARTS = [CONJUGATE, *(f"mnist-{n}" for n in SIZES)]
 
@@ -133,7 +134,9 @@ def _at(
 ) -> dict[str, float]:
     """What was reached after so many samples."""
     name = f"{part}-{method.lower().replace(' ', '-')}-seed{seed}"
-    settings = {"part": part, "method": method, "seed": seed}
+    prior = 1.0 if method == MAP else 0.0
+    settings = {"part": part, "method": method, "seed": seed, "lr": LR, "weight_prior": prior}
+    settings["accumulate_steps"] = 0 if part == CONJUGATE else ACCUMULATE
 
     def reached() -> dict[str, float]:
         if part == CONJUGATE:
@@ -152,8 +155,8 @@ def _at(
             AEVB(),
             samples=mark,
             optimizer=optimizer,
-            lr=0.02,
-            weight_prior=1.0 if method == MAP else 0.0,
+            lr=LR,
+            weight_prior=prior,
             seed=seed,
             engine="eager",
         )  # fmt: skip

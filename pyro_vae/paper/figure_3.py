@@ -114,7 +114,7 @@ def _at(shelf: Shelf, curve: Curve, data: Any, seed: int, mark: int, points: int
     name = f"{curve.name}-seed{seed}"
     settings = {
         "curve": curve.name, "seed": seed, "lr": STEPS[curve.method],
-        "weight_prior": WEIGHT_PRIOR, "data": data.train.digest,
+        "weight_prior": WEIGHT_PRIOR, "accumulate_steps": ACCUMULATE, "data": data.train.digest,
     }  # fmt: skip
 
     def estimated() -> dict[str, Any]:
@@ -124,7 +124,9 @@ def _at(shelf: Shelf, curve: Curve, data: Any, seed: int, mark: int, points: int
             found[split] = estimates(run.program, rows[:points], seed)
         return found
 
-    return shelf.piece(f"{name}-{mark}", {**settings, "points": points, "mark": mark}, estimated)
+    return shelf.piece(
+        f"{name}-{mark}", {**settings, "points": points, "draws": DRAWS, "mark": mark}, estimated
+    )
 
 
 def _trained(
