@@ -251,7 +251,10 @@ def _captured(module: Any, example: tuple[Any, ...], role: str, program: Any) ->
     called = graph.module()
     for count in SIZES:
         few = torch.utils._pytree.tree_map(lambda t, n=count: t[:n], example)
-        _require_equal(_means(called(*few), module), module.expected(*few), what, count)
+        found = called(*few)
+        _require_equal(_means(found, module), module.expected(*few), what, count)
+        if isinstance(module, Encoder):  # standard deviations are those that the guide has there
+            _require_equal(_deviations(found), _deviations(module(*few)), what, count)
     return graph
 
 
@@ -260,6 +263,10 @@ def _means(found: Any, module: Any) -> Any:
     if isinstance(module, Decoder):
         return found
     return {n: mean for n, (mean, _) in found.items()} if isinstance(found, dict) else found[0]
+
+
+def _deviations(found: Any) -> Any:
+    return {n: sd for n, (_, sd) in found.items()} if isinstance(found, dict) else found[1]
 
 
 def _require_equal(found: Any, expected: Any, what: str, count: int) -> None:
