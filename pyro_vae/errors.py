@@ -39,6 +39,8 @@ def whole(
         expected += f" from {least} on"
     given = _number(name, value, expected, why)
     fits = _is_whole(given, 2**63)  # Python's whole numbers have no end, and torch's have 64 bits
+    if most is None and given >= 2**63:
+        expected += ", below 2**63"
     if not (fits and (least is None or given >= least) and (most is None or given <= most)):
         raise ValueError(_message(name, value, expected, why))
     return int(given)

@@ -81,7 +81,7 @@ def read(folder: Path) -> dict[str, Any]:
         digest = body.pop("sha256")
     except FileNotFoundError:
         raise ValueError(
-            f"{folder} holds no {MANIFEST}: name a folder that pv.fit(..., out=...) or Run.save "
+            f"{folder} holds no {MANIFEST}: name a folder that was out= of pv.fit, or that Run.save "
             "has written"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -58,6 +58,13 @@ def run_report(
 
         place = report(folder, out=out, title=title, command=command)
     else:
+        from pyro_vae.runs.storage import MANIFEST
+
+        if model is None and folder is not None and not (Path(folder) / MANIFEST).is_file():
+            raise ValueError(
+                f"{folder} holds neither {MANIFEST}, a run that fit --out has written, nor "
+                "comparison.nc, which compare --out writes: name a folder that holds one of them"
+            )
         judged = open_judged(
             folder, model, data, num_data, seed, binarize, data_dir, scale, key, labels_key, header
         )
