@@ -81,8 +81,8 @@ def read(folder: Path) -> dict[str, Any]:
         digest = body.pop("sha256")
     except FileNotFoundError:
         raise ValueError(
-            f"{folder} holds no {MANIFEST}: name a folder that was out= of pv.fit, or that Run.save "
-            "has written"
+            f"{folder} holds no {MANIFEST}: name a folder that was out= of pv.fit, or that "
+            "Run.save has written"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(path, "is no whole JSON object") from None
