@@ -19,7 +19,7 @@ from pyro_vae.checking.guards import (
     require_possible_data,
 )
 from pyro_vae.densities.look import Look
-from pyro_vae.densities.missing import usable_rows
+from pyro_vae.densities.missing import readable_rows
 from pyro_vae.engine.choosing import make_step, require_alike, suited, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
@@ -30,7 +30,8 @@ from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
 from pyro_vae.program.calling import materialize, require_program, trainable
 from pyro_vae.program.inputs import gathered
-from pyro_vae.program.rows import Rows
+from pyro_vae.program.rows import Rows, first_rows
+from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
 from pyro_vae.runs.run import Run, folder_for
@@ -225,7 +226,7 @@ def _set_up(
     """The loop of one program, ready to run."""
     require_program(program)
     program.to(device=settings.device, dtype=settings.dtype)
-    rows = usable_rows(x, program, learning=True)
+    rows = readable_rows(x, program, learning=True)
     batches = Batches(x, program, settings.batch_size, settings.seed)
     num_steps, _ = settings.budget(batches)
     first = batches(0)[1]
@@ -237,10 +238,11 @@ def _set_up(
     chosen = suited(given, chosen, look.guide)
     held_out = None
     if settings.validation is not None:
-        held_out = usable_rows(settings.validation, program)
-        if form_of(held_out) != form_of(rows):
+        held_out = readable_rows(settings.validation, program)
+        theirs, ours = (first_rows(each, 1) for each in (held_out, rows))
+        if form_of(theirs) != form_of(ours):
             raise ValueError(
-                f"a row of validation is {_shape(held_out)}, expected {_shape(rows)} as in x; to "
+                f"a row of validation is {_shape(theirs)}, expected {_shape(ours)} as in x; to "
                 "flatten rows: x.reshape(len(x), -1)"
             )
         require_possible_data(look, held_out)
@@ -257,7 +259,7 @@ def _set_up(
     if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
         key = Stream.INIT.key(settings.seed)
         with NoiseMode(keyed(*key)), seeded(*key):
-            state = chosen.init(program, rows)
+            state = chosen.init(program, _all_that_it_keeps(rows, first, chosen))
     parameters = trainable(program)
     return Loop(
         learner=Learner(
@@ -277,6 +279,13 @@ def _set_up(
         patience=settings.early_stopping,
         keep_best=settings.keep == "best",
     )
+
+
+def _all_that_it_keeps(x: Rows | Stored, first: Rows, objective: Objective) -> Rows:
+    """The rows of which an objective keeps something: of a store only where it keeps any."""
+    if not isinstance(x, Stored):
+        return x
+    return x.rows() if getattr(objective, "refresh_every", 0) else first
 
 
 def _shape(x: Rows) -> Any:

@@ -15,6 +15,7 @@ from pyro_vae.evidence.bound import elbo_and_error
 from pyro_vae.noise import Key, Stream
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.rows import Rows
+from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record
 from pyro_vae.runs.history import History
 from pyro_vae.runs.run import restore
@@ -55,7 +56,7 @@ class Loop:
     seed: int = 0
     scheduler: Any = None
     scheduler_is_told: bool = False  # the held-out bound, at each evaluation; else called each step
-    validation: Rows | None = None
+    validation: Rows | Stored | None = None
     evaluate_every: int = 1
     record_every: int = 1
     patience: int | None = None

@@ -14,6 +14,7 @@ import numpy as np
 from pyro_vae.datasets.data.arrays import from_array
 from pyro_vae.datasets.data.base import Data
 from pyro_vae.datasets.data.checks import Binarize
+from pyro_vae.datasets.data.stored import stays_stored
 from pyro_vae.datasets.data.tables import Header, read_table, warn_about_row_numbers
 
 
@@ -28,7 +29,7 @@ def from_file(
     seed: int = 0,
     missing: bool = False,
 ) -> Data:
-    """Read a .npy, .npz or .csv file as `Data`.
+    """Read a .npy, .npz or .csv file as `Data`; a .npy of more than 256 MiB as `StoredData`.
 
     Args:
         path: the file. A .csv holds numbers between commas, semicolons, tabs or blanks, with a
@@ -63,7 +64,9 @@ def from_file(
         if header != "auto" and path.suffix.lower() != ".csv":
             raise ValueError(f"got header={header}, expected none: only a .csv has one")
         x, labels = _READERS[path.suffix.lower()](path, key, labels_key, header)
-        return from_array(x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing)
+        return from_array(
+            x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing, in_place=True
+        )
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
@@ -75,6 +78,12 @@ def _read_npy(
 ) -> tuple[Any, Any]:
     if key is not None or labels_key is not None:
         raise ValueError("got a key, expected none: a .npy holds one array; use a .npz for more")
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # damaged or of objects: the other way says how
+        return _numpy_load(path, b"\x93NUMPY"), None
+    if isinstance(mapped, np.memmap) and mapped.ndim and stays_stored(mapped):
+        return mapped, None
     return _numpy_load(path, b"\x93NUMPY"), None
 
 
