@@ -100,6 +100,13 @@ def test_training_on_stored_rows_is_training_on_rows_in_memory(kind, in_memory, 
     assert torch.equal(pv.elbo(run.program, x), pv.elbo(run.program, BITS))
 
 
+def test_a_program_is_built_from_some_of_the_rows(tmp_path, by_rows):
+    counts = np.arange(N).reshape(N, 1) % 5
+    for x in (mapped(tmp_path, counts), zarr.array(counts), from_array(mapped(tmp_path, counts))):
+        likelihood = pv.likelihoods.Categorical()
+        assert pv.VAE.build(x, latent_dim=1, likelihood=likelihood).likelihood.num_categories == 5
+
+
 def test_a_dict_may_mix_what_is_stored_and_what_is_not(tmp_path):
     def model(x, t):
         raise NotImplementedError

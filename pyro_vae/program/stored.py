@@ -109,6 +109,11 @@ class Stored:
         """The first rows, as seen in evaluation."""
         return self.batch(torch.arange(min(number, len(self))), 0)
 
+    def some(self, number: int) -> Any:
+        """As many rows at even distances, or all."""
+        number = min(number, len(self))
+        return self.batch(torch.linspace(0, len(self) - 1, number, dtype=torch.float64).long(), 0)
+
     def chunks(self) -> Iterator[tuple[int, Any]]:
         """All rows in order, ``(number of the first, rows)``, as seen in evaluation."""
         one = sum(t[:1].nbytes for t in _tensors(self.first(1)))
