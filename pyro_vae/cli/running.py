@@ -249,7 +249,8 @@ def _complain(verb: str, message: str) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split()) or type(error).__name__
+    return "; ".join([said, *getattr(error, "__notes__", ())])  # such as where a state lies
 
 
 def _as_flags(message: str, verb: str) -> str:

@@ -16,12 +16,12 @@ from types import FrameType
 from typing import Any
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if hasattr(signal, "SIGHUP"):  # a terminal that is closed
+    WORDS[signal.SIGHUP] = "hung up"
 
 
 class Terminated(SystemExit):
-    """What SIGTERM raises."""
-
-    signal = signal.SIGTERM
+    """What SIGTERM and SIGHUP raise."""
 
 
 class Stop:

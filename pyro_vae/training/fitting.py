@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +35,8 @@ from pyro_vae.program.rows import Rows, first_rows
 from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
-from pyro_vae.runs.run import Run, folder_for
+from pyro_vae.runs.run import Run
+from pyro_vae.runs.writer import sole_writer
 from pyro_vae.training.advice import (
     warn_about_divergence,
     warn_at_floor,
@@ -126,11 +128,13 @@ def fit(
             early stopping, else "last"; the manifest says ``kept_step``.  A run that goes on does
             so from its last weights, whatever was kept.
         callbacks: each called with a :class:`Record`; one that returns True ends the run.
-        out: a folder where the run is saved at regular times, at its end, and on Ctrl-C or
-            SIGTERM; ``pv.load(out)`` reads it.
-        resume: go on from what ``out`` holds, or start where it holds nothing.  The end has the
-            bits of an uninterrupted run at the same number of threads.  A run that is finished
-            goes on under a larger budget.
+        out: a folder where the run is saved at regular times, at its end, on Ctrl-C, SIGTERM or
+            SIGHUP, and at an error; ``pv.load(out)`` reads it.  One process may write there at a
+            time.  Where the folder fails (a full disk), the state lies in one beside it, or in the
+            temporary folder: the error says where.
+        resume: go on from what ``out`` holds, or start, and say so, where it holds nothing.  The
+            end has the bits of an uninterrupted run at the same number of threads.  A run that is
+            finished goes on under a larger budget.
         checkpoint_every: a whole number counts updates between saves, a float such as 60.0
             seconds (default: a minute, and at most 2% of the time).
         progress: None shows a live line where stderr is a terminal, and else a line a minute;
@@ -150,10 +154,13 @@ def fit(
 
     Raises:
         ValueError: impossible options; or a loss or gradient that is not finite, named by site
-            and step.  The parameters are then those before that step.  With ``resume``: a
-            damaged checkpoint, or one that was made with other settings, each named.
-        KeyboardInterrupt, SystemExit: with ``out``, once SIGINT or SIGTERM (exit code 143) was
-            obeyed after the step at hand; the message says how to go on.
+            and step.  The parameters are then those before that step.  With ``out``: another
+            process writes there.  With ``resume``: a damaged checkpoint, or one that was made with
+            other settings, each named.
+        KeyboardInterrupt, SystemExit: with ``out``, once SIGINT, SIGTERM (exit code 143) or SIGHUP
+            (129) was obeyed after the step at hand; the message says how to go on.
+        Exception: what a callback raises.  With ``out``, the last whole step is saved first, and a
+            note of the error says where.
     """
     given = dict(locals())
     chosen = translate(AEVB() if objective is None else objective)
@@ -168,56 +175,56 @@ def fit(
     if validation is not None:
         held_out = gathered(validation, programs[0])
         settings = [dataclasses.replace(s, validation=held_out) for s in settings]
-    folder = None if out is None else folder_for(out, resume=resume)
-    trackers = trackers_of(tracker, len(programs), append=resume)
-    names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
-    loops = [
-        _set_up(p, x, objective, chosen, s, name if many else "")
-        for p, s, name in zip(programs, settings, names, strict=True)
-    ]
-    first = loops[0]
-    chosen = first.learner.objective
-    num_steps, num_samples = settings[0].budget(first.batches)
-    warn_if_nothing_moves(first.learner.optimizer, num_steps)
-    warn_if_warmup_never_ends(chosen, num_steps)
-    index, example, weight, _ = first.batches(0)
-    ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
-    if folder is not None and resume and engine == "auto":
-        engine = engine_of(folder) or engine
-    if engine != "pyro" and is_several(program):
-        require_alike(programs, chosen, ask)
-    step = make_step(
-        first.learner,
-        engine,
-        ask,
-        prior=WeightPrior(settings[0].weight_prior, first.batches.num_data),
-        num_steps=num_steps,
-        replicas=len(loops) if many else 0,
-    )
-    if step.reason:
-        logger.info("engine %s: %s", step.engine, step.reason)
-    manifests = [_manifest(loop, x, s, step) for loop, s in zip(loops, settings, strict=True)]
-    if folder is not None and resume:
-        go_on(folder, first, manifests[0], num_steps)
-    label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
-    with (
-        # Left from below: what is stopped is saved first, and trackers are told afterwards.
-        tracking(trackers, manifests, lambda number: loops[number].history) as tracked,
-        keeping(first, manifests[0], num_steps, folder, settings[0].checkpoint_every),
-        reporter(progress, num_samples, label=label) as report,
-    ):
-        told = list(callbacks)
-        for loop, track in zip(loops, tracked, strict=True):
-            loop.listeners = [*([report] if loop is first else []), track, *told]
-        stopped = in_lockstep(loops, step, num_steps)
-    runs = []
-    for loop, manifest in zip(loops, manifests, strict=True):
-        loop.finish()
-        warn_at_floor(loop.learner.program, example)
-        warn_about_divergence(history := loop.history.frame(), loop.learner.name)
-        manifest |= {**loop.totals(), "stopped": stopped}
-        runs.append(Run(loop.learner.program, history, manifest, loop.state))
-    return runs if many else runs[0]
+    with contextlib.nullcontext() if out is None else sole_writer(out, resume=resume) as writer:
+        trackers = trackers_of(tracker, len(programs), append=resume)
+        names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
+        loops = [
+            _set_up(p, x, objective, chosen, s, name if many else "")
+            for p, s, name in zip(programs, settings, names, strict=True)
+        ]
+        first = loops[0]
+        chosen = first.learner.objective
+        num_steps, num_samples = settings[0].budget(first.batches)
+        warn_if_nothing_moves(first.learner.optimizer, num_steps)
+        warn_if_warmup_never_ends(chosen, num_steps)
+        index, example, weight, _ = first.batches(0)
+        ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
+        if writer is not None and resume and engine == "auto":
+            engine = engine_of(writer.folder) or engine
+        if engine != "pyro" and is_several(program):
+            require_alike(programs, chosen, ask)
+        step = make_step(
+            first.learner,
+            engine,
+            ask,
+            prior=WeightPrior(settings[0].weight_prior, first.batches.num_data),
+            num_steps=num_steps,
+            replicas=len(loops) if many else 0,
+        )
+        if step.reason:
+            logger.info("engine %s: %s", step.engine, step.reason)
+        manifests = [_manifest(loop, x, s, step) for loop, s in zip(loops, settings, strict=True)]
+        if writer is not None and resume:
+            go_on(writer.folder, first, manifests[0], num_steps)
+        label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
+        with (
+            # Left from below: what is stopped is saved first, and trackers are told afterwards.
+            tracking(trackers, manifests, lambda number: loops[number].history) as tracked,
+            keeping(first, manifests[0], num_steps, writer, settings[0].checkpoint_every),
+            reporter(progress, num_samples, label=label) as report,
+        ):
+            told = list(callbacks)
+            for loop, track in zip(loops, tracked, strict=True):
+                loop.listeners = [*([report] if loop is first else []), track, *told]
+            stopped = in_lockstep(loops, step, num_steps)
+        runs = []
+        for loop, manifest in zip(loops, manifests, strict=True):
+            loop.finish()
+            warn_at_floor(loop.learner.program, example)
+            warn_about_divergence(history := loop.history.frame(), loop.learner.name)
+            manifest |= {**loop.totals(), "stopped": stopped}
+            runs.append(Run(loop.learner.program, history, manifest, loop.state))
+        return runs if many else runs[0]
 
 
 def _set_up(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -24,7 +25,8 @@ def in_lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> str:
 def lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> Generator[int, None, str]:
     """The same bit by bit: it yields how many updates each of the loops has just taken."""
     step.bind([loop.learner for loop in loops])
-    sends = [loop.turns(num_steps).send for loop in loops]
+    turns = [loop.turns(num_steps) for loop in loops]
+    sends = [each.send for each in turns]
     try:
         asks = _next(sends, [None] * len(loops))
         while not isinstance(asks, str):
@@ -34,6 +36,11 @@ def lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> Generator[int
             updates = sum(not ask.refresh for ask in asks[0])
             asks = _next(sends, [(answer, most) for answer in answers])
             yield updates
+    except BaseException as error:
+        for each in turns:  # they book what was done before it, and undo what was begun
+            with contextlib.suppress(BaseException):
+                each.throw(error)
+        raise
     finally:
         step.release()
     return asks
