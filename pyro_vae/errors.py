@@ -10,6 +10,7 @@ import importlib
 import math
 import numbers
 import reprlib
+import sys
 from typing import Any
 
 
@@ -77,6 +78,15 @@ def within(name: str, value: Any, interval: str, why: str = "") -> float:
         ValueError: an infinity, nan, or outside of the interval.
     """
     return _bounded(name, value, interval, f"a number in {interval}", why)
+
+
+def users_line() -> int:
+    """How far up a line of the user's is, and not ours, Pyro's or torch's: a `stacklevel`."""
+    level, frame = 1, sys._getframe(1)
+    own = ("pyro_vae", "pyro", "torch")
+    while str(frame.f_globals.get("__name__")).split(".")[0] in own and frame.f_back:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def require_libraries(*names: str) -> None:

@@ -35,6 +35,7 @@ from pyro_vae.runs.run import contents, misfits, restore, warn
 from pyro_vae.runs.storage import MANIFEST, pack, read, write
 from pyro_vae.training.interrupts import interruption, noted_signals
 from pyro_vae.training.loop import Loop, Progress
+from pyro_vae.turns import in_turn
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
@@ -56,6 +57,9 @@ def keeping(
     pack(_resumable(loop), "", {})  # what cannot be saved is refused before the first step
 
     def save() -> None:
+        in_turn(write_all)  # parameters are swapped while another thread runs the program
+
+    def write_all() -> None:
         nonlocal saved_at, cost
         started = time.monotonic()
         reached = {**loop.totals(), "stopped": loop.ended(num_steps) or "unfinished"}
@@ -145,7 +149,7 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     changed = [f"{n} is {here[n]}, was {there[n]}" for n in SURROUNDINGS if here[n] != there[n]]
     if changed:
         warn(f"{folder} goes on where {'; '.join(changed)}: expect other last bits than those "
-              "of an uninterrupted run", stacklevel=4)  # fmt: skip
+              "of an uninterrupted run")  # fmt: skip
     restore_optimizer(loop.learner.optimizer, saved["optimizer"])
     restore(loop.learner.program, saved)
     device = next(loop.learner.program.parameters()).device
