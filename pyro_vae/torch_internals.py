@@ -49,6 +49,7 @@ __all__ = [
     "Modes",
     "StorageWeakRef",
     "TorchDispatchMode",
+    "compile_cache",
     "fx_graph_cse",
     "machine_code_of",
     "modes",
@@ -138,23 +139,36 @@ def _without_examples() -> Iterator[None]:
 
 
 def machine_code_of(
-    graph: fx.GraphModule, tensors: Sequence[Tensor], options: dict[str, Any]
+    graph: fx.GraphModule,
+    tensors: Sequence[Tensor],
+    options: dict[str, Any],
+    *,
+    afresh: bool = False,
 ) -> Callable[..., Sequence[Tensor]]:
-    """A flat graph of tensors of these shapes as machine code; raises what the compiler raises."""
-    from torch._inductor import standalone_compile
+    """A flat graph of tensors of these shapes as machine code; raises what the compiler raises.
 
-    return standalone_compile(
-        graph,
-        list(tensors),
-        dynamic_shapes="from_example_inputs",
-        options={"config_patches": options},
-    )
+    Args:
+        graph, tensors: the graph and its inputs.
+        options: of the compiler.
+        afresh: in a cache of its own that is not kept, with nothing that was compiled before.
+    """
+    from torch._inductor import standalone_compile
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache() if afresh else contextlib.nullcontext():
+        return standalone_compile(
+            graph,
+            list(tensors),
+            dynamic_shapes="from_example_inputs",
+            options={"config_patches": options | ({HEADERS: False} if afresh else {})},
+        )
 
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+HEADERS = "cpp_cache_precompile_headers"  # into a folder that all caches share
 
 
-def _cache() -> str:
+def compile_cache() -> str:
     """The folder of the compiler's cache, as torch finds it."""
     user = "unknown"
     with contextlib.suppress(KeyError, OSError):
@@ -171,11 +185,11 @@ def _refused(folder: str) -> str:
     return "" if os.access(folder, os.W_OK) else "no permission to write"
 
 
-if _why := _refused(_cache()):
+if _why := _refused(compile_cache()):
     _instead = tempfile.TemporaryDirectory(prefix="torchinductor_")  # until the process ends
     logging.getLogger("pyro_vae").warning(
         "torch's compile cache %s cannot be used (%s): what is compiled is not kept; set %s to a "
         "folder that can be written",
-        _cache(), _why, CACHE,
+        compile_cache(), _why, CACHE,
     )  # fmt: skip
     os.environ[CACHE] = _instead.name
