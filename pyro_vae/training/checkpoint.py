@@ -42,6 +42,7 @@ from pyro_vae.runs.values import pack
 from pyro_vae.runs.writer import Writer
 from pyro_vae.training.interrupts import interruption, noted_signals
 from pyro_vae.training.loop import Loop, Progress
+from pyro_vae.turns import in_turn
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
@@ -67,6 +68,9 @@ def keeping(
     last_saved: int | None = before or None
 
     def save() -> None:
+        in_turn(write_all)  # parameters are swapped while another thread runs the program
+
+    def write_all() -> None:
         nonlocal saved_at, cost, last_saved
         started = time.monotonic()
         _require_finite(loop)
@@ -175,7 +179,7 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
         ValueError: the checkpoint is damaged, or is of another run; nothing is changed then.
     """
     if not os.path.lexists(folder / MANIFEST):
-        warn(f"{folder} holds no run yet: resume=True starts anew", stacklevel=4)
+        warn(f"{folder} holds no run yet: resume=True starts anew")
         return
     saved = read(folder)
     if "optimizer" not in saved:
@@ -206,7 +210,7 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     changed = [f"{n} is {here[n]}, was {there[n]}" for n in SURROUNDINGS if here[n] != there[n]]
     if changed:
         warn(f"{folder} goes on where {'; '.join(changed)}: expect other last bits than those "
-              "of an uninterrupted run", stacklevel=4)  # fmt: skip
+              "of an uninterrupted run")  # fmt: skip
     restore_optimizer(loop.learner.optimizer, saved["optimizer"])
     restore(loop.learner.program, saved)
     device = next(loop.learner.program.parameters()).device

@@ -51,10 +51,12 @@ from pyro_vae.training.replicas import is_several, side_by_side
 from pyro_vae.training.schedules import is_told, schedule_record, scheduler_of
 from pyro_vae.training.settings import Settings
 from pyro_vae.training.tracking import Tracker, trackers_of, tracking
+from pyro_vae.turns import in_plain_surroundings, in_turn
 
 logger = logging.getLogger("pyro_vae")
 
 
+@in_plain_surroundings
 def fit(
     program: nn.Module | Sequence[nn.Module],
     x: Any,
@@ -179,7 +181,7 @@ def fit(
         trackers = trackers_of(tracker, len(programs), append=resume)
         names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
         loops = [
-            _set_up(p, x, objective, chosen, s, name if many else "")
+            in_turn(_set_up, p, x, objective, chosen, s, name if many else "")
             for p, s, name in zip(programs, settings, names, strict=True)
         ]
         first = loops[0]
@@ -192,8 +194,9 @@ def fit(
         if writer is not None and resume and engine == "auto":
             engine = engine_of(writer.folder) or engine
         if engine != "pyro" and is_several(program):
-            require_alike(programs, chosen, ask)
-        step = make_step(
+            in_turn(require_alike, programs, chosen, ask)
+        step = in_turn(
+            make_step,
             first.learner,
             engine,
             ask,
@@ -203,9 +206,11 @@ def fit(
         )
         if step.reason:
             logger.info("engine %s: %s", step.engine, step.reason)
-        manifests = [_manifest(loop, x, s, step) for loop, s in zip(loops, settings, strict=True)]
+        manifests = [
+            in_turn(_manifest, loop, x, s, step) for loop, s in zip(loops, settings, strict=True)
+        ]
         if writer is not None and resume:
-            go_on(writer.folder, first, manifests[0], num_steps)
+            in_turn(go_on, writer.folder, first, manifests[0], num_steps)
         label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
         with (
             # Left from below: what is stopped is saved first, and trackers are told afterwards.
@@ -220,7 +225,7 @@ def fit(
         runs = []
         for loop, manifest in zip(loops, manifests, strict=True):
             loop.finish()
-            warn_at_floor(loop.learner.program, example)
+            in_turn(warn_at_floor, loop.learner.program, example)
             warn_about_divergence(history := loop.history.frame(), loop.learner.name)
             manifest |= {**loop.totals(), "stopped": stopped}
             runs.append(Run(loop.learner.program, history, manifest, loop.state))

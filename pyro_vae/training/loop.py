@@ -20,6 +20,7 @@ from pyro_vae.progress import Record
 from pyro_vae.runs.history import History
 from pyro_vae.runs.run import restore
 from pyro_vae.training.batches import Batches
+from pyro_vae.turns import in_turn
 
 
 @dataclass
@@ -211,7 +212,7 @@ class Loop:
                 done.waited += 1
             if done.best_bound is None or bound > done.best_bound:
                 done.best_bound, done.best_step = bound, done.steps
-                self.kept = self._snapshot() if self.keep_best else None
+                self.kept = in_turn(self._snapshot) if self.keep_best else None
             # Not at the end of a budget in between: a larger one would go on with another rate.
             if self.scheduler_is_told and done.steps % self.evaluate_every == 0:
                 # Schedulers take a loss, unless told that more is better.
@@ -240,7 +241,7 @@ class Loop:
     def finish(self) -> None:
         """Put the weights that are kept into the program, and the state that goes with them."""
         if self.kept is not None:
-            restore(self.learner.program, self.kept)
+            in_turn(restore, self.learner.program, self.kept)
             self.state = State(**self.kept["state"])
 
 
