@@ -23,6 +23,8 @@ from pyro_vae.densities.missing import usable_rows
 from pyro_vae.engine.choosing import make_step, require_alike, suited, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
+from pyro_vae.engine.ranked import ranked_step
+from pyro_vae.engine.ranks import current
 from pyro_vae.engine.steps import Step
 from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
@@ -44,6 +46,7 @@ from pyro_vae.training.batches import Batches
 from pyro_vae.training.checkpoint import engine_of, go_on, keeping
 from pyro_vae.training.lockstep import in_lockstep
 from pyro_vae.training.loop import Loop, rows_of
+from pyro_vae.training.ranks import among_ranks, begin
 from pyro_vae.training.replicas import is_several, side_by_side
 from pyro_vae.training.schedules import is_told, schedule_record, scheduler_of
 from pyro_vae.training.settings import Settings
@@ -52,6 +55,7 @@ from pyro_vae.training.tracking import Tracker, trackers_of, tracking
 logger = logging.getLogger("pyro_vae")
 
 
+@among_ranks
 def fit(
     program: nn.Module | Sequence[nn.Module],
     x: Any,
@@ -183,21 +187,29 @@ def fit(
     ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
     if folder is not None and resume and engine == "auto":
         engine = engine_of(folder) or engine
+    ranks = current()
+    engine = ranks.first(lambda: engine)
+    ask = ranks.own(ask)
     if engine != "pyro" and is_several(program):
         require_alike(programs, chosen, ask)
-    step = make_step(
-        first.learner,
-        engine,
-        ask,
-        prior=WeightPrior(settings[0].weight_prior, first.batches.num_data),
-        num_steps=num_steps,
-        replicas=len(loops) if many else 0,
-    )
+    prior = WeightPrior(settings[0].weight_prior, first.batches.num_data)
+    if ranks.size > 1:
+        step = ranked_step(first.learner, engine, ask, ranks, prior=prior, num_steps=num_steps)
+    else:
+        step = make_step(
+            first.learner,
+            engine,
+            ask,
+            prior=prior,
+            num_steps=num_steps,
+            replicas=len(loops) if many else 0,
+        )
     if step.reason:
         logger.info("engine %s: %s", step.engine, step.reason)
     manifests = [_manifest(loop, x, s, step) for loop, s in zip(loops, settings, strict=True)]
     if folder is not None and resume:
         go_on(folder, first, manifests[0], num_steps)
+    begin(ranks, loops, manifests, num_steps, folder)
     label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
     with (
         # Left from below: what is stopped is saved first, and trackers are told afterwards.
@@ -226,7 +238,7 @@ def _set_up(
     require_program(program)
     program.to(device=settings.device, dtype=settings.dtype)
     rows = usable_rows(x, program, learning=True)
-    batches = Batches(x, program, settings.batch_size, settings.seed)
+    batches = Batches(x, program, settings.batch_size, settings.seed, current())
     num_steps, _ = settings.budget(batches)
     first = batches(0)[1]
     materialize(program, first)

@@ -16,7 +16,7 @@ from pyro_vae.torch_internals import ready_to_end
 class Terminated(SystemExit):
     """SIGTERM ended a run whose state is saved in ``path``: exit code 143, message in ``str``."""
 
-    def __init__(self, message: str, path: Path) -> None:
+    def __init__(self, message: str, path: Path | None) -> None:
         super().__init__(128 + signal.SIGTERM)
         self.message, self.path, self.signal = message, path, signal.SIGTERM
 
