@@ -14,8 +14,9 @@ numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer.elbo import ELBO
@@ -37,7 +38,16 @@ from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.calling import left_as_it_was, trainable
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 
-SHARED = -1  # stands for the dimension of rows of a draw that has none
+
+class Place(NamedTuple):
+    """Where the rows of a batch are in a draw: in a dimension that holds all of them so often."""
+
+    shape: tuple[int, ...]  # as handlers draw it; in a graph the same numbers may have another
+    dim: int
+    times: int  # particles come first: all rows, and again all rows; 0 of a draw without rows
+
+
+SHARED = Place((), 0, 0)
 
 
 def ranked_step(
@@ -72,15 +82,20 @@ def ranked_step(
         else gradient_source(program, objective, ask.x, ask.state, prior)
     )
     if isinstance(own, GraphSource) and isinstance(objective, Objective):
-        own = _perhaps_compiled(own, learner, engine, ask, num_steps)
+        own = _perhaps_compiled(own, learner, objective, engine, ask, num_steps)
     source = RankedSource(own, ranks, Draws(program, objective, ask, ranks))
     return unless_asked(engine, OneByOne(source))
 
 
 def _perhaps_compiled(
-    source: GraphSource, learner: Learner, engine: str, ask: Ask, num_steps: int
+    source: GraphSource,
+    learner: Learner,
+    objective: Objective,
+    engine: str,
+    ask: Ask,
+    num_steps: int,
 ) -> GraphSource:
-    graph, objective = source.graph, learner.objective
+    graph = source.graph
     if not (engine == "compiled" or (engine == "auto" and pays(graph, objective, num_steps))):
         return source
     params = {name: p.detach() for name, p in trainable(learner.program).items()}
@@ -105,7 +120,7 @@ class Draws:
     ) -> None:
         self.ranks = ranks
         self.batch = self.whole = 0  # rows of a batch, and those of them that are drawn for
-        self._at: dict[bool, list[int | None]] = {}
+        self._at: dict[bool, list[Place | None]] = {}
         self.refresh = False
         ours = isinstance(objective, Objective)
         source: Any = (
@@ -117,7 +132,7 @@ class Draws:
         params = {name: p.detach() for name, p in trainable(program).items()}
         kinds = [False, True] if getattr(objective, "refresh_every", 0) else [False]
         for refresh in kinds:
-            asked = []
+            asked: list[list[Noise]] = []
             for x, state in ((ask.x, ask.state), _rows_at(more, ask.x, ask.state)):
                 weight = ask.weight.new_ones(num_rows(x))
                 source.noise, found = _recorder()
@@ -128,7 +143,7 @@ class Draws:
                 asked.append(found)
                 if not refresh:
                     self.scaled = scale.value != 1.0
-            self._at[refresh] = _dimensions(*asked, num_rows(ask.x))
+            self._at[refresh] = _rows_of_draws(asked[0], asked[1], num_rows(ask.x))
         for parameter in program.parameters():
             parameter.grad = None
 
@@ -138,16 +153,19 @@ class Draws:
         at = self._at[self.refresh]
 
         def source(index: int, noise: Noise) -> Tensor:
-            dim = at[index] if index < len(at) else None
-            if dim is None:
+            place = at[index] if index < len(at) else None
+            if place is None:
                 return own(index, noise)
-            if dim == SHARED:
+            if place == SHARED:
                 return common(index, noise)
-            shape = list(noise.shape)
-            mine, shape[dim] = shape[dim], self.whole
+            like, dim, times = place
+            shape = list(like if math.prod(noise.shape) == math.prod(like) else noise.shape)
+            mine, shape[dim] = shape[dim] // times, times * self.whole
             drawn = common(index, noise._replace(shape=tuple(shape)))
             places = self.ranks.places(self.batch)[:mine].clamp_max(self.whole - 1)
-            return drawn.index_select(dim, places.to(drawn.device))
+            starts = torch.arange(times)[:, None] * self.whole
+            index = (starts + places).flatten().to(drawn.device)
+            return drawn.index_select(dim, index).reshape(noise.shape)
 
         return source
 
@@ -167,8 +185,8 @@ class RankedSource(GradientSource):
         return RankedSource(self._own.on(program), self._ranks, self._draws)
 
     def grads(self, params, x, weight, state, key):
-        mine, key, share = self._mine(x, weight, state, key, refresh=False)
-        grads, sums = self._own.grads(params, *mine, key)
+        parts, share = self._mine(x, weight, state, key, refresh=False)
+        grads, sums = self._own.grads(params, *parts)
         self._ranks.failing = lambda: share > 0 and not all(map(torch.isfinite, sums.values()))
         names, stacked = stack({n: v for n, v in sums.items() if n != "grad_norm"})
         if not share:  # no row of its own: copies stood in for them
@@ -183,8 +201,8 @@ class RankedSource(GradientSource):
         return grads, sums | {"grad_norm": norm_of(grads) * sums["weight"]}
 
     def refresh(self, params, x, weight, state, key):
-        mine, key, share = self._mine(x, weight, state, key, refresh=True)
-        rows, sums = self._own.refresh(params, *mine, key)
+        parts, share = self._mine(x, weight, state, key, refresh=True)
+        rows, sums = self._own.refresh(params, *parts)
         names, stacked = stack(sums)
         if not share:
             stacked = torch.zeros_like(stacked)
@@ -193,7 +211,7 @@ class RankedSource(GradientSource):
         return rows, dict(zip(names, total.unbind(), strict=True))
 
     def _mine(self, x: Rows, weight: Tensor, state: State, key: Key, *, refresh: bool) -> Any:
-        """This rank's weight and state, its key, and its share of the rows."""
+        """What this rank's own source is asked, and its share of the rows."""
         count = int(weight.sum())
         ask = self._ranks.own(Ask(refresh, x, weight, state, key))
         self._draws.refresh = refresh
@@ -203,7 +221,8 @@ class RankedSource(GradientSource):
         share = float(ask.weight.sum()) / count
         if not share:
             ask = ask._replace(weight=torch.ones_like(ask.weight))
-        return ask[1:4], (*key[:2], self._ranks.rank, *key[3:]), share
+        key = (*key[:2], self._ranks.rank, *key[3:])
+        return (x, ask.weight, ask.state, key), share
 
 
 def _rows_at(index: Tensor, x: Rows, state: State) -> tuple[Rows, State]:
@@ -227,18 +246,22 @@ def _recorder() -> tuple[Callable[..., Any], list[Noise]]:
     return noise, found
 
 
-def _dimensions(few: list[Noise], more: list[Noise], number: int) -> list[int | None]:
-    """By draw: the dimension that holds the rows, ``SHARED`` for none, None where it is unclear."""
+def _rows_of_draws(few: list[Noise], more: list[Noise], number: int) -> list[Place | None]:
+    """By draw: where the rows are, of which ``few`` had so many and ``more`` one more.
+
+    None where that is unclear.
+    """
     if [n.kind for n in few] != [n.kind for n in more]:
         return []
-    found: list[int | None] = []
+    found: list[Place | None] = []
     for a, b in zip(few, more, strict=True):
-        pairs = list(zip(a.shape, b.shape, strict=False))
-        differ = [dim for dim, (one, other) in enumerate(pairs) if one != other]
         if a.shape == b.shape:
             found.append(SHARED)
-        elif len(a.shape) == len(b.shape) and [pairs[d] for d in differ] == [(number, number + 1)]:
-            found.append(differ[0])
-        else:
-            found.append(None)
+            continue
+        pairs = list(zip(a.shape, b.shape, strict=False))
+        differ = [dim for dim, (one, other) in enumerate(pairs) if one != other]
+        times = a.shape[differ[0]] // number if differ else 0
+        clear = len(a.shape) == len(b.shape) and len(differ) == 1
+        clear = clear and pairs[differ[0]] == (times * number, times * (number + 1))
+        found.append(Place(a.shape, differ[0], times) if clear else None)
     return found

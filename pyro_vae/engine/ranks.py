@@ -25,7 +25,6 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.learner import Ask
 from pyro_vae.objectives.base import State
-from pyro_vae.program.rows import map_rows
 
 T = TypeVar("T")
 FAILED = 1 << 10  # said where ranks meet, above any signal's number
@@ -129,6 +128,7 @@ class Ranks:
             message = f"{kinds[0]}: {message}"
         if failing:
             message += f" (of the rows of process {self.rank})"
+            error.args = (message,)
         return (0 if failing else 1), self.rank, kind, message, extra
 
     def first(self, function: Callable[[], T]) -> T:
@@ -136,11 +136,12 @@ class Ranks:
         if self.size == 1:
             return function()
         self.meet()
-        result, error = [None], None
+        result: list[Any] = [None]
+        error: BaseException | None = None
         if self.rank == 0:
             token = CURRENT.set(Ranks())  # a training in there is nobody else's
             try:
-                result = [pytree.tree_map_only(Tensor, Tensor.cpu, function())]  # type: ignore[list-item]
+                result = [pytree.tree_map_only(Tensor, Tensor.cpu, function())]
             except BaseException as raised:
                 error = raised
             finally:
@@ -148,7 +149,7 @@ class Ranks:
         self.meet(error)
         with self._reaching():
             dist.broadcast_object_list(result, src=0)
-        return result[0]  # type: ignore[return-value]
+        return result[0]
 
     def each(self, value: T) -> list[T]:
         """What each rank passes, in order."""
@@ -170,9 +171,7 @@ class Ranks:
         with self._reaching():
             dist.all_reduce(flat)
         parts = flat.split([t.numel() for t in tensors])
-        return [
-            p.reshape(t.shape).to(t.dtype) for p, t in zip(parts, tensors, strict=True)
-        ]
+        return [p.reshape(t.shape).to(t.dtype) for p, t in zip(parts, tensors, strict=True)]
 
     def gathered(self, rows: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         """The rows of all ranks in the order of the batch, which has so many."""

@@ -76,7 +76,12 @@ class SVISource(GradientSource):
             self._adapter.program = self.program
             self._adapter.state = State({n: r[:count] for n, r in state.rows.items()}, state.shared)
         plate = None if self._adapter else name_of_rows_plate(self.program, x)
-        with torch.enable_grad(), NoiseMode(self.noise(*key)), seeded(*key), DataScale(plate) as scale:
+        with (
+            torch.enable_grad(),
+            NoiseMode(self.noise(*key)),
+            seeded(*key),
+            DataScale(plate) as scale,
+        ):
             loss = self._svi.loss_and_grads(self._svi.model, self._svi.guide, x)
         found = dict(self.program.named_parameters())
         grads = {

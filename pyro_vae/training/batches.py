@@ -17,8 +17,8 @@ class Batches:
     """Minibatches in an order that (seed, epoch) decides, and nothing else.
 
     Each epoch visits every row once.  Batches have one size; the last of an epoch is filled up
-    with copies of its first row, whose ``weight`` is 0.  Of several ranks each reads its own rows of
-    a batch, and knows the positions and weights of all.
+    with copies of its first row, whose ``weight`` is 0.  Of several ranks each reads its own
+    rows of a batch, and knows the positions and weights of all.
     """
 
     def __init__(

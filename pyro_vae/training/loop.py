@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -131,7 +132,7 @@ class Loop:
             )
             if last or evaluate or done.steps % self.record_every == 0:
                 record = self.record(evaluate)
-                if self.first(lambda: self._told(record)):
+                if self.first(partial(self._told, record)):
                     done.called_off = num_steps
             self.after_step(self)
         return reason

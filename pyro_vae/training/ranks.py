@@ -122,7 +122,12 @@ def _require_alike(ranks: Ranks, manifests: Sequence[dict[str, Any]], num_steps:
     ]
     theirs = ranks.each(mine)
     for rank in range(1, ranks.size):
-        if wrong := differences(theirs[0], theirs[rank], between=f", in process {rank} "):
+        pairs = zip(theirs[0], theirs[rank], strict=False)
+        between = f" in process 0 and in process {rank} "
+        wrong = [line for a, b in pairs for line in differences(a, b, between=between)]
+        if len(theirs[0]) != len(theirs[rank]):
+            wrong.append(f"replicas are {len(theirs[0])}{between}{len(theirs[rank])}")
+        if wrong:
             raise ValueError(
                 f"the {ranks.size} processes of this training were given different things: "
                 f"{'; '.join(wrong)}; give each the same data, program and options, and the whole "
@@ -157,7 +162,9 @@ def _obey(ranks: Ranks, loop: Loop) -> None:
     """End the training after this step, where one of the processes caught a signal."""
     if ranks.wished:
         name, number = signal.Signals(ranks.wished).name, ranks.wished
-        said = f"stopped by {name} after step {loop.progress.steps}; nothing was saved, as no out is"
+        said = (
+            f"stopped by {name} after step {loop.progress.steps}; nothing was saved, as no out is"
+        )
         if number == signal.SIGTERM:
             raise Terminated(said, None)
         raise KeyboardInterrupt(said)
