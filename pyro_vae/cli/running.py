@@ -16,6 +16,7 @@ from pyro_vae.cli.building import Model
 from pyro_vae.cli.config import read_config
 from pyro_vae.cli.finding import find_model, require_named, with_parts
 from pyro_vae.cli.flags import Flag, Given, flags_of, last, nearest, parser_of, split, typed
+from pyro_vae.cli.ranks import rank, speaks
 from pyro_vae.cli.sources import find_objective
 from pyro_vae.cli.stopping import Stop
 from pyro_vae.cli.userfiles import located, shortage
@@ -244,7 +245,8 @@ def _help(verb: str, parser: Any) -> str:
 
 
 def _complain(verb: str, message: str) -> int:
-    print(f"pyro-vae {verb}".rstrip() + f": {message}", file=sys.stderr)
+    if speaks():
+        print(f"pyro-vae {verb}".rstrip() + f": {message}", file=sys.stderr)
     return 2
 
 
@@ -279,7 +281,7 @@ def _shown_by(verb: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
     def show(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
         line = " ".join(str(message).split())
         if issubclass(category, PyroVaeWarning):
-            if line not in told:
+            if line not in told and rank() == 0:
                 print(f"pyro-vae {verb}: warning: {line}", file=sys.stderr)
             told.add(line)
         else:

@@ -164,8 +164,8 @@ class Draws:
             drawn = common(index, noise._replace(shape=tuple(shape)))
             places = self.ranks.places(self.batch)[:mine].clamp_max(self.whole - 1)
             starts = torch.arange(times)[:, None] * self.whole
-            index = (starts + places).flatten().to(drawn.device)
-            return drawn.index_select(dim, index).reshape(noise.shape)
+            at_once = (starts + places).flatten().to(drawn.device)
+            return drawn.index_select(dim, at_once).reshape(noise.shape)
 
         return source
 

@@ -325,5 +325,6 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         clip=settings.clip,
         seed=settings.seed,
         validation_digest=None if validation is None else data_digest(validation),
+        processes=current().size,
         row=form_of(loop.batches(0)[1]),
     )

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_vae.engine.ranks import ALONE, CURRENT, Ranks
+from pyro_vae.engine.ranks import ALONE, CURRENT, Lost, Ranks
 from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.objectives.base import State
 from pyro_vae.recording import differences
@@ -84,8 +84,15 @@ def among_ranks(fit: Callable[P, T]) -> Callable[P, T]:
                 stack.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore", PyroVaeWarning)  # rank 0 says the same
             ranks.signals = stack.enter_context(noted_signals())
-            with ranks.together():
-                result = fit(*args, **options)
+            try:
+                with ranks.together():
+                    result = fit(*args, **options)
+            except Lost:
+                if dist.is_torchelastic_launched():
+                    # torchrun tells the others to end, which they do: with their reason as the end.
+                    stack.pop_all()
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                raise
         for number in ranks.signals[:1]:  # which came too late to end a step
             signal.raise_signal(number)
         return result
@@ -103,8 +110,7 @@ def begin(ranks: Ranks, loops: Sequence[Loop], manifests: Sequence[dict[str, Any
     if ranks.size == 1:
         return
     _require_alike(ranks, manifests, num_steps)
-    for loop, manifest in zip(loops, manifests, strict=True):
-        manifest["processes"] = ranks.size
+    for loop in loops:
         memory = ranks.first(functools.partial(_memory, loop))
         if ranks.rank:
             _remember(loop, memory)
