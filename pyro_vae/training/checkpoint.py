@@ -49,7 +49,13 @@ SETTINGS = (
     "program", "dtype", "data_digest", "num_data", "engine", "seed", "batch_size", "optimizer",
     "schedule", "clip", "weight_prior", "validation_digest",
 )  # fmt: skip
-SURROUNDINGS = ("threads", "device", "source_digest", "torch")  # these only change the last bits
+SURROUNDINGS = (
+    "threads",
+    "device",
+    "source_digest",
+    "torch",
+    "processes",
+)  # these only change the last bits
 
 
 @contextlib.contextmanager
@@ -206,7 +212,9 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
             f"{folder} holds another run: {'; '.join(wrong)}: pass the settings of the "
             "checkpoint and no smaller budget, or name another folder as out"
         )
-    here, there = ({**m, "torch": m["versions"]["torch"]} for m in (manifest, theirs))
+    here, there = (
+        {"processes": 1, **m, "torch": m["versions"]["torch"]} for m in (manifest, theirs)
+    )
     changed = [f"{n} is {here[n]}, was {there[n]}" for n in SURROUNDINGS if here[n] != there[n]]
     if changed:
         warn(f"{folder} goes on where {'; '.join(changed)}: expect other last bits than those "

@@ -24,6 +24,8 @@ from pyro_vae.densities.missing import readable_rows
 from pyro_vae.engine.choosing import make_step, require_alike, suited, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
+from pyro_vae.engine.ranked import ranked_step
+from pyro_vae.engine.ranks import current
 from pyro_vae.engine.steps import Step
 from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
@@ -47,6 +49,7 @@ from pyro_vae.training.batches import Batches
 from pyro_vae.training.checkpoint import engine_of, go_on, keeping
 from pyro_vae.training.lockstep import in_lockstep
 from pyro_vae.training.loop import Loop, rows_of
+from pyro_vae.training.ranks import among_ranks, begin
 from pyro_vae.training.replicas import is_several, side_by_side
 from pyro_vae.training.schedules import is_told, schedule_record, scheduler_of
 from pyro_vae.training.settings import Settings
@@ -56,6 +59,7 @@ from pyro_vae.turns import in_plain_surroundings, in_turn
 logger = logging.getLogger("pyro_vae")
 
 
+@among_ranks
 @in_plain_surroundings
 def fit(
     program: nn.Module | Sequence[nn.Module],
@@ -193,17 +197,22 @@ def fit(
         ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
         if writer is not None and resume and engine == "auto":
             engine = engine_of(writer.folder) or engine
+        ranks = current()
+        engine = ranks.first(lambda: engine)
+        ask = ranks.own(ask)
         if engine != "pyro" and is_several(program):
             in_turn(require_alike, programs, chosen, ask)
-        step = in_turn(
-            make_step,
-            first.learner,
-            engine,
-            ask,
-            prior=WeightPrior(settings[0].weight_prior, first.batches.num_data),
-            num_steps=num_steps,
-            replicas=len(loops) if many else 0,
-        )
+        learner = first.learner
+        prior = WeightPrior(settings[0].weight_prior, first.batches.num_data)
+        if ranks.size > 1:
+            step = in_turn(
+                ranked_step, learner, engine, ask, ranks, prior=prior, num_steps=num_steps
+            )
+        else:
+            number = len(loops) if many else 0
+            step = in_turn(
+                make_step, learner, engine, ask, prior=prior, num_steps=num_steps, replicas=number
+            )
         if step.reason:
             logger.info("engine %s: %s", step.engine, step.reason)
         manifests = [
@@ -211,6 +220,7 @@ def fit(
         ]
         if writer is not None and resume:
             in_turn(go_on, writer.folder, first, manifests[0], num_steps)
+        begin(ranks, loops, manifests, num_steps, None if writer is None else writer.folder)
         label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
         with (
             # Left from below: what is stopped is saved first, and trackers are told afterwards.
@@ -239,7 +249,7 @@ def _set_up(
     require_program(program)
     program.to(device=settings.device, dtype=settings.dtype)
     rows = readable_rows(x, program, learning=True)
-    batches = Batches(x, program, settings.batch_size, settings.seed)
+    batches = Batches(x, program, settings.batch_size, settings.seed, current())
     num_steps, _ = settings.budget(batches)
     first = batches(0)[1]
     materialize(program, first)
@@ -334,5 +344,6 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         clip=settings.clip,
         seed=settings.seed,
         validation_digest=None if validation is None else data_digest(validation),
+        processes=current().size,
         row=form_of(loop.batches(0)[1]),
     )

@@ -24,7 +24,7 @@ class Terminated(SystemExit):
     The exit code is 143 of SIGTERM, 129 of SIGHUP.
     """
 
-    def __init__(self, message: str, path: Path, number: int = signal.SIGTERM) -> None:
+    def __init__(self, message: str, path: Path | None, number: int = signal.SIGTERM) -> None:
         super().__init__(128 + number)
         self.message, self.path, self.signal = message, path, number
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -66,6 +67,7 @@ class Loop:
     booked: bool = True  # all that was answered; not so after an error in the midst of that
     listeners: Sequence[Callable[[Record], Any]] = ()
     after_step: Callable[[Loop], Any] = lambda loop: None  # saves, where a folder was named
+    first: Callable[[Callable[[], Any]], Any] = lambda function: function()  # run by rank 0 alone
     pause_every: int = 0  # updates after which `after_step` must see the loop, whatever else
     history: History = field(default_factory=History)
     progress: Progress = field(default_factory=Progress)
@@ -140,8 +142,7 @@ class Loop:
             )
             if last or evaluate or done.steps % self.record_every == 0:
                 record = self.record(evaluate)
-                told = [listen(record) for listen in self.listeners]  # all of them are
-                if True in told:
+                if self.first(partial(self._told, record)):
                     done.called_off = num_steps
             self.after_step(self)
         return reason
@@ -203,7 +204,8 @@ class Loop:
         """Close a window of the history, with a held-out evaluation where one is due."""
         done, held_out = self.progress, dict[str, float]()
         if evaluate and getattr(self.learner.objective, "has_bound", True):
-            values, error = elbo_and_error(self.learner.program, self.validation, seed=self.seed)
+            program, seed = self.learner.program, self.seed
+            values, error = self.first(lambda: elbo_and_error(program, self.validation, seed=seed))
             bound = float(values.mean())
             held_out = {"validation_bound": bound, "validation_bound_standard_error": error}
             if done.best is None or _risen(values, done.best):
@@ -222,6 +224,10 @@ class Loop:
             step=done.steps, samples=done.samples, seconds=done.seconds, **held_out
         )
         return record._replace(program=self.learner.program, best_step=done.best_step)
+
+    def _told(self, record: Record) -> bool:
+        """Whether a listener wants the run to end; all of them are told."""
+        return True in [listen(record) for listen in self.listeners]
 
     def _snapshot(self) -> dict[str, Any]:
         """Copies of all that a run is loaded from, as they are now."""
