@@ -10,7 +10,7 @@ PACKAGE = ROOT / "pyro_vae"
 
 # A room is a file or a folder at the top of the package.  It may use the rooms of the lines above.
 LEVELS = (
-    "defaults errors paired recording torch_internals",
+    "defaults errors recording torch_internals",
     "noise turns distributions networks",
     "optimizers progress graphs program",
     "priors likelihoods posteriors densities evaluation",
