@@ -36,6 +36,7 @@ from pyro_vae.program.inputs import gathered
 from pyro_vae.program.rows import Rows, first_rows
 from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record, reporter
+from pyro_vae.runs.held import objective_code, optimizer_record
 from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
 from pyro_vae.runs.run import Run
 from pyro_vae.runs.writer import sole_writer
@@ -332,10 +333,12 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         x,
         objective=name_of(objective),
         objective_record=objective_record(objective),
+        objective_code=objective_code(objective),
         engine=step.engine,
         engine_reason=step.reason,
         optimizer=type(optimizer).__name__,
         optimizer_options=options,
+        optimizer_record=optimizer_record(optimizer, loop.learner.parameters),
         schedule=None if schedule is None else type(loop.scheduler).__name__,
         schedule_record=schedule_record(schedule, loop.scheduler),
         lr=options.get("lr", settings.lr),
@@ -343,6 +346,7 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         weight_prior=settings.weight_prior,
         clip=settings.clip,
         seed=settings.seed,
+        evaluate_every=settings.evaluate_every,
         validation_digest=None if validation is None else data_digest(validation),
         processes=current().size,
         row=form_of(loop.batches(0)[1]),
