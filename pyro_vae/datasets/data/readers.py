@@ -63,6 +63,8 @@ def from_file(
             raise ValueError(f"got header={header}, expected none: only a .csv has one")
         x, labels = _READERS[path.suffix.lower()](path, key, labels_key, header)
         return from_array(x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
