@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -28,7 +29,8 @@ def lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> Generator[int
     # A turn for each step, so that a long training keeps no other thread waiting.
     in_turn(step.bind, [loop.learner for loop in loops])
     programs = [Whole.of(loop.learner.program) for loop in loops]
-    sends = [loop.turns(num_steps).send for loop in loops]
+    turns = [loop.turns(num_steps) for loop in loops]
+    sends = [each.send for each in turns]
     try:
         asks = _next(sends, [None] * len(loops))
         while not isinstance(asks, str):
@@ -38,9 +40,12 @@ def lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> Generator[int
             updates = sum(not ask.refresh for ask in asks[0])
             asks = _next(sends, [(answer, most) for answer in answers])
             yield updates
-    except BaseException:
+    except BaseException as error:
         for program in programs:
             in_turn(program.put_back)
+        for each in turns:  # they book what was done before it, and undo what was begun
+            with contextlib.suppress(BaseException):
+                each.throw(error)
         raise
     finally:
         in_turn(step.release)
