@@ -34,7 +34,7 @@ from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.noise import keyed, seeded
 from pyro_vae.objectives.base import Objective
 from pyro_vae.program.calling import trainable
-from pyro_vae.torch_internals import traced
+from pyro_vae.torch_internals import sources_forgotten, traced
 
 Flat = Callable[..., Sequence[Tensor]]
 
@@ -142,7 +142,8 @@ def fuse(
     if replicas:
         tensors = [torch.stack([t] * replicas) for t in tensors]
         update = torch.vmap(update)
-    with torch.no_grad(), seeded(*ask.key):  # tracing runs the draws that stay in the graph
+    # Tracing runs the draws that stay in the graph.
+    with torch.no_grad(), seeded(*ask.key), sources_forgotten():
         code: Flat = _in_place(traced(update, *tensors), len(params), num_inputs)
         refresh: Any = None if graph.refresh is None else graph.refresh.run
         if machine:

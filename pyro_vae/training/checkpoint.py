@@ -41,7 +41,12 @@ from pyro_vae.runs.schema import read_run
 from pyro_vae.runs.storage import MANIFEST, MOST_BYTES, read_regular
 from pyro_vae.runs.values import pack
 from pyro_vae.runs.writer import Writer
-from pyro_vae.training.interrupts import interruption, noted_signals
+from pyro_vae.training.interrupts import (
+    cancelled_elsewhere,
+    interruption,
+    noted_signals,
+    obeyed_between_steps,
+)
 from pyro_vae.training.loop import Loop, Progress
 from pyro_vae.turns import in_turn
 
@@ -68,8 +73,11 @@ def keeping(
     An error that ends the run is raised as it is, with a note that says where the state lies.
     """
     if writer is None:
-        yield
+        with obeyed_between_steps() as check:
+            loop.after_step = lambda _: check()
+            yield
         return
+    cancelled = cancelled_elsewhere()
     before, saved_at, cost = loop.progress.steps, time.monotonic(), 0.0
     pack(_resumable(loop), "", {})  # what cannot be saved is refused before the first step
     last_saved: int | None = before or None
@@ -98,6 +106,8 @@ def keeping(
             due = loop.progress.steps % every == 0
         else:
             due = time.monotonic() - saved_at >= every
+        if cancelled() and not caught:
+            caught.append(signal.SIGINT)
         if due or caught:
             save()
         if caught:

@@ -31,7 +31,7 @@ from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
-from pyro_vae.program.calling import materialize, require_program, trainable
+from pyro_vae.program.calling import materialize, require_learnable, require_program, trainable
 from pyro_vae.program.inputs import gathered
 from pyro_vae.program.rows import Rows, first_rows
 from pyro_vae.program.stored import Stored
@@ -248,6 +248,7 @@ def _set_up(
 ) -> Loop:
     """The loop of one program, ready to run."""
     require_program(program)
+    require_learnable(program)
     program.to(device=settings.device, dtype=settings.dtype)
     rows = readable_rows(x, program, learning=True)
     batches = Batches(x, program, settings.batch_size, settings.seed, current())
