@@ -11,7 +11,7 @@ PACKAGE = ROOT / "pyro_vae"
 # A room is a file or a folder at the top of the package.  It may use the rooms of the lines above.
 LEVELS = (
     "defaults errors paired recording torch_internals",
-    "noise progress distributions networks",
+    "noise progress distributions networks cluster",
     "optimizers graphs program",
     "priors likelihoods posteriors densities evaluation",
     "models predictive chains checking",

@@ -41,13 +41,8 @@ SETTINGS = (
     "program", "dtype", "data_digest", "num_data", "engine", "seed", "batch_size", "optimizer",
     "schedule", "clip", "weight_prior", "validation_digest",
 )  # fmt: skip
-SURROUNDINGS = (
-    "threads",
-    "device",
-    "source_digest",
-    "torch",
-    "processes",
-)  # these only change the last bits
+# These only change the last bits.
+SURROUNDINGS = ("threads", "device", "source_digest", "torch", "processes")
 
 
 @contextlib.contextmanager
