@@ -255,7 +255,7 @@ def connected(cluster: Any) -> Iterator[Any]:
     )  # fmt: skip
     with (
         LocalCluster(
-            n_workers=number, threads_per_worker=1, memory_limit=0, dashboard_address=None
+            n_workers=number, threads_per_worker=1, memory_limit=0, dashboard_address=":0"
         ) as local,
         Client(local) as client,
     ):

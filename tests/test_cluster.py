@@ -34,7 +34,7 @@ def cells_of(number, seconds=0.0):
 def workers():
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=0
         ) as local,
         distributed.Client(local) as client,
     ):

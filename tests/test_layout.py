@@ -11,8 +11,8 @@ PACKAGE = ROOT / "pyro_vae"
 # A room is a file or a folder at the top of the package.  It may use the rooms of the lines above.
 LEVELS = (
     "defaults errors paired recording torch_internals",
-    "noise progress distributions networks cluster",
-    "optimizers graphs program",
+    "noise turns distributions networks cluster",
+    "optimizers progress graphs program",
     "priors likelihoods posteriors densities evaluation",
     "models predictive chains checking",
     "objectives evidence datasets",
@@ -39,7 +39,8 @@ def module_of(path):
 
 
 # (models/ stands at the top of the repository, and is a part of the package by a symlink.)
-MODULES = {module_of(path): path for path in files("pyro_vae")}
+# An entry of the interpreter's is no room: ``python -m pyro_vae`` is ``pyro_vae.cli``.
+MODULES = {module_of(p): p for p in files("pyro_vae") if p != PACKAGE / "__main__.py"}
 MODULES |= {f"models.{path.stem}": path for path in files("models")}
 
 

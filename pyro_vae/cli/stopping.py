@@ -18,12 +18,12 @@ from typing import Any
 from pyro_vae.cli.ranks import speaks
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if hasattr(signal, "SIGHUP"):  # a terminal that is closed
+    WORDS[signal.SIGHUP] = "hung up"
 
 
 class Terminated(SystemExit):
-    """What SIGTERM raises."""
-
-    signal = signal.SIGTERM
+    """What SIGTERM and SIGHUP raise."""
 
 
 class Stop:

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.capture import Graph, capture_unit
 from pyro_vae.engine.functions import sums_of
-from pyro_vae.engine.learner import Answer, Ask, Learner, means_of, stack
+from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite, means_of, stack
 from pyro_vae.engine.steps import Step
 from pyro_vae.engine.updates import Rule, bind, numbers_of, rebind, unbind
 from pyro_vae.graphs.compiling import compiled, machine_code
@@ -51,22 +51,43 @@ def _update_function(
     width = len(rule.names)
 
     def update(num_inputs: int, *tensors: Tensor) -> list[Tensor]:
-        inputs, (given, alive, count, *state) = tensors[:num_inputs], tensors[num_inputs:]
-        numbers = given.unbind()
+        inputs, (now, alive, count, *state) = tensors[:num_inputs], tensors[num_inputs:]
+        numbers = now.unbind()
         grads, sums = lifted.unflatten(lifted.graph(*inputs))
         names[:] = sums
         norm = sums["grad_norm"] / sums["weight"]
         good = alive & norm.isfinite() & sums["loss"].isfinite()
         share = 1.0 if clip is None else (clip / norm).clamp_max(1.0)
-        moved, memory = [], []
-        for i, (p, grad) in enumerate(zip(inputs[:num_params], grads.values(), strict=True)):
-            old = tuple(state[i * width : (i + 1) * width])
-            new_p, new = rule(p, grad * share, old, numbers)
-            moved.append(torch.where(good, new_p, p))
-            memory += [torch.where(good, n, o) for n, o in zip(new, old, strict=True)]
+        given = list(zip(inputs[:num_params], batched(state, width), strict=True))
+        made = [
+            rule(p, grad * share, old, numbers)
+            for (p, old), grad in zip(given, grads.values(), strict=True)
+        ]
+        # A sum is a number where all of its terms are.
+        bad = ~torch.stack([p.sum(dtype=_wide(p)).isfinite() for p, _ in made])
+        burst = good & bad.any()
+        good = good & ~burst
+        named = -(1 + bad.int().argmax()) * sums["weight"]  # as `require_finite` reads it
+        sums = {**sums, "grad_norm": torch.where(burst, named, sums["grad_norm"])}
+        moved = [torch.where(good, new, p) for (p, _), (new, _) in zip(given, made, strict=True)]
+        memory = [
+            torch.where(good, n, o)
+            for (_, old), (_, new) in zip(given, made, strict=True)
+            for n, o in zip(new, old, strict=True)
+        ]
         return [*moved, good, torch.where(good, count + 1, count), *memory, stack(sums)[1]]
 
     return update, names
+
+
+def batched(state: Sequence[Tensor], width: int) -> list[tuple[Tensor, ...]]:
+    """The optimizer's tensors, parameter by parameter."""
+    return [tuple(state[i : i + width]) for i in range(0, len(state), width)]
+
+
+def _wide(p: Tensor) -> torch.dtype:
+    """In which a sum of many does not overflow."""
+    return torch.promote_types(p.dtype, torch.float32)
 
 
 def _in_place(graph: Flat, num_params: int, num_inputs: int) -> Flat:
@@ -205,6 +226,8 @@ class FusedStep(Step):
             [*self._params, *self._given(self.graph.grads, each), now, self._alive, *self._memory]
             for each, now in zip(zip(*asks, strict=True), numbers, strict=True)
         ]
+        for learner in self._learners:
+            learner.whole = False
         sums = [
             self._run(self._code, ask, *tensors)[0]
             for ask, tensors in zip(asks[0], prepared, strict=True)
@@ -222,9 +245,15 @@ class FusedStep(Step):
             ]
             for some, many in zip(by_learner.unbind(), numbers, strict=True)
         ]
+        for learner in self._learners:
+            learner.whole = True
         for learner, its, found in zip(self._learners, asks, answers, strict=True):
-            for ask, answer in zip(its, found, strict=True):
-                learner.require_finite(answer.means, ask)
+            for number, (ask, answer) in enumerate(zip(its, found, strict=True)):
+                try:
+                    learner.require_finite(answer.means, ask)
+                except NotFinite as error:
+                    error.answers = found[:number]
+                    raise
         return answers
 
     def most_at_once(self, asks: Sequence[Ask], seconds: float) -> int:

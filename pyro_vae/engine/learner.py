@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from pyro_vae.densities.look import Look, looking
 from pyro_vae.densities.traces import sites_of_both
@@ -53,6 +54,27 @@ class Answer(NamedTuple):
         return cls(rows, names, stacked, means_of(names, stacked.tolist()))
 
 
+class NotFinite(ValueError):
+    """A loss, a gradient or a parameter that is no number; nothing was changed by its step.
+
+    Attributes:
+        learner: whose.
+        answers: of the updates that were made before it, of those that were asked for with it.
+        row: of the batch, where one is at fault.
+    """
+
+    def __init__(self, message: str, learner: Learner, row: int | None = None) -> None:
+        super().__init__(message)
+        self.learner, self.row = learner, row
+        self.answers: list[Answer] = []
+
+    def tell_row(self, indices: Sequence[Tensor]) -> None:
+        """Say which row of the data it is; ``indices`` begins with the rows of its batch."""
+        if self.row is not None and indices and self.row < len(indices[0]):
+            place, row = f"at row {self.row} of the batch", int(indices[0][self.row])
+            self.args = (str(self).replace(place, f"{place}, row {row} of the data"),)
+
+
 @dataclass
 class Learner:
     """Parameters with the optimizer that moves them, under one objective.
@@ -63,6 +85,8 @@ class Learner:
         parameters: of the program, those that are trained.
         clip: the largest norm of the whole gradient.
         name: which of several it is, for messages.
+        whole: whether parameters and optimizer are those of one step; not so while they are
+            being written, nor after an error in the midst of that.
     """
 
     program: nn.Module
@@ -71,6 +95,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     clip: float | None = None
     name: str = ""
+    whole: bool = True
 
     def update(self, grads: Parameters, sums: Sums, ask: Ask) -> Answer:
         """One optimizer update with these gradients, which ``ask`` asked for.
@@ -84,7 +109,7 @@ class Learner:
         scale = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         for name, parameter in self.parameters.items():
             parameter.grad = grads[name] if scale == 1.0 else grads[name] * scale
-        self.optimizer.step()
+        self._step_optimizer(ask)
         return answer
 
     def require_finite(
@@ -92,16 +117,46 @@ class Learner:
     ) -> None:
         """Refuse an update that is not finite, and say what was not.
 
+        A norm below 0 says that parameter number -norm - 1 would not be.
+
         Raises:
-            ValueError: naming the step, and the site and row, or the parameters.
+            NotFinite: a ValueError naming the step, and the site and row, or the parameters.
         """
-        if math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"]):
+        if math.isfinite(means["loss"]) and 0 <= means["grad_norm"] < math.inf:
             return
-        raise ValueError(
-            f"{self.name}step {ask.key[-1] + 1}: the loss is {means['loss']:.4g} and the "
-            f"gradient's norm {means['grad_norm']:.4g}; "
-            f"{blame(self.program, ask.x, grads or {}, ask.key)}. The parameters are those before "
-            "this step: lower lr, set clip, or bound the scale that collapses"
+        step = f"{self.name}step {ask.key[-1] + 1}"
+        if (norm := means["grad_norm"]) < 0:
+            name = list(self.parameters)[round(-norm) - 1]
+            said = f"{self._burst(name)}. The parameters are those before this step"
+            raise NotFinite(f"{step}: {said}", self)
+        why, row = blame(self.program, ask.x, grads or {}, ask.key)
+        raise NotFinite(
+            f"{step}: the loss is {means['loss']:.4g} and the gradient's norm {norm:.4g}; {why}. "
+            "The parameters are those before this step: lower lr, set clip, or bound the scale "
+            "that collapses",
+            self,
+            row,
+        )
+
+    def _step_optimizer(self, ask: Ask) -> None:
+        """The optimizer's own update, and a look at what it has made of the parameters.
+
+        Raises:
+            NotFinite: naming the first that is no number; parameters and optimizer stay so.
+        """
+        self.whole = False
+        self.optimizer.step()
+        if not math.isfinite(float(get_total_norm(self.parameters.values(), math.inf))):
+            bad = next(n for n, p in self.parameters.items() if not p.isfinite().all())
+            said = f"{self._burst(bad)}. The parameters are those after this step"
+            raise NotFinite(f"{self.name}step {ask.key[-1] + 1}: {said}", self)
+        self.whole = True
+
+    def _burst(self, name: str) -> str:
+        kind = type(self.optimizer).__name__
+        return (
+            f'loss and gradient are finite, and the update by {kind} makes "{name}" infinite or '
+            "nan: lower lr, or raise eps where the optimizer divides by it"
         )
 
 
@@ -118,7 +173,7 @@ def means_of(names: tuple[str, ...], sums: Sequence[float]) -> dict[str, float]:
     return {name: value / rows for name, value in numbers.items()}
 
 
-def blame(program: nn.Module, x: Rows, grads: Parameters, key: tuple) -> str:
+def blame(program: nn.Module, x: Rows, grads: Parameters, key: tuple) -> tuple[str, int | None]:
     """What is not finite at this step: a site and its first row, or else parameters."""
     try:
         for role, name, site in Look.at(program, x, rows=None, key=key):
@@ -131,13 +186,13 @@ def blame(program: nn.Module, x: Rows, grads: Parameters, key: tuple) -> str:
                     f'the {role}\'s site "{name}" has log density '
                     f"{float(value.flatten()[(~value.isfinite()).flatten()][0])} "
                     f"at row {row} of the batch"
-                )
+                ), row
     except ValueError as error:  # a distribution refused its parameters
-        return str(error).splitlines()[0]
+        return str(error).splitlines()[0], None
     try:  # densities are finite: then what Pyro's validation, or a part's own, has against the rows
         with torch.no_grad(), looking(program, key), pyro.validation_enabled(True):
             sites_of_both(program, x, reparameterize=False)
     except ValueError as error:
-        return str(error).splitlines()[0]
+        return str(error).splitlines()[0], None
     bad = [name for name, g in grads.items() if not g.isfinite().all()]
-    return f"the gradient of {', '.join(bad) or 'the loss'} is not finite"
+    return f"the gradient of {', '.join(bad) or 'the loss'} is not finite", None

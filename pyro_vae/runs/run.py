@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 import warnings
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.noise import Stream, seeded
 from pyro_vae.objectives.base import EMPTY, State
 from pyro_vae.program.calling import materialize
@@ -21,7 +20,8 @@ from pyro_vae.recording import differences
 from pyro_vae.recording.listing import called, rebuilt_all
 from pyro_vae.runs.history import History
 from pyro_vae.runs.manifest import parts_record, source_digest
-from pyro_vae.runs.storage import MANIFEST, read, write
+from pyro_vae.runs.storage import read
+from pyro_vae.runs.writer import sole_writer
 
 
 @dataclass
@@ -67,27 +67,6 @@ class Run:
 # --- saving -------------------------------------------------------------------------------------
 
 
-def folder_for(out: str | Path, *, resume: bool) -> Path:
-    """The folder of a run, made before any work is done.
-
-    Raises:
-        ValueError: it cannot be made or written; or it holds a run that would be lost.
-    """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out={str(out)!r}: {error.strerror}, name another folder") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"out={str(out)!r} cannot be written, name another folder")
-    if not resume and (folder / MANIFEST).exists():
-        raise ValueError(
-            f"out={str(out)!r} holds a saved run, which would be lost: pass resume=True to "
-            "pv.fit to go on from it, or name another folder"
-        )
-    return folder
-
-
 def contents(program: nn.Module, state: State, history: dict[str, Any]) -> dict[str, Any]:
     """What ``load`` brings back."""
     return {
@@ -102,8 +81,8 @@ def contents(program: nn.Module, state: State, history: dict[str, Any]) -> dict[
 def save_run(run: Run, path: str | Path) -> None:
     """Write what :func:`load` brings back; without the optimizer there is no going on from it."""
     history = {"records": run.history.to_dict("records"), "sums": {}, "counts": {}}
-    folder = folder_for(path, resume=False)
-    write(folder, {"manifest": run.manifest, **contents(run.program, run.state, history)})
+    with sole_writer(path, resume=False) as writer:
+        writer.save({"manifest": run.manifest, **contents(run.program, run.state, history)})
 
 
 def load(path: str | Path, program: nn.Module | None = None) -> Run:
@@ -212,5 +191,5 @@ def restore(program: nn.Module, saved: dict[str, Any]) -> None:
             value.copy_(found[name])
 
 
-def warn(message: str, stacklevel: int = 3) -> None:
-    warnings.warn(message, PyroVaeWarning, stacklevel=stacklevel)
+def warn(message: str) -> None:
+    warnings.warn(message, PyroVaeWarning, stacklevel=users_line())

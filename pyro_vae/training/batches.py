@@ -32,7 +32,7 @@ class Batches:
             raise ValueError("data has no rows, expected at least one")
         self.batch_size = min(batch_size, self.num_data)
         self.per_epoch = -(-self.num_data // self.batch_size)
-        self._order: tuple[int, Tensor] = (0, torch.empty(0, dtype=torch.int64))
+        self._order: tuple[int, Tensor] = (0, torch.empty(0, dtype=torch.int32))
         parameter = any_parameter(program)
         self._places = ranks.places(self.batch_size) if ranks.size > 1 else None
         self._full = torch.ones(self.batch_size, dtype=parameter.dtype, device=parameter.device)
@@ -44,9 +44,12 @@ class Batches:
         if self._order[0] != epoch:
             key = Stream.BATCHES.key(self._seed, epoch)
             generator = torch.Generator().manual_seed(seed_of(*key))
-            self._order = (epoch, torch.randperm(self.num_data, generator=generator))
+            # The same numbers in either type; of 10^8 rows they take memory themselves.
+            dtype = torch.int32 if self.num_data < 2**31 else torch.int64
+            order = torch.randperm(self.num_data, generator=generator, dtype=dtype)
+            self._order = (epoch, order)
         start = place * self.batch_size
-        index = self._order[1][start : start + self.batch_size]
+        index = self._order[1][start : start + self.batch_size].long()
         count = len(index)
         weight = self._full
         if count < self.batch_size:

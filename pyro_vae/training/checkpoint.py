@@ -1,9 +1,11 @@
 """Checkpoints: a run on disk that is whole or refused, and goes on as if never interrupted.
 
-A folder holds two files::
+A folder holds::
 
     checkpoint.json               settings, numbers, history, and a sha256 of every tensor
-    tensors-<digest>.safetensors  parameters, buffers, states of optimizer and objective
+    tensors-<digest>.safetensors  parameters, buffers, states of optimizer and objective; also
+                                  those of the save before, for who reads meanwhile
+    .lock, .writer.json           who writes there: one process at a time
 
 The tensors are written first, under a name that their content decides; the manifest comes last
 and names them.  Each file is written beside its place, brought to the disk (fsync), and only then
@@ -21,20 +23,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_vae.objectives.base import State
 from pyro_vae.optimizers import restore_optimizer
 from pyro_vae.recording import differences
 from pyro_vae.runs.run import contents, misfits, restore, warn
-from pyro_vae.runs.storage import MANIFEST, pack, read, write
+from pyro_vae.runs.storage import MANIFEST, MOST_BYTES, read, read_regular
+from pyro_vae.runs.values import pack
+from pyro_vae.runs.writer import Writer
 from pyro_vae.training.interrupts import interruption, noted_signals
 from pyro_vae.training.loop import Loop, Progress
+from pyro_vae.turns import in_turn
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
@@ -47,21 +55,34 @@ SURROUNDINGS = ("threads", "device", "source_digest", "torch", "processes")
 
 @contextlib.contextmanager
 def keeping(
-    loop: Loop, manifest: dict[str, Any], num_steps: int, folder: Path | None, every: float | None
+    loop: Loop, manifest: dict[str, Any], num_steps: int, writer: Writer | None, every: float | None
 ) -> Iterator[None]:
-    """Save ``loop`` after steps where that is due, when a signal asks, and at the end."""
-    if folder is None:
+    """Save ``loop`` after steps where that is due, when a signal asks, at the end and at an error.
+
+    An error that ends the run is raised as it is, with a note that says where the state lies.
+    """
+    if writer is None:
         yield
         return
     before, saved_at, cost = loop.progress.steps, time.monotonic(), 0.0
     pack(_resumable(loop), "", {})  # what cannot be saved is refused before the first step
+    last_saved: int | None = before or None
 
     def save() -> None:
-        nonlocal saved_at, cost
+        in_turn(write_all)  # parameters are swapped while another thread runs the program
+
+    def write_all() -> None:
+        nonlocal saved_at, cost, last_saved
         started = time.monotonic()
+        _require_finite(loop)
         reached = {**loop.totals(), "stopped": loop.ended(num_steps) or "unfinished"}
-        write(folder, {"manifest": {**manifest, **reached}, **_resumable(loop)})
-        saved_at = time.monotonic()
+        try:
+            writer.save({"manifest": {**manifest, **reached}, **_resumable(loop)})
+        except OSError as error:
+            if getattr(error, "path", None) is not None:
+                last_saved = loop.progress.steps
+            raise
+        last_saved, saved_at = loop.progress.steps, time.monotonic()
         cost = saved_at - started
 
     def after_step(_: Loop) -> None:
@@ -74,16 +95,60 @@ def keeping(
         if due or caught:
             save()
         if caught:
-            raise interruption(caught[0], loop.progress.steps, folder)
+            raise interruption(caught[0], loop.progress.steps, writer.folder)
+
+    def rescue(error: BaseException) -> None:
+        """Save the last whole step, and say where it lies."""
+        if loop.progress.steps > (last_saved or 0) and loop.booked and loop.learner.whole:
+            try:
+                save()
+            except Exception as failed:  # the user's own error is told, and this with it
+                error.add_note(f"after step {loop.progress.steps}: {failed}")
+        if last_saved is None:
+            if loop.progress.steps:
+                error.add_note(f"no step of the run that was to be saved in {writer.folder} is")
+            return
+        place = str(writer.saved_at or writer.folder)
+        error.add_note(
+            f"the state after step {last_saved} lies in {place}: go on with out={place!r}, "
+            "resume=True"
+        )
+        if isinstance(error, KeyboardInterrupt):
+            vars(error).update(path=Path(place), signal=signal.SIGINT)
 
     loop.after_step = after_step
     loop.pause_every = every if isinstance(every, int) else 0
     with noted_signals() as caught:
-        yield
+        try:
+            yield
+        except BaseException as error:
+            # What is stopped was saved before; and a second signal does not wait.
+            if not (caught or isinstance(error, GeneratorExit) or hasattr(error, "path")):
+                rescue(error)
+            raise
         if loop.progress.steps > before or not before:
             save()
     if caught:
-        raise interruption(caught[0], loop.progress.steps, folder)
+        raise interruption(caught[0], loop.progress.steps, writer.folder)
+
+
+def _require_finite(loop: Loop) -> None:
+    """Refuse to save what is no number, over what is.
+
+    Raises:
+        ValueError: naming the parameter, or the optimizer's tensor.
+    """
+    tensors = dict(loop.learner.parameters)
+    for name, p in loop.learner.parameters.items():
+        for kind, value in loop.learner.optimizer.state.get(p, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{kind} of {name}"] = value
+    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f'"{bad[0]}" is infinite or nan after step {loop.progress.steps}, and is not saved: '
+            "lower lr, or look at what changes it besides the optimizer"
+        )
 
 
 def _resumable(loop: Loop) -> dict[str, Any]:
@@ -101,10 +166,9 @@ def _resumable(loop: Loop) -> dict[str, Any]:
 
 def engine_of(folder: Path) -> str | None:
     """The engine of the run that a folder holds: "auto" goes on with it under any budget."""
-    if not (folder / MANIFEST).is_file():
-        return None
     try:
-        return json.loads((folder / MANIFEST).read_text())["manifest"]["engine"]
+        engine = json.loads(read_regular(folder / MANIFEST, MOST_BYTES))["manifest"]["engine"]
+        return engine if isinstance(engine, str) else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None  # damaged: `go_on` says how
 
@@ -115,7 +179,8 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     Raises:
         ValueError: the checkpoint is damaged, or is of another run; nothing is changed then.
     """
-    if not (folder / MANIFEST).exists():
+    if not os.path.lexists(folder / MANIFEST):
+        warn(f"{folder} holds no run yet: resume=True starts anew")
         return
     saved = read(folder)
     if "optimizer" not in saved:
@@ -148,7 +213,7 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     changed = [f"{n} is {here[n]}, was {there[n]}" for n in SURROUNDINGS if here[n] != there[n]]
     if changed:
         warn(f"{folder} goes on where {'; '.join(changed)}: expect other last bits than those "
-              "of an uninterrupted run", stacklevel=4)  # fmt: skip
+              "of an uninterrupted run")  # fmt: skip
     restore_optimizer(loop.learner.optimizer, saved["optimizer"])
     restore(loop.learner.program, saved)
     device = next(loop.learner.program.parameters()).device

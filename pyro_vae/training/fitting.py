@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from pyro_vae.checking.guards import (
     require_possible_data,
 )
 from pyro_vae.densities.look import Look
-from pyro_vae.densities.missing import usable_rows
+from pyro_vae.densities.missing import readable_rows
 from pyro_vae.engine.choosing import make_step, require_alike, suited, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
@@ -32,10 +33,12 @@ from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
 from pyro_vae.program.calling import materialize, require_program, trainable
 from pyro_vae.program.inputs import gathered
-from pyro_vae.program.rows import Rows
+from pyro_vae.program.rows import Rows, first_rows
+from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
-from pyro_vae.runs.run import Run, folder_for
+from pyro_vae.runs.run import Run
+from pyro_vae.runs.writer import sole_writer
 from pyro_vae.training.advice import (
     warn_about_divergence,
     warn_at_floor,
@@ -51,11 +54,13 @@ from pyro_vae.training.replicas import is_several, side_by_side
 from pyro_vae.training.schedules import is_told, schedule_record, scheduler_of
 from pyro_vae.training.settings import Settings
 from pyro_vae.training.tracking import Tracker, trackers_of, tracking
+from pyro_vae.turns import in_plain_surroundings, in_turn
 
 logger = logging.getLogger("pyro_vae")
 
 
 @among_ranks
+@in_plain_surroundings
 def fit(
     program: nn.Module | Sequence[nn.Module],
     x: Any,
@@ -129,11 +134,13 @@ def fit(
             early stopping, else "last"; the manifest says ``kept_step``.  A run that goes on does
             so from its last weights, whatever was kept.
         callbacks: each called with a :class:`Record`; one that returns True ends the run.
-        out: a folder where the run is saved at regular times, at its end, and on Ctrl-C or
-            SIGTERM; ``pv.load(out)`` reads it.
-        resume: go on from what ``out`` holds, or start where it holds nothing.  The end has the
-            bits of an uninterrupted run at the same number of threads.  A run that is finished
-            goes on under a larger budget.
+        out: a folder where the run is saved at regular times, at its end, on Ctrl-C, SIGTERM or
+            SIGHUP, and at an error; ``pv.load(out)`` reads it.  One process may write there at a
+            time.  Where the folder fails (a full disk), the state lies in one beside it, or in the
+            temporary folder: the error says where.
+        resume: go on from what ``out`` holds, or start, and say so, where it holds nothing.  The
+            end has the bits of an uninterrupted run at the same number of threads.  A run that is
+            finished goes on under a larger budget.
         checkpoint_every: a whole number counts updates between saves, a float such as 60.0
             seconds (default: a minute, and at most 2% of the time).
         progress: None shows a live line where stderr is a terminal, and else a line a minute;
@@ -153,10 +160,13 @@ def fit(
 
     Raises:
         ValueError: impossible options; or a loss or gradient that is not finite, named by site
-            and step.  The parameters are then those before that step.  With ``resume``: a
-            damaged checkpoint, or one that was made with other settings, each named.
-        KeyboardInterrupt, SystemExit: with ``out``, once SIGINT or SIGTERM (exit code 143) was
-            obeyed after the step at hand; the message says how to go on.
+            and step.  The parameters are then those before that step.  With ``out``: another
+            process writes there.  With ``resume``: a damaged checkpoint, or one that was made with
+            other settings, each named.
+        KeyboardInterrupt, SystemExit: with ``out``, once SIGINT, SIGTERM (exit code 143) or SIGHUP
+            (129) was obeyed after the step at hand; the message says how to go on.
+        Exception: what a callback raises.  With ``out``, the last whole step is saved first, and a
+            note of the error says where.
     """
     given = dict(locals())
     chosen = translate(AEVB() if objective is None else objective)
@@ -171,64 +181,65 @@ def fit(
     if validation is not None:
         held_out = gathered(validation, programs[0])
         settings = [dataclasses.replace(s, validation=held_out) for s in settings]
-    folder = None if out is None else folder_for(out, resume=resume)
-    trackers = trackers_of(tracker, len(programs), append=resume)
-    names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
-    loops = [
-        _set_up(p, x, objective, chosen, s, name if many else "")
-        for p, s, name in zip(programs, settings, names, strict=True)
-    ]
-    first = loops[0]
-    chosen = first.learner.objective
-    num_steps, num_samples = settings[0].budget(first.batches)
-    warn_if_nothing_moves(first.learner.optimizer, num_steps)
-    warn_if_warmup_never_ends(chosen, num_steps)
-    index, example, weight, _ = first.batches(0)
-    ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
-    if folder is not None and resume and engine == "auto":
-        engine = engine_of(folder) or engine
-    ranks = current()
-    engine = ranks.first(lambda: engine)
-    ask = ranks.own(ask)
-    if engine != "pyro" and is_several(program):
-        require_alike(programs, chosen, ask)
-    prior = WeightPrior(settings[0].weight_prior, first.batches.num_data)
-    if ranks.size > 1:
-        step = ranked_step(first.learner, engine, ask, ranks, prior=prior, num_steps=num_steps)
-    else:
-        step = make_step(
-            first.learner,
-            engine,
-            ask,
-            prior=prior,
-            num_steps=num_steps,
-            replicas=len(loops) if many else 0,
-        )
-    if step.reason:
-        logger.info("engine %s: %s", step.engine, step.reason)
-    manifests = [_manifest(loop, x, s, step) for loop, s in zip(loops, settings, strict=True)]
-    if folder is not None and resume:
-        go_on(folder, first, manifests[0], num_steps)
-    begin(ranks, loops, manifests, num_steps, folder)
-    label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
-    with (
-        # Left from below: what is stopped is saved first, and trackers are told afterwards.
-        tracking(trackers, manifests, lambda number: loops[number].history) as tracked,
-        keeping(first, manifests[0], num_steps, folder, settings[0].checkpoint_every),
-        reporter(progress, num_samples, label=label) as report,
-    ):
-        told = list(callbacks)
-        for loop, track in zip(loops, tracked, strict=True):
-            loop.listeners = [*([report] if loop is first else []), track, *told]
-        stopped = in_lockstep(loops, step, num_steps)
-    runs = []
-    for loop, manifest in zip(loops, manifests, strict=True):
-        loop.finish()
-        warn_at_floor(loop.learner.program, example)
-        warn_about_divergence(history := loop.history.frame(), loop.learner.name)
-        manifest |= {**loop.totals(), "stopped": stopped}
-        runs.append(Run(loop.learner.program, history, manifest, loop.state))
-    return runs if many else runs[0]
+    with contextlib.nullcontext() if out is None else sole_writer(out, resume=resume) as writer:
+        trackers = trackers_of(tracker, len(programs), append=resume)
+        names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
+        loops = [
+            in_turn(_set_up, p, x, objective, chosen, s, name if many else "")
+            for p, s, name in zip(programs, settings, names, strict=True)
+        ]
+        first = loops[0]
+        chosen = first.learner.objective
+        num_steps, num_samples = settings[0].budget(first.batches)
+        warn_if_nothing_moves(first.learner.optimizer, num_steps)
+        warn_if_warmup_never_ends(chosen, num_steps)
+        index, example, weight, _ = first.batches(0)
+        ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
+        if writer is not None and resume and engine == "auto":
+            engine = engine_of(writer.folder) or engine
+        ranks = current()
+        engine = ranks.first(lambda: engine)
+        ask = ranks.own(ask)
+        if engine != "pyro" and is_several(program):
+            in_turn(require_alike, programs, chosen, ask)
+        learner = first.learner
+        prior = WeightPrior(settings[0].weight_prior, first.batches.num_data)
+        if ranks.size > 1:
+            step = in_turn(
+                ranked_step, learner, engine, ask, ranks, prior=prior, num_steps=num_steps
+            )
+        else:
+            number = len(loops) if many else 0
+            step = in_turn(
+                make_step, learner, engine, ask, prior=prior, num_steps=num_steps, replicas=number
+            )
+        if step.reason:
+            logger.info("engine %s: %s", step.engine, step.reason)
+        manifests = [
+            in_turn(_manifest, loop, x, s, step) for loop, s in zip(loops, settings, strict=True)
+        ]
+        if writer is not None and resume:
+            in_turn(go_on, writer.folder, first, manifests[0], num_steps)
+        begin(ranks, loops, manifests, num_steps, None if writer is None else writer.folder)
+        label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
+        with (
+            # Left from below: what is stopped is saved first, and trackers are told afterwards.
+            tracking(trackers, manifests, lambda number: loops[number].history) as tracked,
+            keeping(first, manifests[0], num_steps, writer, settings[0].checkpoint_every),
+            reporter(progress, num_samples, label=label) as report,
+        ):
+            told = list(callbacks)
+            for loop, track in zip(loops, tracked, strict=True):
+                loop.listeners = [*([report] if loop is first else []), track, *told]
+            stopped = in_lockstep(loops, step, num_steps)
+        runs = []
+        for loop, manifest in zip(loops, manifests, strict=True):
+            loop.finish()
+            in_turn(warn_at_floor, loop.learner.program, example)
+            warn_about_divergence(history := loop.history.frame(), loop.learner.name)
+            manifest |= {**loop.totals(), "stopped": stopped}
+            runs.append(Run(loop.learner.program, history, manifest, loop.state))
+        return runs if many else runs[0]
 
 
 def _set_up(
@@ -237,7 +248,7 @@ def _set_up(
     """The loop of one program, ready to run."""
     require_program(program)
     program.to(device=settings.device, dtype=settings.dtype)
-    rows = usable_rows(x, program, learning=True)
+    rows = readable_rows(x, program, learning=True)
     batches = Batches(x, program, settings.batch_size, settings.seed, current())
     num_steps, _ = settings.budget(batches)
     first = batches(0)[1]
@@ -249,10 +260,11 @@ def _set_up(
     chosen = suited(given, chosen, look.guide)
     held_out = None
     if settings.validation is not None:
-        held_out = usable_rows(settings.validation, program)
-        if form_of(held_out) != form_of(rows):
+        held_out = readable_rows(settings.validation, program)
+        theirs, ours = (first_rows(each, 1) for each in (held_out, rows))
+        if form_of(theirs) != form_of(ours):
             raise ValueError(
-                f"a row of validation is {_shape(held_out)}, expected {_shape(rows)} as in x; to "
+                f"a row of validation is {_shape(theirs)}, expected {_shape(ours)} as in x; to "
                 "flatten rows: x.reshape(len(x), -1)"
             )
         require_possible_data(look, held_out)
@@ -269,7 +281,7 @@ def _set_up(
     if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
         key = Stream.INIT.key(settings.seed)
         with NoiseMode(keyed(*key)), seeded(*key):
-            state = chosen.init(program, rows)
+            state = chosen.init(program, _all_that_it_keeps(rows, first, chosen))
     parameters = trainable(program)
     return Loop(
         learner=Learner(
@@ -289,6 +301,13 @@ def _set_up(
         patience=settings.early_stopping,
         keep_best=settings.keep == "best",
     )
+
+
+def _all_that_it_keeps(x: Rows | Stored, first: Rows, objective: Objective) -> Rows:
+    """The rows of which an objective keeps something: of a store only where it keeps any."""
+    if not isinstance(x, Stored):
+        return x
+    return x.rows() if getattr(objective, "refresh_every", 0) else first
 
 
 def _shape(x: Rows) -> Any:

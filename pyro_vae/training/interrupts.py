@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish: they are noted, and obeyed when the state is on disk."""
+"""Ctrl-C, SIGTERM and SIGHUP as a wish: noted, and obeyed when the state is on disk."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from typing import Any
 
 from pyro_vae.torch_internals import ready_to_end
 
+# SIGHUP comes when a terminal is closed or a connection breaks; not on every system.
+NOTED = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
 
 class Terminated(SystemExit):
-    """SIGTERM ended a run whose state is saved in ``path``: exit code 143, message in ``str``."""
+    """A signal ended a run whose state is saved in ``path``; message in ``str``.
 
-    def __init__(self, message: str, path: Path | None) -> None:
-        super().__init__(128 + signal.SIGTERM)
-        self.message, self.path, self.signal = message, path, signal.SIGTERM
+    The exit code is 143 of SIGTERM, 129 of SIGHUP.
+    """
+
+    def __init__(self, message: str, path: Path | None, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)
+        self.message, self.path, self.signal = message, path, number
 
     def __str__(self) -> str:
         return self.message
@@ -26,7 +34,7 @@ class Terminated(SystemExit):
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM is noted in a list; the next goes to the handler before ours."""
+    """The first of these signals is noted in a list; the next goes to the handler before ours."""
     caught: list[int] = []
     before: dict[int, Any] = {}
 
@@ -39,7 +47,7 @@ def noted_signals() -> Iterator[list[int]]:
         put_back()
 
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in NOTED:
             if signal.getsignal(number) not in (None, signal.SIG_IGN):
                 before[number] = signal.signal(number, note)
     try:
@@ -54,8 +62,8 @@ def interruption(number: int, steps: int, folder: Path) -> BaseException:
         f"stopped by {signal.Signals(number).name} after step {steps}; the state lies in {folder}: "
         f"go on with out={str(folder)!r}, resume=True"
     )
-    if number == signal.SIGTERM:
-        return Terminated(message, folder)
+    if number != signal.SIGINT:
+        return Terminated(message, folder, number)
     # No subclass: Python dies of this very class by SIGINT, which ends a shell's loop as well.
     ready_to_end()
     error = KeyboardInterrupt(message)

@@ -171,6 +171,6 @@ def _obey(ranks: Ranks, loop: Loop) -> None:
         said = (
             f"stopped by {name} after step {loop.progress.steps}; nothing was saved, as no out is"
         )
-        if number == signal.SIGTERM:
-            raise Terminated(said, None)
+        if number != signal.SIGINT:
+            raise Terminated(said, None, number)
         raise KeyboardInterrupt(said)
