@@ -11,7 +11,7 @@ PACKAGE = ROOT / "pyro_vae"
 # A room is a file or a folder at the top of the package.  It may use the rooms of the lines above.
 LEVELS = (
     "defaults errors recording torch_internals",
-    "noise turns distributions networks",
+    "noise turns distributions networks cluster",
     "optimizers progress graphs program",
     "priors likelihoods posteriors densities evaluation",
     "models predictive chains checking",
