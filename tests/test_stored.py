@@ -81,8 +81,7 @@ def in_memory():
 @pytest.fixture
 def by_rows(monkeypatch):
     """Whatever can be read by rows is, however small."""
-    for module in (stored, sys.modules["pyro_vae.datasets.data.stored"]):
-        monkeypatch.setattr(module, "IN_MEMORY", 0)
+    monkeypatch.setattr(stored, "IN_MEMORY", 0)
     monkeypatch.setattr(stored, "BYTES_AT_ONCE", 900)
 
 

@@ -19,7 +19,7 @@ from pyro_vae.densities.observations import entries_of_rows
 from pyro_vae.densities.plates import Role
 from pyro_vae.densities.sites import Site
 from pyro_vae.densities.traces import sites_of_both
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.program.rows import Rows, map_rows, num_rows, parts
 from pyro_vae.program.stored import Stored
 
@@ -64,7 +64,7 @@ def require_possible_data(look: Look, x: Rows | Stored) -> None:
     if mistakes:
         raise ValueError(mistakes[0])
     if said:
-        warnings.warn(said, PyroVaeWarning, stacklevel=4)
+        warnings.warn(said, PyroVaeWarning, stacklevel=users_line())
 
 
 def _possible_rows(

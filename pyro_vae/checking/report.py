@@ -32,6 +32,7 @@ from pyro_vae.program.calling import left_as_it_was, require_program
 from pyro_vae.program.inputs import as_rows, gathered, stored_rows
 from pyro_vae.program.parts import mean_range_of
 from pyro_vae.program.rows import Rows, map_rows, num_rows, parts
+from pyro_vae.turns import taking_turns
 
 MAX_ROWS = 64
 
@@ -104,6 +105,7 @@ class Report:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+@taking_turns
 def check(program: nn.Module, x: Any) -> Report:
     """Find the mistakes of a program before any training, and leave it as it was.
 

@@ -32,6 +32,7 @@ from pyro_vae.program.calling import evaluating
 from pyro_vae.program.frames import names_of_rows
 from pyro_vae.program.rows import Rows, map_rows, num_rows, some_rows
 from pyro_vae.progress import counting
+from pyro_vae.turns import taking_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,6 +131,7 @@ class Diagnosis:
         return to_inference_data(self.program, self.x, **options)
 
 
+@taking_turns
 def diagnose(
     program: nn.Module,
     x: Any,

@@ -17,8 +17,10 @@ from pyro_vae.evaluation import RowFunction, row_chunks
 from pyro_vae.noise import Stream, seed_of
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, first_rows, num_rows
+from pyro_vae.turns import taking_turns
 
 
+@taking_turns
 def elbo(
     program: nn.Module, x: Any, *, num_particles: int = 1, seed: int = 0, batch_size: int = 1000
 ) -> Tensor:
@@ -79,6 +81,7 @@ def elbo(
 SHARED_DRAWS = 8  # of global latents, to see what the mean bound owes to one of them
 
 
+@taking_turns
 def elbo_and_error(program: nn.Module, x: Any, *, seed: int = 0) -> tuple[Tensor, float]:
     r"""The ELBO of each datum, and the standard error of its mean, nats.
 

@@ -240,6 +240,11 @@ def item_reader(data: Any) -> Read:
     return read
 
 
+def large(shape: tuple[int, ...]) -> bool:
+    """Whether an array takes so much memory, as float32, that it is better read by rows."""
+    return 4 * math.prod(map(int, shape)) > IN_MEMORY
+
+
 def fits(data: Any, example: Any) -> bool:
     """Whether all items take so little that reading them once is better than reading them often."""
     sizes = [t.nbytes for t in torch.utils._pytree.tree_leaves(example) if isinstance(t, Tensor)]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.engine.ranks import ALONE, Ranks
 from pyro_vae.noise import Stream, seed_of
 from pyro_vae.program.inputs import any_parameter, as_rows, like_parameters
 from pyro_vae.program.rows import Rows, map_rows, num_rows
@@ -16,10 +17,13 @@ class Batches:
     """Minibatches in an order that (seed, epoch) decides, and nothing else.
 
     Each epoch visits every row once.  Batches have one size; the last of an epoch is filled up
-    with copies of its first row, whose ``weight`` is 0.
+    with copies of its first row, whose ``weight`` is 0.  Of several ranks each reads its own
+    rows of a batch, and knows the positions and weights of all.
     """
 
-    def __init__(self, x: Any, program: nn.Module, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, x: Any, program: nn.Module, batch_size: int, seed: int, ranks: Ranks = ALONE
+    ) -> None:
         self._data = x if hasattr(x, "batch") and hasattr(x, "rows") else None
         self._rows = None if self._data is not None else as_rows(x, program, finite=False)
         self._program, self._seed = program, seed
@@ -30,6 +34,7 @@ class Batches:
         self.per_epoch = -(-self.num_data // self.batch_size)
         self._order: tuple[int, Tensor] = (0, torch.empty(0, dtype=torch.int32))
         parameter = any_parameter(program)
+        self._places = ranks.places(self.batch_size) if ranks.size > 1 else None
         self._full = torch.ones(self.batch_size, dtype=parameter.dtype, device=parameter.device)
 
     def __call__(self, number: int) -> tuple[Tensor, Rows, Tensor, int]:
@@ -51,9 +56,10 @@ class Batches:
             index = torch.cat([index, index[:1].expand(self.batch_size - count)])
             weight = weight.clone()
             weight[count:] = 0.0
+        taken = index if self._places is None else index[self._places]
         if self._data is not None:
-            batch = like_parameters(self._data.batch(index, epoch), self._program)
+            batch = like_parameters(self._data.batch(taken, epoch), self._program)
         else:
             # Row after row, in a third of the time that general indexing takes.
-            batch = map_rows(lambda t: t.index_select(0, index.to(t.device)), self._rows)  # type: ignore[arg-type]
+            batch = map_rows(lambda t: t.index_select(0, taken.to(t.device)), self._rows)  # type: ignore[arg-type]
         return index, batch, weight, count

@@ -15,10 +15,10 @@ from pyro_vae import errors
 from pyro_vae.datasets.data import noise
 from pyro_vae.datasets.data.base import Data, DataSet
 from pyro_vae.datasets.data.checks import Binarize
-from pyro_vae.datasets.data.stored import StoredData, stays_stored
+from pyro_vae.datasets.data.stored import StoredData
 from pyro_vae.program.frames import column_names, how_to_read, is_frame, row_names
 from pyro_vae.program.inputs import as_tensor
-from pyro_vae.program.stored import is_stored
+from pyro_vae.program.stored import is_stored, large
 
 
 def from_array(
@@ -56,7 +56,7 @@ def from_array(
     """
     name, covariates = "x", dict[str, Tensor]()
     if is_stored(x):
-        if labels is None and stays_stored(x):
+        if labels is None and large(x.shape):
             kept = StoredData(x, binarize=binarize, scale=scale, seed=seed, missing=missing)
             return kept  # type: ignore[return-value]  # which does all that a Data does
         x, in_place = np.array(x), True

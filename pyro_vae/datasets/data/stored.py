@@ -14,7 +14,7 @@ from pyro_vae.datasets.data import noise
 from pyro_vae.datasets.data.base import digest_header
 from pyro_vae.datasets.data.checks import Binarize, check_options, check_values
 from pyro_vae.program.inputs import as_tensor
-from pyro_vae.program.stored import IN_MEMORY, Stored, array_reader
+from pyro_vae.program.stored import Stored, array_reader
 
 
 class StoredData(Stored):
@@ -143,8 +143,3 @@ class StoredData(Stored):
                 hashed.update(self.index.numpy().data)
             self._digest = hashed.hexdigest()
         return self._digest
-
-
-def stays_stored(array: Any) -> bool:
-    """Whether it would take so much memory, as float32, that it is better read by rows."""
-    return 4 * math.prod(map(int, array.shape)) > IN_MEMORY
