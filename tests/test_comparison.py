@@ -128,7 +128,7 @@ def test_the_command_warns_of_it_once(tmp_path, capsys):
         "200",
     ]
     flags = ["--objectives", "AEVB", "WakeSleep", "--seeds", "1", "--hidden_dim", "4",
-             "--proposal", "guide", "--num_particles", "20"]  # fmt: skip
+             "--proposal", "guide"]  # fmt: skip
     assert main(["compare", *arguments, *flags, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err.splitlines()
     warned = [line for line in said if "warning" in line]
