@@ -1,4 +1,4 @@
-"""The one warning class of the package, and the checks of what callers give: numbers.
+"""The one warning class of the package, and the checks of what callers give: numbers, and files.
 
 A number is whole or real for what it is worth, not for its type: 1e3, numpy's and torch's scalars
 are as good as 1000.  Truth values, text and None are no numbers.  What comes back is Python's own.
@@ -10,6 +10,9 @@ import importlib
 import math
 import numbers
 import reprlib
+import stat
+import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -79,6 +82,43 @@ def within(name: str, value: Any, interval: str, why: str = "") -> float:
     return _bounded(name, value, interval, f"a number in {interval}", why)
 
 
+def regular_file(path: Any, shown: str, advice: str) -> Path:
+    """The path of a file that is there and has an end; ``~`` is the home directory.
+
+    Args:
+        path: what was given.
+        shown: what the caller knows it by, for the message.
+        advice: what to do, for the end of the message.
+
+    Raises:
+        ValueError: nothing is there, or what ends never, or not here: a pipe, a device, a
+            directory; says what it is instead.
+    """
+    try:
+        path = Path(path).expanduser()
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise ValueError(f"{shown}: no such file; {advice} (from {_here()})") from None
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte, nobody's home directory
+        why = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ValueError(f"{shown}: {why}; {advice}") from None
+    if not stat.S_ISREG(mode):
+        kinds = {"is a directory": stat.S_ISDIR, "is a pipe": stat.S_ISFIFO,
+                 "is a socket": stat.S_ISSOCK}  # fmt: skip
+        what = next((name for name, fits in kinds.items() if fits(mode)), "is a device")
+        raise ValueError(f"{shown}: {what}, expected a file; {advice}")
+    return path
+
+
+def users_line() -> int:
+    """How far up a line of the user's is, and not ours, Pyro's or torch's: a `stacklevel`."""
+    level, frame = 1, sys._getframe(1)
+    own = ("pyro_vae", "pyro", "torch")
+    while str(frame.f_globals.get("__name__")).split(".")[0] in own and frame.f_back:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def require_libraries(*names: str) -> None:
     """Import what a result will be written with, before there is one.
 
@@ -96,6 +136,13 @@ def require_libraries(*names: str) -> None:
 
 
 # --- parts --------------------------------------------------------------------------------------
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:  # it was removed
+        return "a folder that is gone"
 
 
 def _is_whole(given: Any, below: int) -> bool:

@@ -23,25 +23,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pyro_vae.cli.stopping import Stop  # little and quick: Ctrl-C is one line from here on
 
     given = list(sys.argv[1:] if arguments is None else arguments)
+    command = " ".join(["pyro-vae", *given[:1]])
+    if arguments is None:
+        _open_streams()
     with (
         _printable(sys.stdout),
-        Stop(" ".join(["pyro-vae", *given[:1]]), ends_process=arguments is None) as stop,
+        Stop(command, ends_process=arguments is None) as stop,
     ):
         try:
             from pyro_vae.cli.running import run
 
             code = run(given, stop)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             return code
         except BrokenPipeError:  # whoever read our output has left, as `head` does
             if arguments is not None:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return 128 + 13  # as of SIGPIPE
+        except (OSError, ValueError) as error:  # ValueError: a user's file has closed it
+            _drop_output()
+            why = getattr(error, "strerror", None) or str(error)
+            with contextlib.suppress(OSError, ValueError):
+                print(f"{command}: stdout: {why}; send it elsewhere", file=sys.stderr)
+            return 2
         except BaseException as error:
             if not stop.caused(error):
                 raise
             return stop.told(error)
+
+
+def _open_streams() -> None:
+    """Open what a caller has closed, lest a file of ours take its place and its output."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            endless = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, endless)
+
+
+def _drop_output() -> None:
+    """Have nothing written any more, where Python would try again on its way out."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- a console that cannot show all -------------------------------------------------------------

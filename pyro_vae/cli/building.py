@@ -231,6 +231,8 @@ class Model(Named):
             self._tell(error, making, data.dim)
             raise
         if not isinstance(program, nn.Module):
+            if inspect.iscoroutine(program):
+                program.close()  # or Python complains that nobody waits for it
             raise ValueError(
                 f"{self.name}: build returned {type(program).__name__}, expected a program with "
                 "model(x) and guide(x), such as a pv.Program"
@@ -277,7 +279,7 @@ class Model(Named):
 
     def _size(self, data: Any) -> Any:
         """Numbers a row, or the shape of an image where ``build`` says that it takes one."""
-        shape = tuple(data.train.x.shape[1:])
+        shape = data.train.event_shape
         kind = kind_of(self.function, self._filled or "")
         takes_shapes = kind is not None and bool(Flag("", kind).lists)
         return shape if takes_shapes and len(shape) > 1 else data.dim

@@ -270,6 +270,8 @@ def typed(parser: Any, pairs: Sequence[tuple[str, str | None]], flags: Sequence[
             raise ValueError(nearest(f"--{name}", [f"--{_shown(each)}" for each in known]))
         if text is None:
             raise ValueError(f"--{_shown(name)} needs a value: {known[name].expected()}")
+        if "\0" in text or (not text.strip() and Path in _parts(known[name].kind)):
+            raise ValueError(f"--{_shown(name)} is {text!r}, expected {known[name].expected()}")
     for flag in flags:
         if flag.required and not any(name == flag.name for name, _ in pairs):
             raise ValueError(f"--{_shown(flag.name)} is needed: {flag.expected()}")

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-import warnings
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from pyro_vae.cli.finding import find_model, require_named, with_parts
 from pyro_vae.cli.flags import Flag, Given, flags_of, last, nearest, parser_of, split, typed
 from pyro_vae.cli.sources import find_objective
 from pyro_vae.cli.stopping import Stop
-from pyro_vae.cli.userfiles import located, shortage
+from pyro_vae.cli.telling import Notes, complain
+from pyro_vae.cli.userfiles import located, shortage, told, words_of
 from pyro_vae.cli.verbs.check import run_check
 from pyro_vae.cli.verbs.compare import run_compare
 from pyro_vae.cli.verbs.data import run_data
@@ -30,7 +31,6 @@ from pyro_vae.cli.verbs.posterior import run_posterior
 from pyro_vae.cli.verbs.report import run_report
 from pyro_vae.cli.verbs.reproduce import run_reproduce
 from pyro_vae.defaults import __version__
-from pyro_vae.errors import PyroVaeWarning
 
 VERBS: dict[str, Callable[..., int]] = {
     "check": run_check,
@@ -80,25 +80,26 @@ def run(arguments: Sequence[str], stop: Stop) -> int:
         print(f"pyro-vae {__version__}")
         return 0
     if verb not in VERBS:
-        return _complain("", nearest(verb, list(VERBS)))
+        return complain("", nearest(verb, list(VERBS)))
     files: list[Path] = []  # of the user's, whose code runs
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", PyroVaeWarning)
-        warnings.showwarning = _shown_by(verb, warnings.showwarning)
+    notes = Notes(verb)
+    with notes.taken():
         try:
             return _run(verb, rest, files)
         except BaseException as error:
             if stop.caused(error) or isinstance(error, BrokenPipeError):
                 raise
+            message = words_of(error) or type(error).__name__
+            if verb == "check" and "\n  " in str(error):  # its mistakes are its result
+                return complain(verb, str(error) + _where(error, files))
+            notes.forget()
             if isinstance(error, (ValueError, TypeError, OSError)):
-                several = verb == "check" and "\n  " in str(error)  # its mistakes are its result
-                said = str(error) if several else _as_flags(_one_line(error), verb)
-                return _complain(verb, said + _where(error, files))
+                return complain(verb, _as_flags(message, verb) + _where(error, files))
             places = (located(error, path) for path in files)
             place = next((each for each in places if each), None) or shortage(error)
-            if place is None:
+            if place is None and (sys.flags.dev_mode or not isinstance(error, Exception)):
                 raise
-            return _complain(verb, " ".join(place.split()))
+            return complain(verb, place or _unforeseen(error))
 
 
 def _run(verb: str, arguments: Sequence[str], files: list[Path]) -> int:
@@ -243,14 +244,13 @@ def _help(verb: str, parser: Any) -> str:
     return f"{usage}\n\n{body.rstrip()}\n{about}"
 
 
-def _complain(verb: str, message: str) -> int:
-    print(f"pyro-vae {verb}".rstrip() + f": {message}", file=sys.stderr)
-    return 2
-
-
-def _one_line(error: BaseException) -> str:
-    said = " ".join(str(error).split()) or type(error).__name__
-    return "; ".join([said, *getattr(error, "__notes__", ())])  # such as where a state lies
+def _unforeseen(error: BaseException) -> str:
+    """What no check of ours has foreseen, by its place."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{told(error)} ({place.filename}:{place.lineno}), which no check has foreseen: python -X "
+        "dev -m pyro_vae shows where it comes from"
+    )
 
 
 def _as_flags(message: str, verb: str) -> str:
@@ -268,22 +268,7 @@ def _where(error: BaseException, files: Sequence[Path]) -> str:
     while cause is not None:
         for path in files:
             place = located(cause, path, said=False)
-            if place and str(path) not in str(error):
+            if place and str(path) not in words_of(error):
                 return f" ({place})"
         cause = cause.__cause__
     return ""
-
-
-def _shown_by(verb: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    told: set[str] = set()  # compare has several runs, and each of them may say the same
-
-    def show(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
-        line = " ".join(str(message).split())
-        if issubclass(category, PyroVaeWarning):
-            if line not in told:
-                print(f"pyro-vae {verb}: warning: {line}", file=sys.stderr)
-            told.add(line)
-        else:
-            otherwise(message, category, *rest, **options)
-
-    return show

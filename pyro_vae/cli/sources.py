@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pyro_vae import errors
 from pyro_vae.cli.flags import nearest
+from pyro_vae.cli.telling import Note
 
 Binarization = Literal["default", "none", "threshold", "static", "dynamic"]
 Header = bool | Literal["auto"]
@@ -41,6 +42,8 @@ def find_optimizer(name: str) -> Any:
         "adagrad": torch.optim.Adagrad,
         "accumulating_adagrad": optimizers.Adagrad,
         "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
         "sgd": torch.optim.SGD,
     }
     if name not in known:
@@ -107,7 +110,7 @@ def open_data(
         header=header,
         missing=missing,
     )
-    print(f"pyro-vae: {_told(data, rows, labels_key)}", file=sys.stderr)
+    warnings.warn(_told(data, rows, labels_key), Note, stacklevel=2)
     if len(rows) < LEAST_ROWS:
         raise ValueError(
             f"--data {data}: {len(rows)} rows, expected {LEAST_ROWS} or more, because a tenth is "
@@ -118,7 +121,7 @@ def open_data(
 
 def _told(data: str, rows: Any, labels_key: str | None) -> str:
     """What was read of a file: how many rows and columns, the first names, and the labels."""
-    shape = rows.x.shape[1:]
+    shape = rows.event_shape
     each = f"{shape[0]:,} columns" if len(shape) == 1 else " x ".join(map(str, shape))
     if rows.columns is not None:
         each += f": {', '.join(rows.columns[:5])}{', ...' if len(rows.columns) > 5 else ''}"

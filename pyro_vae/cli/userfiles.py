@@ -1,58 +1,56 @@
-"""Files of the user's: read where they are regular and small, imported, and named with a line."""
+"""Python files of the user's: imported, and named with a line where they fail."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
-import stat
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.errors import regular_file
 
-def require_regular(path: Path, shown: str, advice: str) -> None:
-    """Refuse what ends never, or not here: a pipe, a device, a directory, nothing at all.
-
-    Raises:
-        ValueError: says what it is instead.
-    """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise ValueError(f"{shown}: no such file; {advice} (from {Path.cwd()})") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte
-        why = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{shown}: {why}; {advice}") from None
-    if not stat.S_ISREG(mode):
-        kinds = {"is a directory": stat.S_ISDIR, "is a pipe": stat.S_ISFIFO,
-                 "is a socket": stat.S_ISSOCK}  # fmt: skip
-        what = next((name for name, fits in kinds.items() if fits(mode)), "is a device")
-        raise ValueError(f"{shown}: {what}, expected a file; {advice}")
+MOST_BYTES = 1 << 22  # of a file of Python
 
 
 def path_and_name(spec: str, otherwise: str) -> tuple[Path | None, str]:
     """``path/to/file.py:name`` in two; no path where a name of ours is meant."""
     head, colon, tail = spec.rpartition(":")
     if colon and (tail.isidentifier() or not tail) and len(head) > 1:
-        return Path(head).expanduser(), tail or otherwise
+        return Path(head), tail or otherwise
     if spec.endswith(".py") or os.sep in spec or "/" in spec:
-        return Path(spec).expanduser(), otherwise
+        return Path(spec), otherwise
     return None, otherwise
+
+
+def python_file(path: Path) -> Path:
+    """The path of a file that may be one of Python, ``~`` as the home directory.
+
+    Raises:
+        ValueError: says what it is instead.
+    """
+    file = regular_file(path, str(path), "expected a Python file, path/to/file.py:NAME")
+    if file.suffix != ".py":
+        what = f"a {file.suffix or 'nameless'} file"
+        raise ValueError(f"{path}: is {what}, expected a Python file, path/to/file.py:NAME")
+    if file.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path}: has more than {MOST_BYTES:,} bytes, expected a Python file")
+    return file
 
 
 def imported(path: Path) -> Any:
     """The module that a file is; it is run.
 
+    Args:
+        path: as :func:`python_file` gives it.
+
     Raises:
-        ValueError: no Python file, or one that fails, by its line.
+        ValueError: it fails, by its line.
     """
-    if path.is_dir() or path.suffix != ".py":
-        what = "a directory" if path.is_dir() else f"a {path.suffix or 'nameless'} file"
-        if path.exists():
-            raise ValueError(f"{path}: is {what}, expected a Python file, path/to/file.py:NAME")
-    require_regular(path, str(path), "check the path")
     shown, path = path, path.resolve()
     name = f"pyro_vae_model_{path.stem}"  # a file named torch.py must not become torch
     spec = importlib.util.spec_from_file_location(name, path)
@@ -63,19 +61,32 @@ def imported(path: Path) -> Any:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # for files that it imports from beside it
     try:
-        spec.loader.exec_module(module)
+        with _nothing_written():
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         del sys.modules[name]
         line = f":{error.lineno}" if error.lineno else ""
         raise ValueError(f"{error.filename or shown}{line}: {error.msg}; correct it") from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # whatever it raises, but for Ctrl-C
         del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         place = located(error, path) or f"{shown}: {told(error)}"
         ends = isinstance(error, SystemExit)
         advice = "guard it by if __name__ == '__main__':" if ends else "make the file run by itself"
         raise ValueError(f"{place}, at import; {advice}") from error
     _refuse_another_default_device(shown)
     return module
+
+
+@contextlib.contextmanager
+def _nothing_written() -> Iterator[None]:
+    """Leave no compiled copy beside what may be refused, or lie where nothing can be written."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _refuse_another_default_device(shown: Path) -> None:
@@ -101,16 +112,25 @@ def told(error: BaseException) -> str:
     """An error of somebody else's, by its type."""
     if isinstance(error, SystemExit):
         return f"sys.exit({error.code!r})"
-    return shortage(error) or f"{type(error).__name__}: {error}"
+    return shortage(error) or f"{type(error).__name__}: {words_of(error)}".rstrip(": ")
+
+
+def words_of(error: BaseException) -> str:
+    """Its message and its notes in one line; an error of somebody else's may fail to say it."""
+    try:
+        said = [str(error), *getattr(error, "__notes__", ())]  # such as where a state lies
+        return "; ".join(" ".join(part.split()) for part in said)
+    except Exception:
+        return ""
 
 
 def shortage(error: BaseException) -> str | None:
     """What to say where memory ran out; torch raises a RuntimeError with a dump of its stack."""
     lacks = r"out of memory|can't allocate memory|not enough memory|[Uu]nable to allocate"
     memory = isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and re.search(lacks, str(error))
+        isinstance(error, RuntimeError) and re.search(lacks, words_of(error))
     )
     if not memory:
         return None
-    asked = re.search(r"allocate ([\d.]+ [KMGT]?i?B(?:ytes)?|\d+ bytes)", str(error))
+    asked = re.search(r"allocate ([\d.]+ [KMGT]?i?B(?:ytes)?|\d+ bytes)", words_of(error))
     return f"out of memory{f' for {asked[1]}' if asked else ''}: ask for smaller sizes"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.noise import Stream, seeded
 from pyro_vae.objectives.base import EMPTY, State
 from pyro_vae.program.calling import materialize
@@ -206,5 +206,5 @@ def restore(program: nn.Module, saved: dict[str, Any]) -> None:
             value.copy_(found[name])
 
 
-def warn(message: str, stacklevel: int = 3) -> None:
-    warnings.warn(message, PyroVaeWarning, stacklevel=stacklevel)
+def warn(message: str) -> None:
+    warnings.warn(message, PyroVaeWarning, stacklevel=users_line())

@@ -256,8 +256,8 @@ def _read_tensors(path: Path, size: int, table: dict[str, Any]) -> dict[str, Ten
             raise _damaged(path, f'holds a tensor "{name}" that the manifest does not know')
         value, expected = tensors[name], table[name]
         if list(value.shape) != expected["shape"]:
-            found = f"has shape {list(value.shape)}, expected {expected['shape']}"
-            raise _damaged(path, f'tensor "{name}" {found}')
+            shapes = f"has shape {list(value.shape)}, expected {expected['shape']}"
+            raise _damaged(path, f'tensor "{name}" {shapes}')
         if tensor_digest(name, value) != expected["sha256"]:
             raise _damaged(path, f'tensor "{name}" differs from its sha256')
     if there != size:

@@ -41,8 +41,14 @@ from pyro_vae.runs.schema import read_run
 from pyro_vae.runs.storage import MANIFEST, MOST_BYTES, read_regular
 from pyro_vae.runs.values import pack
 from pyro_vae.runs.writer import Writer
-from pyro_vae.training.interrupts import interruption, noted_signals
+from pyro_vae.training.interrupts import (
+    cancelled_elsewhere,
+    interruption,
+    noted_signals,
+    obeyed_between_steps,
+)
 from pyro_vae.training.loop import Loop, Progress
+from pyro_vae.turns import in_turn
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
@@ -54,7 +60,8 @@ RECORDS = {
     "objective_record": "objective", "objective_code": "objective",
     "optimizer_record": "optimizer", "schedule_record": "schedule", "parts": "",
 }  # fmt: skip
-SURROUNDINGS = ("threads", "device", "source_digest", "torch")  # these only change the last bits
+# These only change the last bits.
+SURROUNDINGS = ("threads", "device", "source_digest", "torch", "processes")
 
 
 @contextlib.contextmanager
@@ -66,13 +73,19 @@ def keeping(
     An error that ends the run is raised as it is, with a note that says where the state lies.
     """
     if writer is None:
-        yield
+        with obeyed_between_steps() as check:
+            loop.after_step = lambda _: check()
+            yield
         return
+    cancelled = cancelled_elsewhere()
     before, saved_at, cost = loop.progress.steps, time.monotonic(), 0.0
     pack(_resumable(loop), "", {})  # what cannot be saved is refused before the first step
     last_saved: int | None = before or None
 
     def save() -> None:
+        in_turn(write_all)  # parameters are swapped while another thread runs the program
+
+    def write_all() -> None:
         nonlocal saved_at, cost, last_saved
         started = time.monotonic()
         _require_finite(loop)
@@ -93,6 +106,8 @@ def keeping(
             due = loop.progress.steps % every == 0
         else:
             due = time.monotonic() - saved_at >= every
+        if cancelled() and not caught:
+            caught.append(signal.SIGINT)
         if due or caught:
             save()
         if caught:
@@ -181,7 +196,7 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
         ValueError: the checkpoint is damaged, or is of another run; nothing is changed then.
     """
     if not os.path.lexists(folder / MANIFEST):
-        warn(f"{folder} holds no run yet: resume=True starts anew", stacklevel=4)
+        warn(f"{folder} holds no run yet: resume=True starts anew")
         return
     saved = read_run(folder)
     if "optimizer" not in saved:
@@ -213,11 +228,13 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
             f"{folder} holds another run: {'; '.join(wrong)}: pass the settings of the "
             "checkpoint and no smaller budget, or name another folder as out"
         )
-    here, there = ({**m, "torch": m["versions"]["torch"]} for m in (manifest, theirs))
+    here, there = (
+        {"processes": 1, **m, "torch": m["versions"]["torch"]} for m in (manifest, theirs)
+    )
     changed = [f"{n} is {here[n]}, was {there[n]}" for n in SURROUNDINGS if here[n] != there[n]]
     if changed:
         warn(f"{folder} goes on where {'; '.join(changed)}: expect other last bits than those "
-              "of an uninterrupted run", stacklevel=4)  # fmt: skip
+              "of an uninterrupted run")  # fmt: skip
     restore_optimizer(loop.learner.optimizer, saved["optimizer"])
     restore(loop.learner.program, saved)
     device = next(loop.learner.program.parameters()).device

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -15,10 +16,12 @@ from pyro_vae.evidence.bound import elbo_and_error
 from pyro_vae.noise import Key, Stream
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.rows import Rows
+from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record
 from pyro_vae.runs.history import History
 from pyro_vae.runs.run import restore
 from pyro_vae.training.batches import Batches
+from pyro_vae.turns import in_turn
 
 
 @dataclass
@@ -55,7 +58,7 @@ class Loop:
     seed: int = 0
     scheduler: Any = None
     scheduler_is_told: bool = False  # the held-out bound, at each evaluation; else called each step
-    validation: Rows | None = None
+    validation: Rows | Stored | None = None
     evaluate_every: int = 1
     record_every: int = 1
     patience: int | None = None
@@ -64,6 +67,7 @@ class Loop:
     booked: bool = True  # all that was answered; not so after an error in the midst of that
     listeners: Sequence[Callable[[Record], Any]] = ()
     after_step: Callable[[Loop], Any] = lambda loop: None  # saves, where a folder was named
+    first: Callable[[Callable[[], Any]], Any] = lambda function: function()  # run by rank 0 alone
     pause_every: int = 0  # updates after which `after_step` must see the loop, whatever else
     history: History = field(default_factory=History)
     progress: Progress = field(default_factory=Progress)
@@ -138,8 +142,7 @@ class Loop:
             )
             if last or evaluate or done.steps % self.record_every == 0:
                 record = self.record(evaluate)
-                told = [listen(record) for listen in self.listeners]  # all of them are
-                if True in told:
+                if self.first(partial(self._told, record)):
                     done.called_off = num_steps
             self.after_step(self)
         return reason
@@ -201,7 +204,8 @@ class Loop:
         """Close a window of the history, with a held-out evaluation where one is due."""
         done, held_out = self.progress, dict[str, float]()
         if evaluate and getattr(self.learner.objective, "has_bound", True):
-            values, error = elbo_and_error(self.learner.program, self.validation, seed=self.seed)
+            program, seed = self.learner.program, self.seed
+            values, error = self.first(lambda: elbo_and_error(program, self.validation, seed=seed))
             bound = float(values.mean())
             held_out = {"validation_bound": bound, "validation_bound_standard_error": error}
             if done.best is None or _risen(values, done.best):
@@ -210,7 +214,7 @@ class Loop:
                 done.waited += 1
             if done.best_bound is None or bound > done.best_bound:
                 done.best_bound, done.best_step = bound, done.steps
-                self.kept = self._snapshot() if self.keep_best else None
+                self.kept = in_turn(self._snapshot) if self.keep_best else None
             # Not at the end of a budget in between: a larger one would go on with another rate.
             if self.scheduler_is_told and done.steps % self.evaluate_every == 0:
                 # Schedulers take a loss, unless told that more is better.
@@ -220,6 +224,10 @@ class Loop:
             step=done.steps, samples=done.samples, seconds=done.seconds, **held_out
         )
         return record._replace(program=self.learner.program, best_step=done.best_step)
+
+    def _told(self, record: Record) -> bool:
+        """Whether a listener wants the run to end; all of them are told."""
+        return True in [listen(record) for listen in self.listeners]
 
     def _snapshot(self) -> dict[str, Any]:
         """Copies of all that a run is loaded from, as they are now."""
@@ -239,7 +247,7 @@ class Loop:
     def finish(self) -> None:
         """Put the weights that are kept into the program, and the state that goes with them."""
         if self.kept is not None:
-            restore(self.learner.program, self.kept)
+            in_turn(restore, self.learner.program, self.kept)
             self.state = State(**self.kept["state"])
 
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pyro_vae.datasets.data.arrays import from_array
 from pyro_vae.datasets.data.base import Data
 from pyro_vae.datasets.data.checks import Binarize
+from pyro_vae.datasets.data.numpy_files import named, read_npy, read_npz
 from pyro_vae.datasets.data.tables import Header, read_table, warn_about_row_numbers
+from pyro_vae.errors import regular_file
 
 
 def from_file(
@@ -28,7 +28,7 @@ def from_file(
     seed: int = 0,
     missing: bool = False,
 ) -> Data:
-    """Read a .npy, .npz or .csv file as `Data`.
+    """Read a .npy, .npz or .csv file as `Data`; a .npy of more than 256 MiB as `StoredData`.
 
     Args:
         path: the file. A .csv holds numbers between commas, semicolons, tabs or blanks, with a
@@ -49,7 +49,7 @@ def from_file(
     Warns:
         PyroVaeWarning: where the first of several columns counts the rows.
     """
-    path = Path(path).expanduser()
+    given, path = path, Path(path)
     if header not in (True, False, "auto"):
         raise ValueError(f'header: got {header!r}, expected True, False or "auto"')
     if path.suffix.lower() not in _READERS:
@@ -57,13 +57,16 @@ def from_file(
             f"{path}: got suffix {path.suffix!r}, expected one of {', '.join(_READERS)}; save the "
             "array with np.save or np.savez, or as comma-separated text"
         )
-    if not path.is_file():
-        raise ValueError(f"{path}: got no such file; check the path (from {Path.cwd()})")
+    path = regular_file(given, str(given), "check the path")
     try:
         if header != "auto" and path.suffix.lower() != ".csv":
             raise ValueError(f"got header={header}, expected none: only a .csv has one")
         x, labels = _READERS[path.suffix.lower()](path, key, labels_key, header)
-        return from_array(x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing)
+        return from_array(
+            x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing, in_place=True
+        )
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
@@ -75,40 +78,26 @@ def _read_npy(
 ) -> tuple[Any, Any]:
     if key is not None or labels_key is not None:
         raise ValueError("got a key, expected none: a .npy holds one array; use a .npz for more")
-    return _numpy_load(path, b"\x93NUMPY"), None
+    return read_npy(path), None
 
 
 def _read_npz(
     path: Path, key: str | None, labels_key: str | None, header: Header
 ) -> tuple[Any, Any]:
-    arrays = _numpy_load(path, b"PK")
-    others = [name for name in arrays if name != labels_key]
-    if key is None and ("x" in others or len(others) == 1):
-        key = "x" if "x" in others else others[0]
-    missing = [name for name in (key, labels_key) if name is not None and name not in arrays]
-    if key is None or missing:
-        got = f"no array {missing[0]!r}" if missing else "no key"
-        raise ValueError(f"got {got}, expected key= to be one of {', '.join(map(repr, arrays))}")
-    return arrays[key], None if labels_key is None else arrays[labels_key]
+    def choose(names: list[str]) -> tuple[str, str | None]:
+        others = [name for name in names if name != labels_key]
+        lone = "x" if "x" in others else others[0] if len(others) == 1 else None
+        wanted = lone if key is None else key
+        missing = [name for name in (wanted, labels_key) if name is not None and name not in names]
+        if wanted is None or missing:
+            if not names:
+                raise ValueError("got an archive without arrays, expected one at least")
+            got = f"no array {missing[0]!r}" if missing else "no key"
+            raise ValueError(f"got {got}, expected key= to be one of {named(names)}")
+        return wanted, labels_key
 
-
-def _numpy_load(path: Path, magic: bytes) -> Any:
-    """The array of a .npy, the dictionary of a .npz."""
-    with path.open("rb") as file:
-        if file.read(len(magic)) != magic:  # else numpy takes any bytes for a pickle
-            raise ValueError(f"got other bytes than a {path.suffix} begins with; save it again")
-        file.seek(0)
-        try:
-            loaded = np.load(file, allow_pickle=False)
-            return loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
-        except (
-            Exception
-        ) as error:  # a damaged file raises errors of zipfile, zlib, ast, struct, ...
-            if "allow_pickle" in str(error):
-                raise TypeError(
-                    "got an array of objects, expected numbers; save it with .astype(float)"
-                ) from error
-            raise ValueError(f"got a damaged file ({error}), expected a complete one") from error
+    x, labels = read_npz(path, choose)
+    return x, labels
 
 
 def _read_csv(
@@ -121,7 +110,7 @@ def _read_csv(
     if labels_key is not None:
         places = [i for i, name in enumerate(frame.columns) if str(name) == labels_key]
         if len(places) != 1:
-            columns = ", ".join(repr(str(column)) for column in frame.columns)
+            columns = named([str(column) for column in frame.columns])
             got = f"no column {labels_key!r}" if not places else f"{len(places)} of {labels_key!r}"
             raise ValueError(f"got {got}, expected labels_key= one of {columns}")
         labels = frame.iloc[:, places[0]]

@@ -6,6 +6,7 @@ encoding, the separator and the decimal sign, and the header.  A line of numbers
 as a datum it would be wrong in silence, so a first line is read as what it surely is, or refused.
 """
 
+import codecs
 import csv
 import itertools
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from pyro_vae.datasets.data.checks import first_names
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 
 Header = bool | Literal["auto"]
 
@@ -28,6 +29,8 @@ THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 EXCEL = re.compile(r'"?sep=."?\s*')  # a first line that tells Excel the separator
 MISSING = {"", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none"}
 ENOUGH = 5  # rows, to say what is unlike them
+# pandas takes minutes and gigabytes for a table of a million columns, which a .npy holds as well.
+MOST_COLUMNS, MOST_CHARACTERS = 65_536, 1 << 21
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,13 @@ def read_table(path: Path, header: Header) -> Any:
     with path.open("rb") as file:
         head = file.read(2**16)
     marked = head[:2] in (b"\xff\xfe", b"\xfe\xff")
-    if b"\0" in head and not marked:
+    if head[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE) or (b"\0" in head and not marked):
         raise ValueError("got bytes that are no text, expected numbers in lines; save it as text")
-    if marked:
-        return _read(path, "utf-16", header)
+    try:
+        if marked:
+            return _read(path, "utf-16", header)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"got text that breaks off ({error}); save it as UTF-8") from error
     try:
         return _read(path, "utf-8-sig", header)
     except UnicodeDecodeError:  # numbers are the same in all of its kin, and names nearly so
@@ -185,7 +191,9 @@ def _read(path: Path, encoding: str, header: Header) -> Any:
         except pd.errors.ParserError as error:
             found = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
             if found is None:
-                raise
+                raise ValueError(
+                    f"got no table of numbers ({error}), a quote that is never closed?; correct it"
+                ) from error
             fields, line, saw = map(int, found.groups())
             raise ValueError(
                 f"got lines of different lengths: Expected {fields} fields in line "
@@ -212,7 +220,7 @@ def warn_about_row_numbers(x: Any) -> None:
             "index, which a model learns like any other number? Write the file without it, "
             "index=False",
             PyroVaeWarning,
-            stacklevel=4,
+            stacklevel=users_line(),
         )
 
 
@@ -223,7 +231,9 @@ def _first_lines(file: TextIO) -> tuple[int, list[str]]:
     """How many lines say nothing, and the few hundred lines from there on that do."""
     lines: list[str] = []
     start = size = 0
-    for number, line in enumerate(file):
+    for number, line in enumerate(iter(lambda: file.readline(MOST_CHARACTERS), "")):
+        if len(line) > MOST_COLUMNS:
+            _refuse_width(line, number)
         if not line.strip() or line.startswith("#") or (not lines and EXCEL.fullmatch(line)):
             continue
         start = start if lines else number
@@ -236,9 +246,27 @@ def _first_lines(file: TextIO) -> tuple[int, list[str]]:
     return start, lines
 
 
+def _refuse_width(line: str, number: int) -> None:
+    columns = max(len(line.split()), *(1 + line.count(separator) for separator in ",;\t"))
+    if columns > MOST_COLUMNS or len(line) >= MOST_CHARACTERS:
+        got = f"{columns:,} columns" if columns > MOST_COLUMNS else "a line without end"
+        raise ValueError(
+            f"got {got} in line {number + 1}, expected {MOST_COLUMNS:,} columns and "
+            f"{MOST_CHARACTERS:,} characters at most; a wider table is saved by np.save"
+        )
+    longest = max(map(len, re.split(r"[,;\s]", line)))
+    if longest > MOST_COLUMNS:
+        raise ValueError(
+            f"got no comma-separated text: a field of {longest:,} characters in line {number + 1}, "
+            "expected numbers"
+        )
+
+
 def _fields(line: str, separator: str) -> list[str]:
     if separator == " ":
         return line.split()
+    if '"' not in line:  # the fields of csv have a limit, also where it is not their separator
+        return [field.strip() for field in line.split(separator)]
     return [field.strip() for field in next(csv.reader([line], delimiter=separator), [])]
 
 
