@@ -31,6 +31,7 @@ from pyro_vae.networks.base import length_of, shape_of
 from pyro_vae.posteriors.suiting import kind_of, require_fit
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.parts import Part
+from pyro_vae.program.stored import Stored, array_reader, is_stored
 from pyro_vae.program.vae import VAE, built_by_name
 from pyro_vae.recording import record_of
 
@@ -221,6 +222,9 @@ def _usual_posterior(prior: Any) -> Any:
     return posteriors.Gaussian() if support is None else posteriors.suited(support)()
 
 
+SOME = 10_000  # rows of a store, evenly spaced, from which parts infer what they need
+
+
 def _rows_of(data: Any) -> dict[str, Tensor] | None:
     """The entries of data, or None of a size."""
     if isinstance(data, int) or (
@@ -229,6 +233,10 @@ def _rows_of(data: Any) -> dict[str, Tensor] | None:
         return None
     if hasattr(data, "image_shape"):  # a data set
         data = data.train
+    if is_stored(data):
+        data = Stored(*array_reader(data, as_tensor))
+    if isinstance(data, Stored):
+        data = data.some(SOME)
     if callable(getattr(data, "rows", None)):
         data = data.rows()
     if isinstance(data, Mapping):

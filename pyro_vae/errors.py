@@ -11,6 +11,7 @@ import math
 import numbers
 import reprlib
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,15 @@ def regular_file(path: Any, shown: str, advice: str) -> Path:
         what = next((name for name, fits in kinds.items() if fits(mode)), "is a device")
         raise ValueError(f"{shown}: {what}, expected a file; {advice}")
     return path
+
+
+def users_line() -> int:
+    """How far up a line of the user's is, and not ours, Pyro's or torch's: a `stacklevel`."""
+    level, frame = 1, sys._getframe(1)
+    own = ("pyro_vae", "pyro", "torch")
+    while str(frame.f_globals.get("__name__")).split(".")[0] in own and frame.f_back:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def require_libraries(*names: str) -> None:

@@ -18,6 +18,7 @@ from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.noise import NoiseMode, keyed, seeded
 from pyro_vae.program.calling import Parameters, call_with
 from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
+from pyro_vae.program.stored import Stored
 
 # --- rows in chunks -----------------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ class RowFunction:
         return code
 
 
-def row_chunks(x: Rows, size: int) -> Iterator[tuple[int, Rows]]:
+def row_chunks(x: Rows | Stored, size: int) -> Iterator[tuple[int, Rows]]:
     """Cut ``x`` into pieces of exactly ``size`` rows: ``(rows that count, rows)``.
 
     The last piece repeats the last row, so that one captured graph serves all.
@@ -79,6 +80,10 @@ def row_chunks(x: Rows, size: int) -> Iterator[tuple[int, Rows]]:
     total = num_rows(x)
     size = min(size, total)
     for start in range(0, total, size):
+        if isinstance(x, Stored):
+            index = torch.arange(start, start + size).clamp_max(total - 1)
+            yield min(size, total - start), x.batch(index, 0)
+            continue
         index = torch.arange(start, start + size, device=device_of(x)).clamp_max(total - 1)
         rows = map_rows(partial(torch.index_select, dim=0, index=index), x)
         yield min(size, total - start), rows

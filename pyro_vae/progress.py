@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
+
+from pyro_vae.turns import out_of_turn
 
 
 class Record(NamedTuple):
@@ -41,7 +44,7 @@ def reporter(
     nobody insists on either; a callable of the user's; or nothing.
     """
     if callable(progress):
-        yield progress
+        yield functools.partial(out_of_turn, progress)
         return
     if progress is None and not sys.stderr.isatty():
         yield line_a_minute(label, total)
@@ -86,7 +89,7 @@ def counting(
         return Record(calls, done, time.monotonic() - began, {})
 
     if callable(progress):
-        yield lambda n=1: progress(record(n))
+        yield lambda n=1: out_of_turn(progress, record(n))
         return
     if progress is None and not sys.stderr.isatty():
         tell = line_a_minute(label, total, unit=unit)

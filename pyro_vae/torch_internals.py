@@ -17,6 +17,8 @@ A graph is captured, compared and compiled by parts of torch that it does not pr
   ``torch.backends.mkldnn.flags``.
 * ``torch._dynamo`` imports ``tabulate``, where that is installed, while Python ends; that evaluates
   code, and Python forgets that it was to die of SIGINT.  ``ready_to_end`` imports it before.
+* ``modes`` are those of this thread, to be put back where one was left behind.
+* ``graph_module`` keeps the source of every graph; ``sources_forgotten`` drops those of ours.
 * ``StorageWeakRef`` names the memory of a tensor without keeping it.
 
 To try another version of torch: ``make matrix``.
@@ -28,6 +30,7 @@ import contextlib
 import contextvars
 import getpass
 import importlib
+import linecache
 import logging
 import os
 import tempfile
@@ -35,21 +38,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, overrides
 from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx import graph_module
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as no_modes
 
 __all__ = [
+    "Modes",
     "StorageWeakRef",
     "TorchDispatchMode",
+    "compile_cache",
     "fx_graph_cse",
     "machine_code_of",
+    "modes",
     "no_modes",
+    "put_back_modes",
     "ready_to_end",
+    "sources_forgotten",
     "traced",
     "without_onednn",
 ]
@@ -59,6 +69,29 @@ def ready_to_end() -> None:
     """Import what torch would import while Python ends: ahead of an exit by a signal."""
     with contextlib.suppress(ImportError):
         importlib.import_module("tabulate")
+
+
+Modes = tuple[list[Any], list[Any]]
+
+
+def modes() -> Modes:
+    """What this thread's operations are seen by: modes of dispatch and of functions."""
+    if not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack():
+        return [], []
+    return (
+        _python_dispatch._get_current_dispatch_mode_stack(),
+        overrides._get_current_function_mode_stack(),
+    )
+
+
+def put_back_modes(before: Modes) -> None:
+    """Make them so again."""
+    for own, now, kept in zip((_python_dispatch, overrides), modes(), before, strict=True):
+        if now != kept:
+            for _ in now:
+                own._pop_mode()
+            for mode in kept:
+                own._push_mode(mode)
 
 
 @contextlib.contextmanager
@@ -109,24 +142,53 @@ def _without_examples() -> Iterator[None]:
         _bare.reset(token)
 
 
-def machine_code_of(
-    graph: fx.GraphModule, tensors: Sequence[Tensor], options: dict[str, Any]
-) -> Callable[..., Sequence[Tensor]]:
-    """A flat graph of tensors of these shapes as machine code; raises what the compiler raises."""
-    from torch._inductor import standalone_compile
+@contextlib.contextmanager
+def sources_forgotten() -> Iterator[None]:
+    """Drop the sources of the graphs made in here, which torch keeps for good to show in errors.
 
-    return standalone_compile(
-        graph,
-        list(tensors),
-        dynamic_shapes="from_example_inputs",
-        options={"config_patches": options},
-    )
+    A process that makes graphs again and again would grow by them.
+    """
+    kept = graph_module._loader.eval_cache
+    before = set(kept)
+    try:
+        yield
+    finally:
+        for name in kept.keys() - before:
+            kept.pop(name, None)
+            linecache.cache.pop(name, None)
+
+
+def machine_code_of(
+    graph: fx.GraphModule,
+    tensors: Sequence[Tensor],
+    options: dict[str, Any],
+    *,
+    afresh: bool = False,
+) -> Callable[..., Sequence[Tensor]]:
+    """A flat graph of tensors of these shapes as machine code; raises what the compiler raises.
+
+    Args:
+        graph, tensors: the graph and its inputs.
+        options: of the compiler.
+        afresh: in a cache of its own that is not kept, with nothing that was compiled before.
+    """
+    from torch._inductor import standalone_compile
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache() if afresh else contextlib.nullcontext():
+        return standalone_compile(
+            graph,
+            list(tensors),
+            dynamic_shapes="from_example_inputs",
+            options={"config_patches": options | ({HEADERS: False} if afresh else {})},
+        )
 
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+HEADERS = "cpp_cache_precompile_headers"  # into a folder that all caches share
 
 
-def _cache() -> str:
+def compile_cache() -> str:
     """The folder of the compiler's cache, as torch finds it."""
     user = "unknown"
     with contextlib.suppress(KeyError, OSError):
@@ -143,11 +205,11 @@ def _refused(folder: str) -> str:
     return "" if os.access(folder, os.W_OK) else "no permission to write"
 
 
-if _why := _refused(_cache()):
+if _why := _refused(compile_cache()):
     _instead = tempfile.TemporaryDirectory(prefix="torchinductor_")  # until the process ends
     logging.getLogger("pyro_vae").warning(
         "torch's compile cache %s cannot be used (%s): what is compiled is not kept; set %s to a "
         "folder that can be written",
-        _cache(), _why, CACHE,
+        compile_cache(), _why, CACHE,
     )  # fmt: skip
     os.environ[CACHE] = _instead.name

@@ -39,6 +39,7 @@ from pyro_vae.noise import Stream, seed_of
 from pyro_vae.predictive.simulating import Simulated, simulate
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, num_rows
+from pyro_vae.turns import taking_turns
 
 Quantity = Callable[[Rows, dict[str, Tensor]], Tensor]  # x, latents (B, ...) -> (B,)
 Curves = dict[str, np.ndarray]  # by quantity
@@ -98,6 +99,7 @@ class Ranks(NamedTuple):
         }
 
 
+@taking_turns
 def simulated_ranks(
     program: Any,
     like: Any = None,

@@ -32,6 +32,7 @@ from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.noise import Stream, keyed, seeded
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, num_rows
+from pyro_vae.turns import taking_turns
 
 LEAST_WARMUP = 20  # moves that tune a step size
 
@@ -60,6 +61,7 @@ class Draws(NamedTuple):
     log_joint: Tensor
 
 
+@taking_turns
 def sample_posterior(
     program: nn.Module,
     x: Any,
@@ -297,7 +299,7 @@ def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
             f"HMC accepts less than half of its moves for {stuck} {chains} (chain {worst}: "
             f"{float(draws.accept[worst]):.2f}), so their draws say little: {advice}",
             PyroVaeWarning,
-            stacklevel=4,
+            stacklevel=errors.users_line(),
         )
     diverged = int((draws.divergences > 0.01 * num_moves).sum())
     if diverged:
@@ -308,7 +310,7 @@ def _judge(draws: Draws, num_moves: int, tuned: str) -> None:
             "narrow: raise target_accept, or pass a smaller step_size, where they are options "
             "(of chains.sample_posterior)",
             PyroVaeWarning,
-            stacklevel=4,
+            stacklevel=errors.users_line(),
         )
 
 

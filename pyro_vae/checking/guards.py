@@ -19,11 +19,12 @@ from pyro_vae.densities.observations import entries_of_rows
 from pyro_vae.densities.plates import Role
 from pyro_vae.densities.sites import Site
 from pyro_vae.densities.traces import sites_of_both
-from pyro_vae.errors import PyroVaeWarning
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.errors import PyroVaeWarning, users_line
+from pyro_vae.program.rows import Rows, map_rows, num_rows, parts
+from pyro_vae.program.stored import Stored
 
 
-def require_possible_data(look: Look, x: Rows) -> None:
+def require_possible_data(look: Look, x: Rows | Stored) -> None:
     """Refuse data to which the likelihood gives no density, every row of them.
 
     With validation off, which captured graphs and ``python -O`` have, a Bernoulli scores a pixel
@@ -47,8 +48,31 @@ def require_possible_data(look: Look, x: Rows) -> None:
         possible_parameters(each, label(role, name), mistakes)
         if role == "model" and not each.observed:  # a guide's draw may leave the prior's support
             possible_values(each, label(role, name), mistakes)
-    entries, all_rows = look.entries, entries_of_rows(x)
-    unsure = [name for name, entry in entries.items() if entry is None]
+    unsure: set[str] = set()
+    for start, rows in parts(x):
+        again, far = _possible_rows(look, rows, mistakes, start)
+        unsure |= again
+        said = said or far
+        if mistakes:
+            break
+    met = Met(look.guide, look.model, look.x, look.observed, program=look.program)
+    for rule in (dimensions, shapes):  # torch would broadcast, and score something else
+        if not mistakes:
+            rule(met, mistakes)
+    if unsure:  # a bound may be that of these rows, as the longest document of a batch
+        _possible_in_all_rows(look, x, sorted(unsure), mistakes)
+    if mistakes:
+        raise ValueError(mistakes[0])
+    if said:
+        warnings.warn(said, PyroVaeWarning, stacklevel=users_line())
+
+
+def _possible_rows(
+    look: Look, x: Rows, mistakes: Mistakes, start: int
+) -> tuple[set[str], str | None]:
+    """Sites that some rows alone cannot tell about, and what to say of values out of reach."""
+    entries, all_rows, said = look.entries, entries_of_rows(x), None
+    unsure = {name for name, entry in entries.items() if entry is None}
     for name, site in look.observations.items():
         entry, found = entries[name], Mistakes()
         if not isinstance(site.value, Tensor):
@@ -57,37 +81,32 @@ def require_possible_data(look: Look, x: Rows) -> None:
             # (Masks and such bounds say nothing about other rows.)
             rows = all_rows[entry]
             site = replace(site, value=rows.reshape(len(rows), *site.value.shape[1:]))
-        possible_values(site, _named(look, name), found)
-        unsure += [name] if found else []
+        possible_values(site, _named(look, name), found, start)
+        unsure |= {name} if found else set()
         if name == look.observed:
             said = out_of_reach(site, look.mean_range)
-    met = Met(look.guide, look.model, look.x, look.observed, program=look.program)
-    for rule in (dimensions, shapes):  # torch would broadcast, and score something else
-        if not mistakes:
-            rule(met, mistakes)
-    if unsure:  # a bound may be that of these rows, as the longest document of a batch
-        _possible_in_all_rows(look, x, unsure, mistakes)
-    if mistakes:
-        raise ValueError(mistakes[0])
-    if said:
-        warnings.warn(said, PyroVaeWarning, stacklevel=4)
+    return unsure, said
 
 
 def _named(look: Look, name: str) -> str:
     return "data" if name == look.observed else f'data "{name}"'
 
 
-def _possible_in_all_rows(look: Look, x: Rows, names: list[str], mistakes: Mistakes) -> None:
+def _possible_in_all_rows(
+    look: Look, x: Rows | Stored, names: list[str], mistakes: Mistakes
+) -> None:
     """The same for some sites, by running the model on all rows."""
     size = max(1, num_rows(look.x))
-    for start in range(0, num_rows(x), size):
-        part = map_rows(lambda t, start=start: t[start : start + size], x)  # type: ignore[misc]
-        found = Look.at(look.program, part, rows=None)
-        for name in names:
-            if name in found.model:
-                possible_values(found.model[name], _named(look, name), mistakes, start)
-        if mistakes:
-            return
+    for first, rows in parts(x):
+        for start in range(0, num_rows(rows), size):
+            part = map_rows(lambda t, start=start: t[start : start + size], rows)  # type: ignore[misc]
+            found = Look.at(look.program, part, rows=None)
+            for name in names:
+                if name in found.model:
+                    where = _named(look, name)
+                    possible_values(found.model[name], where, mistakes, first + start)
+            if mistakes:
+                return
 
 
 def _has_bounds_by_row(site: Site) -> bool:

@@ -29,9 +29,10 @@ from pyro_vae.densities.observations import observed_site
 from pyro_vae.densities.sites import latents_of
 from pyro_vae.noise import LOOK, NoiseMode, keyed
 from pyro_vae.program.calling import left_as_it_was, require_program
-from pyro_vae.program.inputs import as_rows, gathered
+from pyro_vae.program.inputs import as_rows, gathered, stored_rows
 from pyro_vae.program.parts import mean_range_of
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.program.rows import Rows, map_rows, num_rows, parts
+from pyro_vae.turns import taking_turns
 
 MAX_ROWS = 64
 
@@ -104,6 +105,7 @@ class Report:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+@taking_turns
 def check(program: nn.Module, x: Any) -> Report:
     """Find the mistakes of a program before any training, and leave it as it was.
 
@@ -169,7 +171,9 @@ def _first_rows(program: nn.Module, x: Any) -> Rows:
 def _gap(program: nn.Module, x: Any) -> str | None:
     """What is wrong with missing values in any row, also beyond those that are looked at."""
     with left_as_it_was(program), pyro.get_param_store().scope():
-        return not_taken(program, as_rows(x, program, finite=False), learning=True)
+        rows = stored_rows(x, program) or as_rows(x, program, finite=False)
+        said = (not_taken(program, r, learning=True, first_row=n) for n, r in parts(rows))
+        return next((each for each in said if each is not None), None)
 
 
 def _look(

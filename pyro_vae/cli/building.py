@@ -279,7 +279,7 @@ class Model(Named):
 
     def _size(self, data: Any) -> Any:
         """Numbers a row, or the shape of an image where ``build`` says that it takes one."""
-        shape = tuple(data.train.x.shape[1:])
+        shape = data.train.event_shape
         kind = kind_of(self.function, self._filled or "")
         takes_shapes = kind is not None and bool(Flag("", kind).lists)
         return shape if takes_shapes and len(shape) > 1 else data.dim

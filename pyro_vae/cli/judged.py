@@ -64,7 +64,7 @@ def open_judged(
         name = f"{model.name if model else ''}, untrained"
         return Judged(mine, name, loaded, test, True, None)
     run = _loaded(folder, mine) if run is None else run
-    width = list(loaded.test.x.shape[1:])
+    width = list(loaded.test.event_shape)
     if run.manifest["row"].get("shape", width) != width:
         raise ValueError(
             f"--data {data} has rows of shape {width}, expected "

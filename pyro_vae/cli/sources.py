@@ -119,7 +119,7 @@ def open_data(
 
 def _told(data: str, rows: Any, labels_key: str | None) -> str:
     """What was read of a file: how many rows and columns, the first names, and the labels."""
-    shape = rows.x.shape[1:]
+    shape = rows.event_shape
     each = f"{shape[0]:,} columns" if len(shape) == 1 else " x ".join(map(str, shape))
     if rows.columns is not None:
         each += f": {', '.join(rows.columns[:5])}{', ...' if len(rows.columns) > 5 else ''}"

@@ -15,13 +15,15 @@ import threading
 from types import FrameType
 from typing import Any
 
+from pyro_vae.cli.ranks import speaks
+
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if hasattr(signal, "SIGHUP"):  # a terminal that is closed
+    WORDS[signal.SIGHUP] = "hung up"
 
 
 class Terminated(SystemExit):
-    """What SIGTERM raises."""
-
-    signal = signal.SIGTERM
+    """What SIGTERM and SIGHUP raise."""
 
 
 class Stop:
@@ -68,7 +70,8 @@ class Stop:
         path = getattr(error, "path", None) if getattr(error, "signal", 0) else None
         flag = getattr(error, "flag", " with --resume")
         kept = f"; the run lies in {path}: the same command{flag} goes on" if path else ""
-        print(f"{self.command}: {WORDS[signal.Signals(self.noted)]}{kept}", file=sys.stderr)
+        if speaks():
+            print(f"{self.command}: {WORDS[signal.Signals(self.noted)]}{kept}", file=sys.stderr)
         return 128 + self.noted
 
     def _ignore(self) -> None:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from pyro_vae.cli.ranks import rank, speaks
 from pyro_vae.errors import PyroVaeWarning
 
 PATIENCE = 5.0  # seconds
@@ -63,7 +64,7 @@ class Notes:
         """Say a line once, now or when it is time."""
         line = one_line(text)
         with self._lock:
-            if line in self._told:
+            if line in self._told or rank():  # of several processes the first says it
                 return
             self._told.add(line)
             if self._waiting is None:
@@ -92,6 +93,8 @@ class Notes:
 
 def complain(verb: str, message: str) -> int:
     """Say why a command is refused; returns the exit code."""
+    if not speaks():
+        return 2
     said = f"pyro-vae {verb}".rstrip() + f": {message}"
     _write("\n".join(map(one_line, said.splitlines())))
     return 2

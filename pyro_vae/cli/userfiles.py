@@ -116,9 +116,10 @@ def told(error: BaseException) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """Its message in one line; an error of somebody else's may fail to say it."""
+    """Its message and its notes in one line; an error of somebody else's may fail to say it."""
     try:
-        return " ".join(str(error).split())
+        said = [str(error), *getattr(error, "__notes__", ())]  # such as where a state lies
+        return "; ".join(" ".join(part.split()) for part in said)
     except Exception:
         return ""
 

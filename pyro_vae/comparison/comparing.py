@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import nn
 from pyro_vae import defaults, errors
 from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.sampling import LEAST_WARMUP
+from pyro_vae.comparison.sweeps import Key, Score, swept
 from pyro_vae.comparison.table import Comparison, dataset_of
 from pyro_vae.datasets.data.arrays import from_array
 from pyro_vae.datasets.data.base import Data, DataSet
@@ -49,6 +52,9 @@ def compare(
     num_draws: int = 160,
     warmup: int = 40,
     leapfrog_steps: int = 5,
+    cluster: Any = None,
+    out: str | Path | None = None,
+    arrived: Callable[[Key, Score], Any] | None = None,
     **options: Any,
 ) -> Comparison:
     """Train every model under every objective and score all of them on held-out data alike.
@@ -70,6 +76,13 @@ def compare(
         num_particles: K draws of the proposal per held-out datum.
         num_draws, warmup, leapfrog_steps: of the chains behind "hmc", as in ``pv.log_evidence``,
             though fewer and shorter by default.
+        cluster: train and score each run in some process of a Dask cluster: "local" for one process
+            a core of this machine, a number of processes, the address of a scheduler, or a
+            ``distributed.Client``.  Replicas then do not train side by side, so numbers are those
+            of one process up to rounding.
+        out: with ``cluster``, a folder for what is done: a comparison that was stopped goes on in
+            it, and no run in it is made twice.
+        arrived: with ``cluster``, called with (model, objective, seed) and its scores as they come.
         options: any others of ``pv.fit``, such as batch_size, lr, engine or progress.
 
     Returns:
@@ -89,7 +102,7 @@ def compare(
     if not builds or not objectives:
         raise ValueError("compare needs at least one build and one objective")
     seeds, samples = errors.whole("seeds", seeds), errors.whole("samples", samples)
-    scoring = {
+    scoring: dict[str, Any] = {
         "num_particles": errors.whole("num_particles", num_particles),
         "num_draws": errors.whole("num_draws", num_draws),
         "warmup": errors.whole("warmup", warmup, LEAST_WARMUP, why="they tune the step"),
@@ -110,24 +123,51 @@ def compare(
             with evaluating(program):
                 dim = Latents.of(program, as_rows(data.train[:2], program)).dim
             require_enough_draws(scoring["num_draws"], CHAINS, dim)
-    runs: dict[tuple[str, str, int], Run] = {}
-    scores: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
+    scoring["proposal"] = proposal
+    options |= {"samples": samples, "optimizer": optimizer}
+    options["validation"] = data.test if data.validation is None else data.validation
+    runs: dict[Key, Run] = {}
+    scores: dict[Key, Score] = {}
+    if cluster is not None:
+        by_name = dict(zip(names, objectives, strict=True))
+        keys = [(m, o, s) for m in builds for o in names for s in range(seeds)]
+        work = partial(_run, builds=builds, objectives=by_name, scoring=scoring, options=options)
+        runs, scores = swept(
+            work, keys, fresh=lambda key: built(builds[key[0]], key[2]), data=data,
+            settings={key: {**options, **scoring, "objective": by_name[key[1]]} for key in keys},
+            cluster=cluster, out=out, arrived=arrived,
+        )  # fmt: skip
+        return Comparison(runs, dataset_of(data, list(builds), names, seeds, runs, scores))
+    if out is not None or arrived is not None:
+        raise ValueError('out and arrived belong to a cluster: pass cluster="local", or leave them')
     for model, build in builds.items():
         for name, objective in zip(names, objectives, strict=True):
             fresh = [built(build, seed) for seed in range(seeds)]
-            trained = fit(
-                fresh, data.train, objective, samples=samples, optimizer=optimizer,
-                seed=list(range(seeds)),
-                validation=data.test if data.validation is None else data.validation,
-                **options,
-            )  # fmt: skip
+            trained = fit(fresh, data.train, objective, seed=list(range(seeds)), **options)
             has_bound = getattr(objective, "has_bound", True)
             for seed, run in enumerate(trained):
                 runs[model, name, seed] = run
-                scores[model, name, seed] = _score(
-                    run.program, data.test, has_bound, {"proposal": proposal, **scoring}
-                )
+                scores[model, name, seed] = _score(run.program, data.test, has_bound, scoring)
     return Comparison(runs, dataset_of(data, list(builds), names, seeds, runs, scores))
+
+
+def _run(
+    key: Key,
+    folder: Path,
+    data: Any,
+    *,
+    builds: Mapping[str, Callable[[], nn.Module]],
+    objectives: Mapping[str, Any],
+    scoring: dict[str, Any],
+    options: dict[str, Any],
+) -> tuple[Run, Score]:
+    """Train one run in a folder, going on from what is there, and score it."""
+    model, name, seed = key
+    objective = objectives[name]
+    options = {"progress": False, **options, "seed": seed, "out": folder, "resume": True}
+    run = fit(built(builds[model], seed), data.train, objective, **options)
+    has_bound = getattr(objective, "has_bound", True)
+    return run, _score(run.program, data.test, has_bound, scoring)
 
 
 def _with_data(data: Any) -> Any:

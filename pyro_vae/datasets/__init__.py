@@ -13,6 +13,7 @@ from pyro_vae.datasets.data.arrays import from_array, split
 from pyro_vae.datasets.data.base import Data, DataSet
 from pyro_vae.datasets.data.checks import Binarize
 from pyro_vae.datasets.data.readers import from_file
+from pyro_vae.datasets.data.stored import StoredData
 from pyro_vae.datasets.fetching.download import Transfer
 from pyro_vae.datasets.synthetic import synthetic
 
@@ -22,6 +23,7 @@ __all__ = [
     "DataSet",
     "Entry",
     "Fetched",
+    "StoredData",
     "Transfer",
     "Verified",
     "available",

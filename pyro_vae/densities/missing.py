@@ -13,8 +13,9 @@ from pyro_vae.densities.look import FEW, looking
 from pyro_vae.densities.sites import Sites
 from pyro_vae.densities.traces import sites_of_both
 from pyro_vae.program.calling import evaluating, materialize
-from pyro_vae.program.inputs import as_rows
+from pyro_vae.program.inputs import as_rows, stored_rows
 from pyro_vae.program.rows import Rows, device_of, map_rows, num_rows
+from pyro_vae.program.stored import Stored
 
 ADVICE = (
     'remove or impute it, or have a model leave it out: pass {"x": x.nan_to_num(), "seen": '
@@ -47,8 +48,23 @@ def usable_rows(x: Any, program: Any, *, learning: bool = False, whole: bool = T
     return rows
 
 
-def not_taken(program: Any, x: Rows, *, learning: bool) -> str | None:
-    """What is wrong with missing values in these rows; None where nothing is."""
+def readable_rows(x: Any, program: Any, *, learning: bool = False) -> Rows | Stored:
+    """As :func:`usable_rows`, but stored rows stay where they are, and are looked at by and by."""
+    stored = stored_rows(x, program)
+    if stored is None:
+        return usable_rows(x, program, learning=learning)
+    for start, rows in stored.chunks():
+        said = not_taken(program, rows, learning=learning, first_row=start)
+        if said is not None:
+            raise ValueError(said)
+    return stored
+
+
+def not_taken(program: Any, x: Rows, *, learning: bool, first_row: int = 0) -> str | None:
+    """What is wrong with missing values in these rows; None where nothing is.
+
+    Their numbers count from ``first_row``.
+    """
     entries = x if isinstance(x, dict) else {"x": x}
     holes = {name: _rows_with_holes(t) for name, t in entries.items() if t.is_floating_point()}
     index = torch.cat([rows for rows in holes.values() if len(rows)] or [torch.tensor([])])
@@ -64,7 +80,10 @@ def not_taken(program: Any, x: Rows, *, learning: bool) -> str | None:
             for n, rows in holes.items():
                 name = n if bool((rows == row).any()) else name
             advice = OF_PARTS if getattr(program, "missing", None) is False else ADVICE
-            return f'data "{name}" has a value that is not finite in row {row}, {bad[1]}: {advice}'
+            return (
+                f'data "{name}" has a value that is not finite in row {first_row + row}, '
+                f"{bad[1]}: {advice}"
+            )
     return None
 
 

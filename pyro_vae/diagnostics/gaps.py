@@ -33,6 +33,7 @@ from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import num_rows
 from pyro_vae.progress import Record, counting
 from pyro_vae.refinement.refitting import PARTICLES, RATE, SCORED, STEPS, refit
+from pyro_vae.turns import taking_turns
 
 LITTLE, MUCH = 0.1, 1.0  # nats: a normal law off by half, and by one and a half, of its own width
 MANY = 0.05  # of the data that may be off by much
@@ -130,6 +131,7 @@ def _sentence(gap: Tensor, error: Tensor, index: Tensor, begin: str) -> str:
     return f"{text}, at most {float(gap.max()):.3f} (datum {int(index[int(gap.argmax())])})."
 
 
+@taking_turns
 def gaps(
     program: nn.Module,
     x: Any,

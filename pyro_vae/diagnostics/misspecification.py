@@ -35,6 +35,7 @@ from pyro_vae.noise import Stream, seed_of
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import as_many_rows, map_rows, num_rows
 from pyro_vae.progress import Record, counting
+from pyro_vae.turns import taking_turns
 
 SHOWN = 5
 
@@ -121,6 +122,7 @@ def _attained(data: int, own: int, level: float) -> tuple[float, int]:
     return (_chance(least, data, own) if least <= data else 0.0), least
 
 
+@taking_turns
 def misspecification(
     program: nn.Module,
     x: Any,

@@ -35,6 +35,7 @@ from pyro_vae.diagnostics.findings import Finding, named
 from pyro_vae.diagnostics.replicates import Kind, Observed, Source, observed_of, replicates
 from pyro_vae.program.calling import evaluating
 from pyro_vae.progress import Record, counting
+from pyro_vae.turns import taking_turns
 
 Statistic = Callable[[Any], Any]
 USUAL = 500  # replicates
@@ -127,6 +128,7 @@ class PredictiveChecks:
         return [Finding(question, "good", text, self.level)]
 
 
+@taking_turns
 def predictive_checks(
     program: nn.Module,
     x: Any,

@@ -37,6 +37,7 @@ from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, num_rows, observed_rows
 from pyro_vae.progress import Record, counting
 from pyro_vae.refinement.refitting import OFFSETS, PARTICLES, refit
+from pyro_vae.turns import taking_turns
 
 BETAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 BETA = "weight of the likelihood"  # the entry of a batch that holds it
@@ -131,6 +132,7 @@ class Tempered(nn.Module):
         return x["x"] if self._alone else {k: v for k, v in x.items() if k != BETA}
 
 
+@taking_turns
 def rate_distortion(
     program: nn.Module,
     x: Any,

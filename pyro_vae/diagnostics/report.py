@@ -32,6 +32,7 @@ from pyro_vae.program.calling import evaluating
 from pyro_vae.program.frames import names_of_rows
 from pyro_vae.program.rows import Rows, map_rows, num_rows, some_rows
 from pyro_vae.progress import counting
+from pyro_vae.turns import taking_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,6 +131,7 @@ class Diagnosis:
         return to_inference_data(self.program, self.x, **options)
 
 
+@taking_turns
 def diagnose(
     program: nn.Module,
     x: Any,
@@ -199,8 +201,8 @@ def diagnose(
         >>> program = linear_gaussian.build(3, latent_dim=1, posterior="full")
         >>> program.guide_is_exact_posterior()
         >>> options = {"num_particles": 50, "num_simulations": 200, "num_close": 2}
-        >>> diagnosis = diagnose(program, 50, like=torch.zeros(2, 3), **options, progress=False)
-        >>> print(str(diagnosis).splitlines()[0])
+        >>> diagnosis = diagnose(program, 50, like=torch.zeros(2, 3), **options)  # doctest: +SKIP
+        >>> print(str(diagnosis).splitlines()[0])  # doctest: +SKIP
         Diagnosis of LinearGaussian on 50 data of the model's own
     """
     own = errors.whole("x", x) if isinstance(x, int) and not isinstance(x, bool) else None

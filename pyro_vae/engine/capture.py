@@ -37,6 +37,7 @@ from pyro_vae.program.calling import (
     trainable,
 )
 from pyro_vae.program.rows import Rows, device_of, num_rows
+from pyro_vae.turns import taking_turns
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Graph:
     refresh: Lifted | None
 
 
+@taking_turns
 def capture(
     program: nn.Module,
     objective: Objective,

@@ -31,7 +31,7 @@ from pyro_vae.engine.learner import Ask, Learner
 from pyro_vae.engine.sources import GradientSource, GraphSource, HandlerSource
 from pyro_vae.engine.steps import OneByOne, Step
 from pyro_vae.engine.svi import SVISource
-from pyro_vae.engine.updates import rule_of
+from pyro_vae.engine.updates import KNOWN, rules_of
 from pyro_vae.graphs import compiling
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.graphs.probing import close
@@ -167,32 +167,32 @@ def make_step(
     if engine == "pyro":
         return OneByOne(SVISource(program, objective, prior))
     source = gradient_source(program, objective, ask.x, ask.state, prior)
-    tied = _tied_rows(learner, ask)
+    tied = tied_rows(learner, ask)
     if replicas and tied:
         reason = f"not batched over replicas: {tied}"
-        return _unless_asked(engine, OneByOne(SVISource(program, objective, prior, reason)))
+        return unless_asked(engine, OneByOne(SVISource(program, objective, prior, reason)))
     # Rows that fill up a batch would count in its statistics.
     partial = SVISource(program, objective, prior) if tied else None
     if not isinstance(source, GraphSource) or not isinstance(objective, Objective):
-        return _unless_asked(engine, OneByOne(source, partial))
+        return unless_asked(engine, OneByOne(source, partial))
     graph = source.graph
     runs = num_steps * max(1, replicas)
-    machine = engine == "compiled" or (engine == "auto" and _pays(graph, objective, runs))
+    machine = engine == "compiled" or (engine == "auto" and pays(graph, objective, runs))
     if not machine and not replicas:
         return OneByOne(source, partial)
     if tied:  # the code would move copies of its own of running statistics
-        return _unless_asked(engine, OneByOne(GraphSource(graph, f"not compiled: {tied}"), partial))
+        return unless_asked(engine, OneByOne(GraphSource(graph, f"not compiled: {tied}"), partial))
     what = "compiled" if machine else "batched over replicas"
-    rule = rule_of(learner.optimizer, list(trainable(program).values()))
+    rule = rules_of(learner.optimizer, list(trainable(program).values()))
     if rule is None:
         reason = (
             f"not {what}: {type(learner.optimizer).__name__} with these options is not a part of a "
-            "captured step, which plain Adagrad, Adam and AdamW of all parameters in one group are"
+            f"captured step, which torch's {KNOWN} are"
         )
-        return _unless_asked(engine, OneByOne(GraphSource(graph, reason)))
+        return unless_asked(engine, OneByOne(GraphSource(graph, reason)))
     step = fuse(graph, learner, rule, ask, replicas=replicas, machine=machine)
     if isinstance(step, Refusal):
-        slower = _unless_asked(engine, OneByOne(GraphSource(graph, f"not {what}: {step}")))
+        slower = unless_asked(engine, OneByOne(GraphSource(graph, f"not {what}: {step}")))
         if machine:
             compiling.warn_not_compiled(str(step))
         return slower
@@ -232,7 +232,7 @@ def require_alike(programs: Sequence[nn.Module], objective: Objective | ELBO, as
         )
 
 
-def _unless_asked(engine: str, step: Step) -> Step:
+def unless_asked(engine: str, step: Step) -> Step:
     """The next best step, or an error where "compiled" was asked for by name."""
     if engine == "compiled":
         raise ValueError(
@@ -242,7 +242,7 @@ def _unless_asked(engine: str, step: Step) -> Step:
     return step
 
 
-def _tied_rows(learner: Learner, ask: Ask) -> str:
+def tied_rows(learner: Learner, ask: Ask) -> str:
     """Why rows of a batch must be those of the data alone, each program's own; empty if not so.
 
     A batch normalization takes statistics of all rows of a batch; what moves buffers may.
@@ -263,7 +263,7 @@ def _tied_rows(learner: Learner, ask: Ask) -> str:
     return f"each step writes into the buffer {moved[0]}" if moved else ""
 
 
-def _pays(graph: Graph, objective: Objective, num_steps: int) -> bool:
+def pays(graph: Graph, objective: Objective, num_steps: int) -> bool:
     """Whether to compile for so many steps."""
     graphs = {graph.grads: num_steps}
     if graph.refresh is not None:

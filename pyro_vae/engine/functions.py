@@ -33,10 +33,15 @@ class WeightPrior:
             rows = weight.sum() / self.num_data if scale == 1.0 else 1.0
             share = self.precision * rows
             grads = {n: g + share * params[n] if g.dim() >= 2 else g for n, g in grads.items()}
-        # By rows first: a compiler sums long vectors with care that takes longer than the sum.
-        by_rows = [torch.linalg.vector_norm(g, dim=-1) if g.dim() else g for g in grads.values()]
-        norms = [torch.linalg.vector_norm(g) for g in by_rows]
-        return grads, torch.linalg.vector_norm(torch.stack(norms))
+        return grads, norm_of(grads)
+
+
+def norm_of(grads: Parameters) -> Tensor:
+    """The norm of all gradients together."""
+    # By rows first: a compiler sums long vectors with care that takes longer than the sum.
+    by_rows = [torch.linalg.vector_norm(g, dim=-1) if g.dim() else g for g in grads.values()]
+    norms = [torch.linalg.vector_norm(g) for g in by_rows]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 NO_PRIOR = WeightPrior()

@@ -26,15 +26,15 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.capture import Graph, capture_unit
 from pyro_vae.engine.functions import sums_of
-from pyro_vae.engine.learner import Answer, Ask, Learner, means_of, stack
+from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite, means_of, stack
 from pyro_vae.engine.steps import Step
-from pyro_vae.engine.updates import Rule, bind, numbers_of, rebind, unbind
+from pyro_vae.engine.updates import Rules, bind, numbers_of, rebind, unbind
 from pyro_vae.graphs.compiling import compiled, machine_code
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.noise import keyed, seeded
 from pyro_vae.objectives.base import Objective
 from pyro_vae.program.calling import trainable
-from pyro_vae.torch_internals import traced
+from pyro_vae.torch_internals import sources_forgotten, traced
 
 Flat = Callable[..., Sequence[Tensor]]
 
@@ -44,29 +44,52 @@ SECONDS_AT_ONCE = 0.1
 
 
 def _update_function(
-    lifted: Lifted, num_params: int, rule: Rule, clip: float | None
+    lifted: Lifted, num_params: int, rule: Rules, clip: float | None
 ) -> tuple[Callable[..., list[Tensor]], list[str]]:
     """Flat tensors -> new parameters, count and state, stacked sums; once run, the sums' names."""
     names: list[str] = []
     width = len(rule.names)
 
     def update(num_inputs: int, *tensors: Tensor) -> list[Tensor]:
-        inputs, (given, alive, count, *state) = tensors[:num_inputs], tensors[num_inputs:]
-        numbers = given.unbind()
+        inputs, (now, alive, count, *state) = tensors[:num_inputs], tensors[num_inputs:]
+        numbers = now.unbind()
         grads, sums = lifted.unflatten(lifted.graph(*inputs))
         names[:] = sums
         norm = sums["grad_norm"] / sums["weight"]
         good = alive & norm.isfinite() & sums["loss"].isfinite()
         share = 1.0 if clip is None else (clip / norm).clamp_max(1.0)
-        moved, memory = [], []
-        for i, (p, grad) in enumerate(zip(inputs[:num_params], grads.values(), strict=True)):
-            old = tuple(state[i * width : (i + 1) * width])
-            new_p, new = rule(p, grad * share, old, numbers)
-            moved.append(torch.where(good, new_p, p))
-            memory += [torch.where(good, n, o) for n, o in zip(new, old, strict=True)]
+        given = list(zip(inputs[:num_params], batched(state, width, num_params), strict=True))
+        made = [
+            rule.moved(i, p, grad * share, old, numbers)
+            for i, ((p, old), grad) in enumerate(zip(given, grads.values(), strict=True))
+        ]
+        # A sum is a number where all of its terms are.
+        bad = ~torch.stack([p.sum(dtype=_wide(p)).isfinite() for p, _ in made])
+        burst = good & bad.any()
+        good = good & ~burst
+        named = -(1 + bad.int().argmax()) * sums["weight"]  # as `require_finite` reads it
+        sums = {**sums, "grad_norm": torch.where(burst, named, sums["grad_norm"])}
+        moved = [torch.where(good, new, p) for (p, _), (new, _) in zip(given, made, strict=True)]
+        memory = [
+            torch.where(good, n, o)
+            for (_, old), (_, new) in zip(given, made, strict=True)
+            for n, o in zip(new, old, strict=True)
+        ]
         return [*moved, good, torch.where(good, count + 1, count), *memory, stack(sums)[1]]
 
     return update, names
+
+
+def batched(state: Sequence[Tensor], width: int, most: int) -> list[tuple[Tensor, ...]]:
+    """The optimizer's tensors, parameter by parameter."""
+    if not width:
+        return [()] * most
+    return [tuple(state[i : i + width]) for i in range(0, len(state), width)]
+
+
+def _wide(p: Tensor) -> torch.dtype:
+    """In which a sum of many does not overflow."""
+    return torch.promote_types(p.dtype, torch.float32)
 
 
 def _in_place(graph: Flat, num_params: int, num_inputs: int) -> Flat:
@@ -85,7 +108,7 @@ def _in_place(graph: Flat, num_params: int, num_inputs: int) -> Flat:
 def fuse(
     graph: Graph,
     learner: Learner,
-    rule: Rule,
+    rule: Rules,
     ask: Ask,
     *,
     replicas: int = 0,
@@ -119,7 +142,8 @@ def fuse(
     if replicas:
         tensors = [torch.stack([t] * replicas) for t in tensors]
         update = torch.vmap(update)
-    with torch.no_grad(), seeded(*ask.key):  # tracing runs the draws that stay in the graph
+    # Tracing runs the draws that stay in the graph.
+    with torch.no_grad(), seeded(*ask.key), sources_forgotten():
         code: Flat = _in_place(traced(update, *tensors), len(params), num_inputs)
         refresh: Any = None if graph.refresh is None else graph.refresh.run
         if machine:
@@ -160,7 +184,7 @@ class FusedStep(Step):
     def __init__(self, graph, objective, rule, names, code, refresh, unit, stacked, machine):
         self.graph: Graph = graph
         self.objective: Objective = objective
-        self.rule: Rule = rule
+        self.rule: Rules = rule
         self.names: tuple[str, ...] = names
         self.stacked: bool = stacked
         self.engine = "compiled" if machine else "eager"
@@ -175,7 +199,10 @@ class FusedStep(Step):
         Replicas' parameters and states become views of stacked tensors.
         """
         self._learners = learners
-        bound = [bind(learner.optimizer, self.rule) for learner in learners]
+        bound = [
+            bind(learner.optimizer, self.rule, [*learner.parameters.values()])
+            for learner in learners
+        ]
         params = [[p.detach() for p in learner.parameters.values()] for learner in learners]
         self._params, self._memory = params[0], bound[0]
         self._taken = [int(count) for count, *_ in bound]
@@ -185,14 +212,15 @@ class FusedStep(Step):
             for r, learner in enumerate(learners):
                 for p, whole in zip(learner.parameters.values(), self._params, strict=True):
                     p.data = whole[r]
-                rebind(learner.optimizer, self.rule, [whole[r] for whole in self._memory])
+                own = [*learner.parameters.values()]
+                rebind(learner.optimizer, self.rule, own, [whole[r] for whole in self._memory])
         lead = (len(learners),) if self.stacked else ()
         self._alive = torch.ones(lead, dtype=torch.bool, device=self._params[0].device)
 
     def release(self) -> None:
         for r, learner in enumerate(self._learners):
             own = [whole[r] for whole in self._memory] if self.stacked else self._memory
-            unbind(learner.optimizer, self.rule, own)
+            unbind(learner.optimizer, self.rule, [*learner.parameters.values()], own)
             if self.stacked:  # a view would be saved with the parameters of all the others
                 for p in learner.parameters.values():
                     p.data = p.data.clone()
@@ -205,6 +233,8 @@ class FusedStep(Step):
             [*self._params, *self._given(self.graph.grads, each), now, self._alive, *self._memory]
             for each, now in zip(zip(*asks, strict=True), numbers, strict=True)
         ]
+        for learner in self._learners:
+            learner.whole = False
         sums = [
             self._run(self._code, ask, *tensors)[0]
             for ask, tensors in zip(asks[0], prepared, strict=True)
@@ -222,9 +252,15 @@ class FusedStep(Step):
             ]
             for some, many in zip(by_learner.unbind(), numbers, strict=True)
         ]
+        for learner in self._learners:
+            learner.whole = True
         for learner, its, found in zip(self._learners, asks, answers, strict=True):
-            for ask, answer in zip(its, found, strict=True):
-                learner.require_finite(answer.means, ask)
+            for number, (ask, answer) in enumerate(zip(its, found, strict=True)):
+                try:
+                    learner.require_finite(answer.means, ask)
+                except NotFinite as error:
+                    error.answers = found[:number]
+                    raise
         return answers
 
     def most_at_once(self, asks: Sequence[Ask], seconds: float) -> int:

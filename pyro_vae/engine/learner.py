@@ -53,6 +53,27 @@ class Answer(NamedTuple):
         return cls(rows, names, stacked, means_of(names, stacked.tolist()))
 
 
+class NotFinite(ValueError):
+    """A loss, a gradient or a parameter that is no number; nothing was changed by its step.
+
+    Attributes:
+        learner: whose.
+        answers: of the updates that were made before it, of those that were asked for with it.
+        row: of the batch, where one is at fault.
+    """
+
+    def __init__(self, message: str, learner: Learner, row: int | None = None) -> None:
+        super().__init__(message)
+        self.learner, self.row = learner, row
+        self.answers: list[Answer] = []
+
+    def tell_row(self, indices: Sequence[Tensor]) -> None:
+        """Say which row of the data it is; ``indices`` begins with the rows of its batch."""
+        if self.row is not None and indices and self.row < len(indices[0]):
+            place, row = f"at row {self.row} of the batch", int(indices[0][self.row])
+            self.args = (str(self).replace(place, f"{place}, row {row} of the data"),)
+
+
 @dataclass
 class Learner:
     """Parameters with the optimizer that moves them, under one objective.
@@ -63,6 +84,8 @@ class Learner:
         parameters: of the program, those that are trained.
         clip: the largest norm of the whole gradient.
         name: which of several it is, for messages.
+        whole: whether parameters and optimizer are those of one step; not so while they are
+            being written, nor after an error in the midst of that.
     """
 
     program: nn.Module
@@ -71,6 +94,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     clip: float | None = None
     name: str = ""
+    whole: bool = True
 
     def update(self, grads: Parameters, sums: Sums, ask: Ask) -> Answer:
         """One optimizer update with these gradients, which ``ask`` asked for.
@@ -84,7 +108,9 @@ class Learner:
         scale = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         for name, parameter in self.parameters.items():
             parameter.grad = grads[name] if scale == 1.0 else grads[name] * scale
+        self.whole = False
         self.optimizer.step()
+        self.whole = True
         return answer
 
     def require_finite(
@@ -92,16 +118,36 @@ class Learner:
     ) -> None:
         """Refuse an update that is not finite, and say what was not.
 
+        A norm below 0 says that parameter number -norm - 1 would not be.
+
         Raises:
-            ValueError: naming the step, and the site and row, or the parameters.
+            NotFinite: a ValueError naming the step, and the site and row, or the parameters.
         """
-        if math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"]):
+        if math.isfinite(means["loss"]) and 0 <= means["grad_norm"] < math.inf:
             return
-        raise ValueError(
-            f"{self.name}step {ask.key[-1] + 1}: the loss is {means['loss']:.4g} and the "
-            f"gradient's norm {means['grad_norm']:.4g}; "
-            f"{blame(self.program, ask.x, grads or {}, ask.key)}. The parameters are those before "
-            "this step: lower lr, set clip, or bound the scale that collapses"
+        step = f"{self.name}step {ask.key[-1] + 1}"
+        if (norm := means["grad_norm"]) < 0:
+            name = list(self.parameters)[round(-norm) - 1]
+            said = f"{self._burst(name)}. The parameters are those before this step"
+            raise NotFinite(f"{step}: {said}", self)
+        broken = [name for name, p in self.parameters.items() if not p.isfinite().all()]
+        if broken:  # by the update before, unless somebody else wrote it
+            self.whole = False
+            raise NotFinite(f"{step}: {self._burst(broken[0])} in the step before", self)
+        why, row = blame(self.program, ask.x, grads or {}, ask.key)
+        raise NotFinite(
+            f"{step}: the loss is {means['loss']:.4g} and the gradient's norm {norm:.4g}; {why}. "
+            "The parameters are those before this step: lower lr, set clip, or bound the scale "
+            "that collapses",
+            self,
+            row,
+        )
+
+    def _burst(self, name: str) -> str:
+        kind = type(self.optimizer).__name__
+        return (
+            f'"{name}" is made infinite or nan by the update of {kind} (lower lr, or raise eps '
+            "where it divides by that)"
         )
 
 
@@ -118,7 +164,7 @@ def means_of(names: tuple[str, ...], sums: Sequence[float]) -> dict[str, float]:
     return {name: value / rows for name, value in numbers.items()}
 
 
-def blame(program: nn.Module, x: Rows, grads: Parameters, key: tuple) -> str:
+def blame(program: nn.Module, x: Rows, grads: Parameters, key: tuple) -> tuple[str, int | None]:
     """What is not finite at this step: a site and its first row, or else parameters."""
     try:
         for role, name, site in Look.at(program, x, rows=None, key=key):
@@ -131,13 +177,13 @@ def blame(program: nn.Module, x: Rows, grads: Parameters, key: tuple) -> str:
                     f'the {role}\'s site "{name}" has log density '
                     f"{float(value.flatten()[(~value.isfinite()).flatten()][0])} "
                     f"at row {row} of the batch"
-                )
+                ), row
     except ValueError as error:  # a distribution refused its parameters
-        return str(error).splitlines()[0]
+        return str(error).splitlines()[0], None
     try:  # densities are finite: then what Pyro's validation, or a part's own, has against the rows
         with torch.no_grad(), looking(program, key), pyro.validation_enabled(True):
             sites_of_both(program, x, reparameterize=False)
     except ValueError as error:
-        return str(error).splitlines()[0]
+        return str(error).splitlines()[0], None
     bad = [name for name, g in grads.items() if not g.isfinite().all()]
-    return f"the gradient of {', '.join(bad) or 'the loss'} is not finite"
+    return f"the gradient of {', '.join(bad) or 'the loss'} is not finite", None

@@ -14,11 +14,13 @@ The graph as machine code comes with the update inside: ``fused.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn, no_grad
 
 from pyro_vae.engine.capture import Graph
 from pyro_vae.engine.functions import Sums, WeightPrior, gradient_function, refresh_function
-from pyro_vae.noise import Key, NoiseMode, keyed, seeded
+from pyro_vae.noise import Key, Noise, NoiseMode, keyed, seeded
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.calling import Parameters
 from pyro_vae.program.rows import Rows
@@ -30,10 +32,12 @@ class GradientSource:
     Attributes:
         engine: its name.
         reason: why this one, in a line; empty where it is what was asked for.
+        noise: from a key to the noise of its draws.
     """
 
     engine: str
     reason: str
+    noise: Callable[..., Callable[[int, Noise], Tensor]] = staticmethod(keyed)
 
     def grads(
         self, params: Parameters, x: Rows, weight: Tensor, state: State, key: Key
@@ -70,8 +74,8 @@ class GraphSource(GradientSource):
         with no_grad():
             if lifted.kept:  # draws left in the graph come from torch's generator
                 with seeded(*key):
-                    return lifted(params, x, weight, *state, noise=lifted.draw(key))
-            return lifted(params, x, weight, *state, noise=lifted.draw(key))
+                    return lifted(params, x, weight, *state, noise=lifted.draw(key, self.noise))
+            return lifted(params, x, weight, *state, noise=lifted.draw(key, self.noise))
 
 
 class HandlerSource(GradientSource):
@@ -87,9 +91,9 @@ class HandlerSource(GradientSource):
         self._refresh = refresh_function(program, objective)
 
     def grads(self, params, x, weight, state, key):
-        with NoiseMode(keyed(*key)), seeded(*key):
+        with NoiseMode(self.noise(*key)), seeded(*key):
             return self._grads(params, x, weight, *state)
 
     def refresh(self, params, x, weight, state, key):
-        with NoiseMode(keyed(*key)), seeded(*key):
+        with NoiseMode(self.noise(*key)), seeded(*key):
             return self._refresh(params, x, weight, *state)

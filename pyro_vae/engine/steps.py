@@ -69,6 +69,5 @@ def _one(learner: Learner, source: GradientSource, ask: Ask) -> Answer:
     if ask.refresh:
         return Answer.of(*source.refresh(learner.parameters, *ask[1:]))
     grads, sums = source.grads(learner.parameters, *ask[1:])
-    # Here, and nowhere else, is where ranks would add up theirs: both are sums over rows, but for
-    # "grad_norm", which is the norm of the summed gradient.
+    # Of several ranks a RankedSource has added up theirs: the one place of that.
     return learner.update(grads, sums, ask)

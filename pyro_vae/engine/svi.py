@@ -14,7 +14,7 @@ from pyro_vae.densities.plates import name_of_rows_plate
 from pyro_vae.densities.traces import DataScale
 from pyro_vae.engine.functions import WeightPrior, refresh_function
 from pyro_vae.engine.sources import GradientSource
-from pyro_vae.noise import NoiseMode, keyed, seeded
+from pyro_vae.noise import NoiseMode, seeded
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.rows import Rows, map_rows
 
@@ -76,7 +76,12 @@ class SVISource(GradientSource):
             self._adapter.program = self.program
             self._adapter.state = State({n: r[:count] for n, r in state.rows.items()}, state.shared)
         plate = None if self._adapter else name_of_rows_plate(self.program, x)
-        with torch.enable_grad(), NoiseMode(keyed(*key)), seeded(*key), DataScale(plate) as scale:
+        with (
+            torch.enable_grad(),
+            NoiseMode(self.noise(*key)),
+            seeded(*key),
+            DataScale(plate) as scale,
+        ):
             loss = self._svi.loss_and_grads(self._svi.model, self._svi.guide, x)
         found = dict(self.program.named_parameters())
         grads = {
@@ -92,5 +97,5 @@ class SVISource(GradientSource):
 
     def refresh(self, params, x, weight, state, key):
         refresh = refresh_function(self.program, self._adapter.objective)  # type: ignore[union-attr]
-        with NoiseMode(keyed(*key)), seeded(*key):
+        with NoiseMode(self.noise(*key)), seeded(*key):
             return refresh(params, x, weight, *state)

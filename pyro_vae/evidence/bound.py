@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from pyro_vae import errors
 from pyro_vae.checking.guards import require_numbers, require_possible_data
-from pyro_vae.densities.look import Look
-from pyro_vae.densities.missing import usable_rows
+from pyro_vae.densities.look import FEW, Look
+from pyro_vae.densities.missing import readable_rows
 from pyro_vae.densities.particles import densities
 from pyro_vae.evaluation import RowFunction, row_chunks
 from pyro_vae.noise import Stream, seed_of
 from pyro_vae.program.calling import evaluating
-from pyro_vae.program.rows import Rows, num_rows
+from pyro_vae.program.rows import Rows, first_rows, num_rows
+from pyro_vae.turns import taking_turns
 
 
+@taking_turns
 def elbo(
     program: nn.Module, x: Any, *, num_particles: int = 1, seed: int = 0, batch_size: int = 1000
 ) -> Tensor:
@@ -57,11 +59,11 @@ def elbo(
         local = d.log_likelihood.mean(0) - sum(d.kl_terms.values()) - d.global_kl_share
         return local, bool(d.global_ratio) and d.scale == 1.0
 
-    x = usable_rows(x, program)
+    x = readable_rows(x, program)
     function = RowFunction(program, bound, calls=-(-num_rows(x) // batch_size))
     parts = []
     with evaluating(program):
-        require_possible_data(Look.at(program, x), x)
+        require_possible_data(Look.at(program, first_rows(x, FEW)), x)
         for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
             values, share_unknown = function(rows, *Stream.BOUND.key(seed, number))
             if share_unknown and num_rows(x) > batch_size:
@@ -79,6 +81,7 @@ def elbo(
 SHARED_DRAWS = 8  # of global latents, to see what the mean bound owes to one of them
 
 
+@taking_turns
 def elbo_and_error(program: nn.Module, x: Any, *, seed: int = 0) -> tuple[Tensor, float]:
     r"""The ELBO of each datum, and the standard error of its mean, nats.
 
@@ -93,7 +96,8 @@ def elbo_and_error(program: nn.Module, x: Any, *, seed: int = 0) -> tuple[Tensor
     Returns:
         (N,) nats per datum, and the error; nan for a single datum.
     """
-    look = Look.at(program, usable_rows(x, program))
+    x = readable_rows(x, program)
+    look = Look.at(program, first_rows(x, FEW))
     several = any(site.is_global for site in look.latents.values())
     more = range(1, SHARED_DRAWS if several else 1)
     seeds = [seed, *(seed_of(*Stream.BOUND_AGAIN.key(seed, k)) >> 1 for k in more)]

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.evidence.measured import Measured
 from pyro_vae.evidence.weights import Evidence
 
@@ -150,7 +150,7 @@ def _warn(evidence: Mapping[str, Evidence], bad: dict[str, float]) -> None:
             f"log p(x) was estimated by different methods ({said}), whose biases do not cancel: "
             "use one for all",
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=users_line(),
         )
     if any(share > 0 for share in bad.values()):
         said = ", ".join(f"{name} {share:.0%}" for name, share in bad.items())
@@ -158,5 +158,5 @@ def _warn(evidence: Mapping[str, Evidence], bad: dict[str, float]) -> None:
             f"khat exceeds 0.7 for a share of the data ({said}), whose log p(x) is too low by more "
             'than any error here says: use method="sandwich", whose bounds tell by how much',
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=users_line(),
         )

@@ -35,6 +35,7 @@ from pyro_vae.predictive.simulating import simulate
 from pyro_vae.program.calling import evaluating, require_program
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 from pyro_vae.progress import counting
+from pyro_vae.turns import taking_turns
 
 Method = Literal["importance", "annealed", "reciprocal", "exact", "quadrature", "sandwich"]
 PROPOSALS: dict[str, tuple[str, ...]] = {
@@ -47,6 +48,7 @@ PROPOSALS: dict[str, tuple[str, ...]] = {
 }
 
 
+@taking_turns
 def log_evidence(
     program: nn.Module,
     x: Any,

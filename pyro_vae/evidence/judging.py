@@ -6,7 +6,7 @@ import warnings
 
 from torch import Tensor
 
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.evidence.weights import MOST_RHAT, Evidence
 
 RISING = 0.05  # nats of predicted bias, of a datum or in the mean
@@ -103,4 +103,4 @@ def consequence(method: str, proposal: str) -> str:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, PyroVaeWarning, stacklevel=4)
+    warnings.warn(text, PyroVaeWarning, stacklevel=users_line())

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pyro_vae.chains.latents import Latents
 from pyro_vae.chains.starts import candidates, prior_draws
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.evaluation import RowFunction, event_size, row_chunks
 from pyro_vae.evidence.grids import RULES, Cells, Frame, Grid, quantiles, totals
 from pyro_vae.evidence.weights import Evidence, concatenated, first_rows
@@ -87,7 +87,7 @@ def quadrature(
             f"open by up to {float(found.standard_error.max()):.2g} nats: "
             'use method="sandwich" for them',
             PyroVaeWarning,
-            stacklevel=4,
+            stacklevel=users_line(),
         )
     return found
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.evidence.elpd import to_elpd
 from pyro_vae.evidence.measured import Measured
 
@@ -125,21 +125,21 @@ def warn_about_tails(khat: Tensor, consequence: str, num_draws: int = ENOUGH) ->
             "with so few draws there is no khat, so nothing says how far to trust log p(x): use "
             f"about {ENOUGH}",
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=users_line(),
         )
     elif num_draws < FEW:
         warnings.warn(
             f"khat of {num_draws} draws does not see tails, so log p(x) may be nats too low where "
             f"it is small: use about {ENOUGH}",
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=users_line(),
         )
     bad = int((khat > 0.7).sum())
     if bad:
         warnings.warn(
             f"khat exceeds 0.7 for {bad} of {len(khat)} data: {consequence}{MORE}",
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=users_line(),
         )
 
 

@@ -172,7 +172,7 @@ class Lab:
         """Raises ValueError for the first of these draws that is not finite."""
         draw = start + int((~deviation.isfinite()).any(1).nonzero()[0])
         found, _ = self._step(Stream.LABORATORY, draw)
-        where = blame(self.program, self.x, found, Stream.LABORATORY.key(self.seed, draw))
+        where, _ = blame(self.program, self.x, found, Stream.LABORATORY.key(self.seed, draw))
         raise ValueError(f"draw {draw} of the gradient is not finite: {where}")
 
     def seconds(self, i: int) -> float:

@@ -34,6 +34,7 @@ from pyro_vae.objectives.base import Objective, names_of, same_objective
 from pyro_vae.program.calling import left_as_it_was, materialize, require_program
 from pyro_vae.program.rows import num_rows
 from pyro_vae.progress import Record, reporter
+from pyro_vae.turns import taking_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,6 +105,7 @@ class GradientReport:
         )
 
 
+@taking_turns
 def gradient_report(
     program: nn.Module,
     x: Any,

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from pyro_vae.graphs import cache
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.probing import close
 from pyro_vae.graphs.products import multiplications, quicken
 from pyro_vae.noise import LOOK, seeded
-from pyro_vae.torch_internals import machine_code_of, traced
+from pyro_vae.torch_internals import machine_code_of, sources_forgotten, traced
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
@@ -60,16 +61,27 @@ def machine_code(
     def copies() -> list[Tensor]:
         return [t.detach().clone() for t in tensors]
 
+    def built(afresh: bool) -> Callable[..., Sequence[Tensor]]:
+        # Not torch.compile: its guards ask at every call whether Python has changed, and a graph
+        # has none; on small nets they take as long as the arithmetic.
+        apart = traced(graph, *copies(), apart=APART)
+        if not options.get("triton.cudagraphs"):
+            quicken(apart)
+        return machine_code_of(apart, copies(), options, afresh=afresh)
+
     mine, theirs = copies(), copies()
     try:
-        with torch.no_grad(), seeded(*LOOK), warnings.catch_warnings():
+        with torch.no_grad(), seeded(*LOOK), sources_forgotten(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, of its own code
-            # Not torch.compile: its guards ask at every call whether Python has changed, and a
-            # graph has none; on small nets they take as long as the arithmetic.
-            apart = traced(graph, *copies(), apart=APART)
-            if not options.get("triton.cudagraphs"):
-                quicken(apart)
-            code = machine_code_of(apart, copies(), options)
+            cache.sweep()
+            try:
+                code = built(afresh=False)
+            except Exception as error:
+                # What was left half written once and is loaded again and again: the next process
+                # shall find it gone, and this one needs none of it.
+                if not cache.removed_as_named(error) and not _may_be_the_cache(error):
+                    raise
+                code = built(afresh=True)
             with seeded(*LOOK):
                 got = code(*mine)
             with seeded(*LOOK):
@@ -97,6 +109,11 @@ def compiled(lifted: Lifted, *args: Any) -> Lifted | Refusal:
 def warn_not_compiled(reason: str) -> None:
     """Say on the screen that this machine cannot compile, where nobody has asked it to."""
     logger.warning("runs are slower than they could be, not compiled: %s", reason)
+
+
+def _may_be_the_cache(error: Exception) -> bool:
+    """Whether nothing else is known to be wrong: a compiler, its headers, a folder."""
+    return _reason(error).startswith("the compiler failed")
 
 
 def _reason(error: Exception) -> str:

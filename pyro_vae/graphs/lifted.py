@@ -45,9 +45,9 @@ class Lifted:
         self._out_spec = out_spec
         self._constants: list[Any] = constants  # results that are no tensors, else TENSOR
 
-    def draw(self, key: Key) -> list[Tensor]:
-        """The noise that belongs to ``key``."""
-        source = keyed(*key)
+    def draw(self, key: Key, noise: Callable[..., Any] = keyed) -> list[Tensor]:
+        """The noise that belongs to ``key``, as ``noise`` draws it."""
+        source = noise(*key)
         return [source(i, noise) for i, noise in zip(self.positions, self.noise, strict=True)]
 
     def flat(self, *tensors: Tensor) -> list[Tensor]:

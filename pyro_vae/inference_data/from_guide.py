@@ -19,10 +19,12 @@ from pyro_vae import errors
 from pyro_vae.inference_data.converting import Options, converted
 from pyro_vae.inference_data.programs import sources_of
 from pyro_vae.refinement.result import Method
+from pyro_vae.turns import taking_turns
 
 CHAINS = 4  # that the draws of one program are dealt to
 
 
+@taking_turns
 def to_inference_data(
     program: Any,
     x: Any,

@@ -33,11 +33,13 @@ from pyro_vae.noise import Stream
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, num_rows
 from pyro_vae.progress import counting
+from pyro_vae.turns import taking_turns
 
 ELEMENTS = 2**27  # of x and draws: one run serves all draws of a batch
 METRIC = "metric"  # the dimension of what is said of a latent, as in ArviZ's own table
 
 
+@taking_turns
 def summarize(
     program: Any,
     x: Any = None,

@@ -142,7 +142,7 @@ class AEVB(Objective):
                 f"no closed KL is known for site {', '.join(map(repr, sampled))}: its term is "
                 'sampled there (estimator A); AEVB("A") samples all of them and says nothing',
                 PyroVaeWarning,
-                stacklevel=2,
+                stacklevel=errors.users_line(),
             )
             self._told = True
         return d.log_likelihood.mean(0) - sum(d.kl_terms.values()) - d.global_kl_share

@@ -16,7 +16,7 @@ import warnings
 from torch import Tensor
 
 from pyro_vae.densities.tables import Densities
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.objectives.base import Stats, bound_stats
 
 
@@ -25,7 +25,7 @@ def warn_about_one_particle(name: str, same_as: str) -> None:
     warnings.warn(
         f"{name} with one particle is {same_as}: pass num_particles=5 or more to weight draws",
         PyroVaeWarning,
-        stacklevel=3,
+        stacklevel=users_line(),
     )
 
 

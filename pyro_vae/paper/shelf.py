@@ -22,8 +22,9 @@ from typing import Any
 from torch import nn
 
 from pyro_vae import errors
-from pyro_vae.runs.run import Run, folder_for, load
+from pyro_vae.runs.run import Run, load
 from pyro_vae.runs.storage import MANIFEST
+from pyro_vae.runs.writer import folder_for
 from pyro_vae.training.fitting import fit
 
 
@@ -123,7 +124,8 @@ class Shelf:
             print(f"{name}: from {there:,} to {samples:,} samples", file=sys.stderr, flush=True)
         try:
             return fit(
-                program, x, objective, samples=samples, out=folder, resume=True,
+                program, x, objective, samples=samples, out=folder,
+                resume=(folder / MANIFEST).exists(),
                 device=self.device, progress=self.progress, **options,
             )  # fmt: skip
         except (KeyboardInterrupt, SystemExit) as error:

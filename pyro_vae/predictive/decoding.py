@@ -26,8 +26,10 @@ from pyro_vae.predictive.means import DRAWS, alone, mean_of, means_of_x, say_dra
 from pyro_vae.program.calling import evaluating, failing_in_words
 from pyro_vae.program.inputs import any_parameter, as_tensor
 from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.turns import taking_turns
 
 
+@taking_turns
 def decode(
     program: Any,
     z: Tensor | dict[str, Tensor],
@@ -99,6 +101,7 @@ def decode(
     return alone({name: mean.reshape(*drawn, *mean.shape[1:]) for name, mean in means.items()})
 
 
+@taking_turns
 def reconstruct(
     program: Any, x: Any, *, num_draws: int | None = None, seed: int = 0
 ) -> Tensor | dict[str, Tensor]:

@@ -22,8 +22,10 @@ from pyro_vae.program.arguments import arguments_of
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.rows import Rows, observed_rows
 from pyro_vae.program.vae import VAE
+from pyro_vae.turns import taking_turns
 
 
+@taking_turns
 def sample(
     program: Any, num_samples: int, *, like: Any = None, mean: bool = False, seed: int = 0
 ) -> Tensor | dict[str, Tensor]:

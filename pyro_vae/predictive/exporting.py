@@ -31,6 +31,7 @@ from pyro_vae.predictive.means import alone
 from pyro_vae.program.calling import evaluating, materialize
 from pyro_vae.program.rows import Rows, map_rows, num_rows
 from pyro_vae.program.vae import VAE, filled
+from pyro_vae.turns import taking_turns
 
 EXAMPLE = 3  # rows that the graph is drawn from: neither one nor the size of anything, often
 SIZES = (1, 2, 5)  # numbers of rows that it is compared at
@@ -62,6 +63,7 @@ class Exported:
         return folder
 
 
+@taking_turns
 def export(program: Any, x: Any) -> Exported:
     """Encoder and decoder as graphs that torch alone loads and runs, at any number of rows.
 

@@ -17,8 +17,10 @@ from pyro_vae.noise import Stream, seeded
 from pyro_vae.predictive.means import alone
 from pyro_vae.program.calling import evaluating, failing_in_words
 from pyro_vae.program.rows import Rows
+from pyro_vae.turns import taking_turns
 
 
+@taking_turns
 def encode(
     program: Any,
     x: Any,

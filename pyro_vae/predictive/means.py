@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.densities.observations import entries_of, entries_of_rows, observations_of
 from pyro_vae.densities.sites import Site, Sites
 from pyro_vae.distributions.gaps import without_gaps
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.program.rows import Rows
 
 DRAWS = 100  # that stand in for a mean which guide or likelihood do not know
@@ -64,7 +64,7 @@ def say_draws(law: str, of: str) -> None:
     warnings.warn(
         f"{law}, knows no mean, so this is the average over draws of {of}",
         PyroVaeWarning,
-        stacklevel=4,
+        stacklevel=users_line(),
     )
 
 

@@ -21,6 +21,7 @@ from pyro_vae.noise import Stream
 from pyro_vae.predictive.drawing import form_of_x
 from pyro_vae.program.calling import evaluating, require_program
 from pyro_vae.program.rows import Rows, as_many_rows, device_of, map_rows, num_rows
+from pyro_vae.turns import taking_turns
 
 
 class Simulated(NamedTuple):
@@ -35,6 +36,7 @@ class Simulated(NamedTuple):
     latents: dict[str, Tensor]
 
 
+@taking_turns
 def simulate(
     program: Any, number: int, *, like: Any = None, seed: int = 0, batch_size: int = 500
 ) -> Simulated:

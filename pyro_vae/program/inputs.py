@@ -9,23 +9,34 @@ a sparse matrix or array of SciPy              a dense tensor (see :mod:`.frames
 a dict of them                                 a dict of tensors
 a tuple or list of them                        a dict, named by the parameters of ``model`` in order
 a ``TensorDataset``, a map-style ``Dataset``   what its items, stacked, are
+an array in a file, whatever has rows          what is read by rows (see :mod:`.stored`)
 =============================================  =====================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_vae.program.arguments import Arguments, arguments_of
 from pyro_vae.program.calling import require_program
 from pyro_vae.program.frames import dense, how_to_read, is_frame, is_sparse
 from pyro_vae.program.rows import Rows, num_rows
+from pyro_vae.program.stored import (
+    Stored,
+    array_reader,
+    fits,
+    is_items,
+    is_stored,
+    item_reader,
+    together,
+)
 
 
 def as_tensor(value: Any, name: str = "data") -> Tensor:
@@ -123,15 +134,17 @@ def _observed_entry(rows: dict[str, Tensor], program: nn.Module) -> str | None:
 
 
 def gathered(x: Any, program: nn.Module) -> Any:
-    """What a user passed, as a ``Data``, a tensor or a dict of tensors; neither moved nor cast.
+    """What a user passed, as a ``Data``, a tensor, a dict of tensors, or ``Stored``; not yet cast.
 
-    What must be read item by item is read here, so that a caller who needs it more than once asks
+    Items that fit into memory are read here, so that a caller who needs them more than once asks
     once.
 
     Raises:
         TypeError: what is none of the things above, and what to pass instead.
     """
     require_program(program)
+    if isinstance(x, Stored):
+        return x
     if hasattr(x, "to_numpy") or is_sparse(x):  # a frame has columns as attributes of any name
         return as_tensor(x)
     if isinstance(x, IterableDataset | DataLoader):
@@ -142,8 +155,12 @@ def gathered(x: Any, program: nn.Module) -> Any:
         )
     if isinstance(x, TensorDataset):
         x = x.tensors
-    elif isinstance(x, Dataset) or hasattr(x, "__getitems__"):
-        x = _stacked(x)
+    elif is_stored(x):
+        return Stored(*array_reader(x, as_tensor))
+    elif is_items(x):
+        x = _items(x, program)
+        if isinstance(x, Stored):
+            return x
     elif hasattr(x, "train") and hasattr(x, "test"):
         raise TypeError(
             f"data is a whole {type(x).__name__}, expected one part of it: pass data.train or "
@@ -152,25 +169,45 @@ def gathered(x: Any, program: nn.Module) -> Any:
     elif hasattr(x, "rows") and hasattr(x, "batch"):
         return x
     if isinstance(x, Mapping):
-        return {name: _entry(name, value) for name, value in x.items()}
+        return _together({name: _entry(name, value) for name, value in x.items()})
     if isinstance(x, tuple | list) and any(map(_is_array, x)):
-        return _named(x, arguments_of(program))
+        return _together(_named(x, arguments_of(program)))
     return as_tensor(x)
 
 
-def _stacked(data: Any) -> Any:
-    """All items of a map-style data set, stacked as torch's loader does."""
+def _together(entries: Any) -> Rows | Stored:
+    """Tensors as they are; beside an array that lies elsewhere they are read with its rows."""
+    if not isinstance(entries, dict):
+        return Stored(*array_reader(entries, as_tensor)) if is_stored(entries) else entries
+    if not any(map(is_stored, entries.values())):
+        return entries
+    readers, lengths = {}, {}
+    for name, value in entries.items():
+        readers[name], lengths[name] = array_reader(
+            value, partial(as_tensor, name=f'data "{name}"')
+        )
+    if len({*lengths.values()}) > 1:
+        raise ValueError(
+            f"the entries of the data have {lengths} rows: they need a common first dimension"
+        )
+    return Stored(together(readers), next(iter(lengths.values())))
+
+
+def _items(data: Any, program: nn.Module) -> Any:
+    """The items of a map-style data set: all of them, stacked, or to be read as they are needed."""
     if len(data) == 0:
         raise ValueError("data has no rows, expected at least one")
-    items = [data[place] for place in range(len(data))]
-    try:
-        return default_collate(items)
-    except (TypeError, RuntimeError) as error:
-        raise TypeError(
-            f"the items of the {type(data).__name__} cannot be stacked ({error}), expected tensors "
-            "or numbers of one shape, or tuples or dicts of them: convert them where the data set "
-            "is made, transform=ToTensor(), or pass a dict of tensors"
-        ) from error
+    read = item_reader(data)
+    first = read(np.zeros(1, dtype=np.int64))
+    if fits(data, first):
+        return read(np.arange(len(data)))
+
+    def named(rows: Any, *_: Any) -> Any:
+        if isinstance(rows, tuple | list):
+            return _named(rows, arguments_of(program))
+        return rows
+
+    return Stored(read, len(data), then=(named,))
 
 
 def _entry(name: Any, value: Any) -> Tensor:
@@ -184,17 +221,17 @@ def _entry(name: Any, value: Any) -> Tensor:
             f"where {name} has a default; give what is the same for all data to the program, "
             f"functools.partial(model, {name}=...)"
         )
-    return as_tensor(value, f'data "{name}"')
+    return value if is_stored(value) else as_tensor(value, f'data "{name}"')
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray) or is_frame(value)
+    return isinstance(value, Tensor | np.ndarray) or is_frame(value) or is_stored(value)
 
 
 def _named(values: Any, takes: Arguments) -> Rows:
     """The entries of a tuple, named by the parameters of the model in order."""
     if len(values) == 1:
-        return as_tensor(values[0])
+        return values[0] if is_stored(values[0]) else as_tensor(values[0])
     names = takes.names
     fields = getattr(values, "_fields", ())  # of a namedtuple
     if fields and {*fields} <= {*names}:
@@ -214,10 +251,10 @@ def as_rows(x: Any, program: nn.Module, *, finite: bool = True, whole: bool = Tr
     """All rows as they are evaluated: of a ``Data`` with dynamic binarization those of epoch 0.
 
     Values that are not finite are refused, unless ``finite`` is False; entries that model or guide
-    need and that are missing are refused, unless ``whole`` is False.
+    need and that are missing are refused, unless ``whole`` is False.  What is stored elsewhere is
+    read, if it fits into memory.
     """
-    x = gathered(x, program)
-    rows = like_parameters(x.rows() if hasattr(x, "rows") else x, program)
+    rows = like_parameters(_all(gathered(x, program)), program)
     if whole:
         _require_entries(rows, program)
     if num_rows(rows) == 0:
@@ -231,6 +268,25 @@ def as_rows(x: Any, program: nn.Module, *, finite: bool = True, whole: bool = Tr
                 'and observe the likelihood under .mask(x["seen"])'
             )
     return rows
+
+
+def _all(x: Any) -> Rows:
+    return x.rows() if hasattr(x, "rows") else x
+
+
+def stored_rows(x: Any, program: nn.Module) -> Stored | None:
+    """Rows that stay where they are, as the program takes them when they are read; or None.
+
+    Raises:
+        ValueError, TypeError: as of :func:`as_rows`, but for values that are not finite.
+    """
+    x = gathered(x, program)
+    if not isinstance(x, Stored):
+        return None
+    if len(x) == 0:
+        raise ValueError("data has no rows, expected at least one")
+    as_rows(x.first(1), program, finite=False)
+    return x.followed_by(lambda rows, *_: like_parameters(rows, program))
 
 
 def _require_entries(rows: Rows, program: nn.Module) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_vae.noise import Stream, seed_of
+from pyro_vae.program.stored import Stored
 
 Rows = Tensor | dict[str, Tensor]  # what a program is called with: (B, ...) in each entry
 
@@ -40,13 +41,27 @@ def map_rows(function: Callable[[Tensor], Tensor], x: Rows) -> Rows:
     return function(x)
 
 
+def first_rows(x: Rows | Stored, number: int) -> Rows:
+    return x.first(number) if isinstance(x, Stored) else map_rows(lambda t: t[:number], x)
+
+
+def parts(x: Rows | Stored) -> Iterator[tuple[int, Rows]]:
+    """All rows, ``(number of the first, rows)``: at once, or as they are read."""
+    if isinstance(x, Stored):
+        yield from x.chunks()
+    else:
+        yield 0, x
+
+
 def repeated(x: Rows, times: int) -> Rows:
     """(B, ...) to (K B, ...): rows are independent, so K particles are K times the rows."""
     return map_rows(lambda t: t.repeat(times, *[1] * (t.dim() - 1)), x)
 
 
-def num_rows(x: Rows) -> int:
+def num_rows(x: Rows | Stored) -> int:
     """The number of data in ``x``; entries of a dict must agree on it."""
+    if isinstance(x, Stored):
+        return len(x)
     rows = len(observed_rows(x))
     if isinstance(x, dict):
         main = main_entry(x)

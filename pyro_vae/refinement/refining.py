@@ -23,8 +23,10 @@ from pyro_vae.refinement.markov import chained
 from pyro_vae.refinement.refitting import PARTICLES, RATE, SCORED, STEPS, refit
 from pyro_vae.refinement.resampling import resampled
 from pyro_vae.refinement.result import Method, Refinement
+from pyro_vae.turns import taking_turns
 
 
+@taking_turns
 def refine(
     program: nn.Module,
     x: Any,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
+import math
 import pkgutil
 import warnings
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.noise import Stream, seeded
 from pyro_vae.objectives.base import EMPTY, State
 from pyro_vae.program.calling import materialize
@@ -21,7 +21,8 @@ from pyro_vae.recording import differences
 from pyro_vae.recording.listing import called, rebuilt_all
 from pyro_vae.runs.history import History
 from pyro_vae.runs.manifest import parts_record, source_digest
-from pyro_vae.runs.storage import MANIFEST, read, write
+from pyro_vae.runs.schema import Bounded, read_run
+from pyro_vae.runs.writer import sole_writer
 
 
 @dataclass
@@ -67,27 +68,6 @@ class Run:
 # --- saving -------------------------------------------------------------------------------------
 
 
-def folder_for(out: str | Path, *, resume: bool) -> Path:
-    """The folder of a run, made before any work is done.
-
-    Raises:
-        ValueError: it cannot be made or written; or it holds a run that would be lost.
-    """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out={str(out)!r}: {error.strerror}, name another folder") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"out={str(out)!r} cannot be written, name another folder")
-    if not resume and (folder / MANIFEST).exists():
-        raise ValueError(
-            f"out={str(out)!r} holds a saved run, which would be lost: pass resume=True to "
-            "pv.fit to go on from it, or name another folder"
-        )
-    return folder
-
-
 def contents(program: nn.Module, state: State, history: dict[str, Any]) -> dict[str, Any]:
     """What ``load`` brings back."""
     return {
@@ -102,8 +82,8 @@ def contents(program: nn.Module, state: State, history: dict[str, Any]) -> dict[
 def save_run(run: Run, path: str | Path) -> None:
     """Write what :func:`load` brings back; without the optimizer there is no going on from it."""
     history = {"records": run.history.to_dict("records"), "sums": {}, "counts": {}}
-    folder = folder_for(path, resume=False)
-    write(folder, {"manifest": run.manifest, **contents(run.program, run.state, history)})
+    with sole_writer(path, resume=False) as writer:
+        writer.save({"manifest": run.manifest, **contents(run.program, run.state, history)})
 
 
 def load(path: str | Path, program: nn.Module | None = None) -> Run:
@@ -133,17 +113,23 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
     """
 
     folder = Path(path)
-    saved = read(folder)
+    saved = read_run(folder)
     saved |= saved.get("best", {})  # what the run was to end with, where that is not the last
     manifest = saved["manifest"]
     by_name = False
     if program is None:
-        program, by_name = _built(folder, saved["build"], manifest["program"]), True
+        program, by_name = _built(folder, saved), True
     missing = saved["parameters"].keys() - dict(program.named_parameters()).keys()
     if missing and all(name.startswith(("created.", "autoguide.")) for name in missing):
         program.to(dtype=getattr(torch, manifest["dtype"]))
         rows = min(manifest["batch_size"], manifest["num_data"])  # there may be one for each
-        materialize(program, _zeros(manifest["row"], rows))  # the first run makes them
+        try:
+            materialize(program, _zeros(manifest["row"], rows))  # the first run makes them
+        except (RuntimeError, IndexError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{folder} holds rows that this program does not take: {why}"
+            ) from error
     if wrong := misfits(program, saved):
         raise ValueError(
             f"{folder} holds another program: {'; '.join(wrong)}: build it with the same options"
@@ -163,8 +149,9 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
     return Run(program, history.frame(), manifest, State(**saved["state"]))
 
 
-def _built(folder: Path, record: Any, kind: str) -> nn.Module:
+def _built(folder: Path, saved: dict[str, Any]) -> nn.Module:
     """The program of a record, by a ``build`` from the folder of ``pyro_vae.models``."""
+    record, kind = saved["build"], saved["manifest"]["program"]
     from pyro_vae.models import __path__ as places
 
     if record is None:
@@ -176,8 +163,9 @@ def _built(folder: Path, record: Any, kind: str) -> nn.Module:
         )
     module = importlib.import_module(f"pyro_vae.models.{record['model']}")
     try:
-        with seeded(*Stream.PARAMETERS.key(0)):
-            return called(module.build, rebuilt_all(record["options"]), record["model"])
+        tensors = {**saved["parameters"], **saved["buffers"]}
+        with seeded(*Stream.PARAMETERS.key(0)), Bounded(tensors):
+            return called(module.build, rebuilt_all(record.get("options")), record["model"])
     except ValueError as error:
         raise _pass_it(f"{folder} holds a {kind} that cannot be built by name: {error}") from error
 
@@ -186,9 +174,15 @@ def _pass_it(why: str) -> ValueError:
     return ValueError(f"{why}: build it as it was and pass it, pv.load(path, program=mine)")
 
 
+MOST_ZEROS = 1 << 24
+
+
 def _zeros(form: dict[str, Any], rows: int) -> Any:
     if isinstance(form.get("dtype"), str):
-        return torch.zeros((rows, *form["shape"]), dtype=getattr(torch, form["dtype"]))
+        shape, dtype = (rows, *form["shape"]), getattr(torch, form["dtype"])
+        if math.prod(shape) <= MOST_ZEROS:
+            return torch.zeros(shape, dtype=dtype)
+        return torch.zeros((), dtype=dtype).expand(shape)  # which takes no memory
     return {name: _zeros(entry, rows) for name, entry in form.items()}
 
 
@@ -212,5 +206,5 @@ def restore(program: nn.Module, saved: dict[str, Any]) -> None:
             value.copy_(found[name])
 
 
-def warn(message: str, stacklevel: int = 3) -> None:
-    warnings.warn(message, PyroVaeWarning, stacklevel=stacklevel)
+def warn(message: str) -> None:
+    warnings.warn(message, PyroVaeWarning, stacklevel=users_line())

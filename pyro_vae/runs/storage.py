@@ -7,19 +7,21 @@ tensor and one of the manifest itself.  Nothing is pickled, and reading runs no 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
-import math
 import os
-from collections import Counter
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from pyro_vae.runs.values import pack, require_depth, unpack
 
 
 def tensor_digest(name: str, value: Tensor) -> str:
@@ -32,18 +34,51 @@ def tensor_digest(name: str, value: Tensor) -> str:
 
 FORMAT = 2
 MANIFEST = "checkpoint.json"
+OWN = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # what a save may write, and delete
+
+# A manifest is parsed whole, and JSON grows by this: so many bytes and values take 150 MB.
+MOST_BYTES = 24 << 20
+MOST_VALUES = 400_000
+MOST_NESTED = 60
+MOST_READS = 1000  # while saves go on
 
 
 def write(folder: Path, content: dict[str, Any]) -> None:
     """Replace what ``folder`` holds; a crash at any moment leaves the old or the new content.
 
+    The tensors of the content before stay for one save more, for those who read meanwhile.  No
+    other file is deleted.
+
     Raises:
-        ValueError: a value that is no tensor, number, string, or list, tuple or dict of them.
+        ValueError: a value that is no tensor, number, string, or list, tuple or dict of them; or
+            more of them than :func:`read` would take.
         OSError: the disk refuses; what was there before can still be read.
     """
     tensors: dict[str, Tensor] = {}
     packed = pack(content, "", tensors)
-    table = {
+    table = _table(tensors)
+    try:
+        raw = safetensors.torch.save(tensors)
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"safetensors cannot hold these tensors: {error}") from None
+    file = _name_of(table)
+    last, oldest = _named_by(folder)
+    before = oldest if last == file else last
+    body = {"format": FORMAT, **packed, "tensors_file": file, "bytes": len(raw), "tensors": table}
+    body |= {} if before is None else {"file_before": before}
+    body["sha256"] = _digest(body)
+    lines = (f"{json.dumps(name)}: {json.dumps(part)}" for name, part in body.items())
+    text = ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    if why := _too_large(text):
+        raise ValueError(f"{folder / MANIFEST} would have {why}, which cannot be read again")
+    if oldest not in (None, file, before):  # there is room for two at a time
+        (folder / oldest).unlink(missing_ok=True)
+    replace(folder / file, raw)
+    replace(folder / MANIFEST, text)
+
+
+def _table(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {
         name: {
             "dtype": str(value.dtype).removeprefix("torch."),
             "shape": list(value.shape),
@@ -51,67 +86,169 @@ def write(folder: Path, content: dict[str, Any]) -> None:
         }
         for name, value in tensors.items()
     }
+
+
+def _name_of(table: dict[str, Any]) -> str:
+    """By the content, so that the file which the manifest in place names is never changed."""
+    return f"tensors-{_digest(dict(sorted(table.items())))[:16]}.safetensors"
+
+
+def _named_by(folder: Path) -> tuple[str | None, str | None]:
+    """The files of tensors that the manifest in place names: its own, and the one before."""
     try:
-        raw = safetensors.torch.save(tensors)
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"safetensors cannot hold these tensors: {error}") from None
-    # Named by its content: the file that the manifest in place names is never changed.
-    file = f"tensors-{_digest(table)[:16]}.safetensors"
-    body = {"format": FORMAT, **packed, "tensors_file": file, "bytes": len(raw), "tensors": table}
-    body["sha256"] = _digest(body)
-    _replace(folder / file, raw)
-    lines = (f"{json.dumps(name)}: {json.dumps(part)}" for name, part in body.items())
-    _replace(folder / MANIFEST, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-    for old in folder.glob("tensors-*"):
-        if old.name != file:
-            old.unlink(missing_ok=True)
+        body = _parsed(folder / MANIFEST)
+    except (OSError, ValueError):
+        return None, None
+    named = (body.get(name) for name in ("tensors_file", "file_before"))
+    last, oldest = (n if isinstance(n, str) and OWN.fullmatch(n) else None for n in named)
+    return last, oldest
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a save left that was killed: files under the names that saves give.
+
+    Tensors are ours where no manifest names them and their name is that of their content.
+    """
+    named = _named_by(folder)
+    for path in [*folder.glob("tensors-*"), folder / f"{MANIFEST}.tmp"]:
+        whole = OWN.fullmatch(path.name)
+        part = path.suffix == ".tmp" and (OWN.fullmatch(path.stem) or path.stem == MANIFEST)
+        with contextlib.suppress(OSError, ValueError, SafetensorError):
+            if part or (whole and path.name not in named and path.name == _name_by_content(path)):
+                path.unlink(missing_ok=True)
+
+
+def _name_by_content(path: Path) -> str:
+    return _name_of(_table(safetensors.torch.load(read_regular(path, path.stat().st_size))))
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The content that :func:`write` was given, its tensors on the CPU.
 
+    While another process saves there, it is the old content or the new.
+
     Raises:
         ValueError: nothing is there, or something is damaged: by file and tensor.
     """
     path = folder / MANIFEST
-    if path.exists() and not path.is_file():  # a pipe or a device has no end
-        raise _damaged(path, "is no regular file")
+    text = _manifest_text(path)
+    for _ in range(MOST_READS):
+        try:
+            return _read(path, text)
+        except ValueError:  # a save may have replaced the tensors meanwhile
+            now = _manifest_text(path)
+            if now == text:
+                raise
+            text = now
+    raise ValueError(f"{path} is saved too often to be read: wait until the run has ended")
+
+
+def _manifest_text(path: Path) -> bytes:
     try:
-        body = json.loads(path.read_bytes())
-        digest = body.pop("sha256")
-    except FileNotFoundError:
+        return read_regular(path, MOST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
-            f"{folder} holds no {MANIFEST}: name a folder that was out= of pv.fit, or that "
+            f"{path.parent} holds no {MANIFEST}: name a folder that was out= of pv.fit, or that "
             "Run.save has written"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise _damaged(path, "is no whole JSON object") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parsed(path: Path, text: bytes | None = None) -> dict[str, Any]:
+    """A manifest as it is written; raises ValueError where it is none."""
+    text = read_regular(path, MOST_BYTES) if text is None else text
+    if why := _too_large(text):
+        raise _damaged(path, f"has {why}")
+    try:
+        body = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise _damaged(path, "is no whole JSON object")
+    return body
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(name)
+
+
+def _too_large(text: bytes) -> str:
+    """What of a manifest is more than is read, before it is parsed."""
+    if len(text) > MOST_BYTES:
+        return f"more than {MOST_BYTES >> 20} MiB"
+    values = text.count(b",") + text.count(b"[") + text.count(b"{")
+    if values > MOST_VALUES:
+        return f"about {values} values, expected at most {MOST_VALUES}"
+    return ""
+
+
+def _read(path: Path, text: bytes) -> dict[str, Any]:
+    body = _parsed(path, text)
+    digest = body.pop("sha256", None)
+    if digest is None:
+        raise _damaged(path, "is no whole JSON object")
     if body.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has format {body.get('format')}, expected {FORMAT}: read it with the version "
-            "of pyro_vae that wrote it"
+            f"{path} has format {str(body.get('format'))[:20]}, expected {FORMAT}: read it with "
+            "the version of pyro_vae that wrote it"
         )
-    if digest != _digest(body):
-        raise _damaged(path, "differs from its own sha256")
-    for extra in ("format", "bytes"):
-        size = body.pop(extra)
-    tensors = _read_tensors(folder / Path(body.pop("tensors_file")).name, size, body.pop("tensors"))
-    return unpack(body, tensors)
+    try:
+        if digest != _digest(body):
+            raise _damaged(path, "differs from its own sha256")
+        body.pop("format")
+        body.pop("file_before", None)
+        size, file, table = (body.pop(name) for name in ("bytes", "tensors_file", "tensors"))
+        _require_table(size, file, table)
+        require_depth(body, MOST_NESTED)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise _damaged(path, f"is not what a save writes ({_short(error)})") from None
+    tensors = _read_tensors(path.parent / file, size, table)
+    try:
+        return unpack(body, tensors)
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise _damaged(path, f"is not what a save writes ({_short(error)})") from None
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    said = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return (said.splitlines() or [type(error).__name__])[0][:200]
+
+
+def _require_table(size: Any, file: Any, table: Any) -> None:
+    if not (isinstance(file, str) and OWN.fullmatch(file)):
+        raise ValueError(f"it names the tensors {str(file)[:50]!r}")
+    if type(size) is not int or not isinstance(table, dict):
+        raise ValueError("it has no table of tensors")
+    for name, entry in table.items():
+        shape = entry["shape"]
+        if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
+            raise ValueError(f"tensor {name[:80]!r} has no shape")
+        if not (isinstance(entry["dtype"], str) and isinstance(entry["sha256"], str)):
+            raise ValueError(f"tensor {name[:80]!r} has no dtype or digest")
 
 
 def _read_tensors(path: Path, size: int, table: dict[str, Any]) -> dict[str, Tensor]:
-    if path.exists() and not path.is_file():
-        raise _damaged(path, "is no regular file")
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, size + (1 << 20))  # enough to tell what is too much
+        there = path.stat().st_size
     except FileNotFoundError:
         raise _damaged(path, "is missing") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    header = int.from_bytes(raw[:8], "little")
     try:
+        if header > _most_of_header(table) + (1 << 16):
+            raise ValueError("its table is not that of the manifest")
         # Copies, in memory that torch has aligned.
         tensors = {name: t.clone() for name, t in safetensors.torch.load(raw).items()}
     except (SafetensorError, KeyError, ValueError) as error:
-        which = _first_cut_off(raw) or str(error)
-        raise _damaged(path, f"has {len(raw)} bytes, expected {size}: {which}") from None
+        which = (header < MOST_BYTES and _first_cut_off(raw)) or _short(error)
+        raise _damaged(path, f"has {there} bytes, expected {size}: {which}") from None
     for name in {**table, **tensors}:
         if name not in tensors:
             raise _damaged(path, f'holds no tensor "{name}"')
@@ -119,11 +256,20 @@ def _read_tensors(path: Path, size: int, table: dict[str, Any]) -> dict[str, Ten
             raise _damaged(path, f'holds a tensor "{name}" that the manifest does not know')
         value, expected = tensors[name], table[name]
         if list(value.shape) != expected["shape"]:
-            found = f"has shape {list(value.shape)}, expected {expected['shape']}"
-            raise _damaged(path, f'tensor "{name}" {found}')
+            shapes = f"has shape {list(value.shape)}, expected {expected['shape']}"
+            raise _damaged(path, f'tensor "{name}" {shapes}')
         if tensor_digest(name, value) != expected["sha256"]:
             raise _damaged(path, f'tensor "{name}" differs from its sha256')
+    if there != size:
+        raise _damaged(path, f"has {there} bytes, expected {size}")
     return tensors
+
+
+def _most_of_header(table: dict[str, Any]) -> int:
+    """Bytes that the names, forms and places of these tensors may take."""
+    return 1024 + sum(
+        len(json.dumps(name)) + 256 + 24 * len(entry["shape"]) for name, entry in table.items()
+    )
 
 
 def _first_cut_off(raw: bytes) -> str:
@@ -131,7 +277,7 @@ def _first_cut_off(raw: bytes) -> str:
     try:
         start = 8 + int.from_bytes(raw[:8], "little")
         ends = {n: e["data_offsets"][1] for n, e in json.loads(raw[8:start]).items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return ""
     cut = [name for name in sorted(ends, key=ends.__getitem__) if start + ends[name] > len(raw)]
     return f'it ends within tensor "{cut[0]}"' if cut else ""
@@ -145,11 +291,34 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _replace(path: Path, raw: bytes) -> None:
+def read_regular(path: Path, most: int) -> bytes:
+    """The bytes of a regular file, at most one more than ``most`` of them.
+
+    A pipe or a device, which has no end, is refused before it is read, also behind a link.
+
+    Raises:
+        ValueError: it is no regular file.
+        OSError: it is not there, or cannot be read.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:  # a socket, or a device that nobody serves
+        if error.errno in (errno.ENXIO, errno.ELOOP, errno.EISDIR):
+            raise _damaged(path, "is no regular file") from None
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise _damaged(path, "is no regular file")
+        return file.read(most + 1)
+
+
+def replace(path: Path, raw: bytes) -> None:
     """Write beside ``path``, bring it to the disk, rename, and bring the new name to the disk."""
     beside = path.with_name(path.name + ".tmp")
+    beside.unlink(missing_ok=True)  # of a save that was killed
     try:
-        with open(beside, "wb") as file:
+        with open(beside, "xb") as file:  # which follows no link
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
@@ -164,56 +333,3 @@ def _replace(path: Path, raw: bytes) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-# --- values as JSON -----------------------------------------------------------------------------
-# JSON has no tensors, tuples, infinities or numbers as names.  They are written as an object with
-# one name that begins with "$": {"$tensor": "optimizer/state/0/sum"}, {"$tuple": [0.9, 0.999]}.
-
-
-def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` as JSON, its tensors in ``tensors`` under the path at which they stand."""
-    if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"$tensor": path}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": str(value)}
-    if isinstance(value, (list, tuple)):
-        items = [pack(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
-        return {"$tuple": items} if isinstance(value, tuple) else items
-    if isinstance(value, dict):
-        names = {name: f"{path}/{name}".removeprefix("/") for name in value}
-        parts = [(name, pack(part, names[name], tensors)) for name, part in value.items()]
-        if isinstance(value, Counter):
-            return {"$counter": parts}
-        if all(isinstance(name, str) and not name.startswith("$") for name in value):
-            return dict(parts)
-        return {"$dict": parts}
-    raise ValueError(
-        f"{path} is a {type(value).__name__}, which a checkpoint cannot hold: expected tensors, "
-        "numbers, strings, and lists, tuples and dicts of them"
-    )
-
-
-def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What :func:`pack` was given."""
-    if isinstance(value, list):
-        return [unpack(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    match next(iter(value.items()), None):
-        case "$tensor", name:
-            return tensors[name]
-        case "$float", text:
-            return float(text)
-        case "$tuple", items:
-            return tuple(unpack(items, tensors))
-        case "$counter", parts:
-            return Counter(dict(unpack(parts, tensors)))
-        case "$dict", parts:
-            return dict(unpack(parts, tensors))
-    return {name: unpack(part, tensors) for name, part in value.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.densities.look import Look
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.program.rows import Rows
 
 
@@ -29,7 +29,7 @@ def warn_about_divergence(history: Any, name: str = "") -> None:
             "training diverged, though every number is finite; lower lr, set clip, or let the "
             "first steps only accumulate, optimizer=pv.optimizers.Adagrad",
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=users_line(),
         )
 
 
@@ -54,7 +54,7 @@ def warn_at_floor(program: nn.Module, x: Rows) -> None:
                 f"{events.shape[1]} dimensions for every row: log p(x) depends on the floor there; "
                 "drop constant dimensions, or raise floor to the precision of the data",
                 PyroVaeWarning,
-                stacklevel=3,
+                stacklevel=users_line(),
             )
 
 
@@ -67,7 +67,7 @@ def warn_if_nothing_moves(optimizer: torch.optim.Optimizer, num_steps: int) -> N
             "this optimizer only accumulates squared gradients; raise the budget, or lower its "
             "accumulate_steps",
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=users_line(),
         )
 
 
@@ -80,5 +80,5 @@ def warn_if_warmup_never_ends(objective: Any, num_steps: int) -> None:
             f"most {num_steps / warmup:.1%} and what is trained is never the ELBO: raise the "
             "budget, or lower kl_warmup",
             PyroVaeWarning,
-            stacklevel=3,
+            stacklevel=users_line(),
         )

@@ -1,9 +1,11 @@
 """Checkpoints: a run on disk that is whole or refused, and goes on as if never interrupted.
 
-A folder holds two files::
+A folder holds::
 
     checkpoint.json               settings, numbers, history, and a sha256 of every tensor
-    tensors-<digest>.safetensors  parameters, buffers, states of optimizer and objective
+    tensors-<digest>.safetensors  parameters, buffers, states of optimizer and objective; also
+                                  those of the save before, for who reads meanwhile
+    .lock, .writer.json           who writes there: one process at a time
 
 The tensors are written first, under a name that their content decides; the manifest comes last
 and names them.  Each file is written beside its place, brought to the disk (fsync), and only then
@@ -21,46 +23,80 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_vae.objectives.base import State
-from pyro_vae.optimizers import restore_optimizer
+from pyro_vae.optimizers import SWITCHES, restore_optimizer
 from pyro_vae.recording import differences
 from pyro_vae.runs.run import contents, misfits, restore, warn
-from pyro_vae.runs.storage import MANIFEST, pack, read, write
-from pyro_vae.training.interrupts import interruption, noted_signals
+from pyro_vae.runs.schema import read_run
+from pyro_vae.runs.storage import MANIFEST, MOST_BYTES, read_regular
+from pyro_vae.runs.values import pack
+from pyro_vae.runs.writer import Writer
+from pyro_vae.training.interrupts import (
+    cancelled_elsewhere,
+    interruption,
+    noted_signals,
+    obeyed_between_steps,
+)
 from pyro_vae.training.loop import Loop, Progress
+from pyro_vae.turns import in_turn
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
     "program", "dtype", "data_digest", "num_data", "engine", "seed", "batch_size", "optimizer",
-    "schedule", "clip", "weight_prior", "validation_digest",
+    "schedule", "clip", "weight_prior", "validation_digest", "binarize", "row",
 )  # fmt: skip
-SURROUNDINGS = ("threads", "device", "source_digest", "torch")  # these only change the last bits
+# Of these whatever is in both; what a version before did not write cannot be compared.
+RECORDS = {
+    "objective_record": "objective", "objective_code": "objective",
+    "optimizer_record": "optimizer", "schedule_record": "schedule", "parts": "",
+}  # fmt: skip
+# These only change the last bits.
+SURROUNDINGS = ("threads", "device", "source_digest", "torch", "processes")
 
 
 @contextlib.contextmanager
 def keeping(
-    loop: Loop, manifest: dict[str, Any], num_steps: int, folder: Path | None, every: float | None
+    loop: Loop, manifest: dict[str, Any], num_steps: int, writer: Writer | None, every: float | None
 ) -> Iterator[None]:
-    """Save ``loop`` after steps where that is due, when a signal asks, and at the end."""
-    if folder is None:
-        yield
+    """Save ``loop`` after steps where that is due, when a signal asks, at the end and at an error.
+
+    An error that ends the run is raised as it is, with a note that says where the state lies.
+    """
+    if writer is None:
+        with obeyed_between_steps() as check:
+            loop.after_step = lambda _: check()
+            yield
         return
+    cancelled = cancelled_elsewhere()
     before, saved_at, cost = loop.progress.steps, time.monotonic(), 0.0
     pack(_resumable(loop), "", {})  # what cannot be saved is refused before the first step
+    last_saved: int | None = before or None
 
     def save() -> None:
-        nonlocal saved_at, cost
+        in_turn(write_all)  # parameters are swapped while another thread runs the program
+
+    def write_all() -> None:
+        nonlocal saved_at, cost, last_saved
         started = time.monotonic()
+        _require_finite(loop)
         reached = {**loop.totals(), "stopped": loop.ended(num_steps) or "unfinished"}
-        write(folder, {"manifest": {**manifest, **reached}, **_resumable(loop)})
-        saved_at = time.monotonic()
+        try:
+            writer.save({"manifest": {**manifest, **reached}, **_resumable(loop)})
+        except OSError as error:
+            if getattr(error, "path", None) is not None:
+                last_saved = loop.progress.steps
+            raise
+        last_saved, saved_at = loop.progress.steps, time.monotonic()
         cost = saved_at - started
 
     def after_step(_: Loop) -> None:
@@ -70,19 +106,65 @@ def keeping(
             due = loop.progress.steps % every == 0
         else:
             due = time.monotonic() - saved_at >= every
+        if cancelled() and not caught:
+            caught.append(signal.SIGINT)
         if due or caught:
             save()
         if caught:
-            raise interruption(caught[0], loop.progress.steps, folder)
+            raise interruption(caught[0], loop.progress.steps, writer.folder)
+
+    def rescue(error: BaseException) -> None:
+        """Save the last whole step, and say where it lies."""
+        if loop.progress.steps > (last_saved or 0) and loop.booked and loop.learner.whole:
+            try:
+                save()
+            except Exception as failed:  # the user's own error is told, and this with it
+                error.add_note(f"after step {loop.progress.steps}: {failed}")
+        if last_saved is None:
+            if loop.progress.steps:
+                error.add_note(f"no step of the run that was to be saved in {writer.folder} is")
+            return
+        place = str(writer.saved_at or writer.folder)
+        error.add_note(
+            f"the state after step {last_saved} lies in {place}: go on with out={place!r}, "
+            "resume=True"
+        )
+        if isinstance(error, KeyboardInterrupt):
+            vars(error).update(path=Path(place), signal=signal.SIGINT)
 
     loop.after_step = after_step
     loop.pause_every = every if isinstance(every, int) else 0
     with noted_signals() as caught:
-        yield
+        try:
+            yield
+        except BaseException as error:
+            # What is stopped was saved before; and a second signal does not wait.
+            if not (caught or isinstance(error, GeneratorExit) or hasattr(error, "path")):
+                rescue(error)
+            raise
         if loop.progress.steps > before or not before:
             save()
     if caught:
-        raise interruption(caught[0], loop.progress.steps, folder)
+        raise interruption(caught[0], loop.progress.steps, writer.folder)
+
+
+def _require_finite(loop: Loop) -> None:
+    """Refuse to save what is no number, over what is.
+
+    Raises:
+        ValueError: naming the parameter, or the optimizer's tensor.
+    """
+    tensors = dict(loop.learner.parameters)
+    for name, p in loop.learner.parameters.items():
+        for kind, value in loop.learner.optimizer.state.get(p, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{kind} of {name}"] = value
+    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f'"{bad[0]}" is infinite or nan after step {loop.progress.steps}, and is not saved: '
+            "lower lr, or look at what changes it besides the optimizer"
+        )
 
 
 def _resumable(loop: Loop) -> dict[str, Any]:
@@ -100,10 +182,9 @@ def _resumable(loop: Loop) -> dict[str, Any]:
 
 def engine_of(folder: Path) -> str | None:
     """The engine of the run that a folder holds: "auto" goes on with it under any budget."""
-    if not (folder / MANIFEST).is_file():
-        return None
     try:
-        return json.loads((folder / MANIFEST).read_text())["manifest"]["engine"]
+        engine = json.loads(read_regular(folder / MANIFEST, MOST_BYTES))["manifest"]["engine"]
+        return engine if isinstance(engine, str) else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None  # damaged: `go_on` says how
 
@@ -114,9 +195,10 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     Raises:
         ValueError: the checkpoint is damaged, or is of another run; nothing is changed then.
     """
-    if not (folder / MANIFEST).exists():
+    if not os.path.lexists(folder / MANIFEST):
+        warn(f"{folder} holds no run yet: resume=True starts anew")
         return
-    saved = read(folder)
+    saved = read_run(folder)
     if "optimizer" not in saved:
         raise ValueError(f"{folder} was written by Run.save, without the optimizer: use pv.load")
     theirs = saved["manifest"]
@@ -124,13 +206,18 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     wrong = [f"{name} is {mine[name]!r}, the checkpoint has {expected[name]!r}" for name in mine
              if name in expected and mine[name] != expected[name]]  # fmt: skip
     between = ", the checkpoint has "
-    objectives = manifest["objective_record"], theirs["objective_record"]
-    wrong += differences(objectives[0], objectives[1], "objective", between=between)
-    schedules = manifest["schedule_record"], theirs["schedule_record"]
-    if manifest["schedule"] == theirs["schedule"]:
-        wrong += differences(schedules[0], schedules[1], "schedule", between=between)
-    wrong += differences(manifest["parts"], theirs["parts"], between=between, values=False)
+    for record, name in RECORDS.items():
+        told = name in SETTINGS and manifest[name] != theirs[name]  # another class altogether
+        if record in theirs and not told:
+            wrong += differences(
+                manifest[record], theirs[record], name, between=between, values=record != "parts"
+            )
+    if loop.scheduler_is_told and "evaluate_every" in theirs:
+        asked = manifest["evaluate_every"], theirs["evaluate_every"]
+        if asked[0] != asked[1]:
+            wrong.append(f"evaluate_every is {asked[0]}{between}{asked[1]}")
     wrong += misfits(loop.learner.program, saved)
+    wrong += _misfits_of_states(loop, saved)
     evaluated = saved["progress"].get("best_step") or saved["progress"]["best"] is not None
     if loop.keep_best and evaluated and "best" not in saved:
         wrong.append('keep is "best", the checkpoint kept the last weights alone')
@@ -141,11 +228,13 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
             f"{folder} holds another run: {'; '.join(wrong)}: pass the settings of the "
             "checkpoint and no smaller budget, or name another folder as out"
         )
-    here, there = ({**m, "torch": m["versions"]["torch"]} for m in (manifest, theirs))
+    here, there = (
+        {"processes": 1, **m, "torch": m["versions"]["torch"]} for m in (manifest, theirs)
+    )
     changed = [f"{n} is {here[n]}, was {there[n]}" for n in SURROUNDINGS if here[n] != there[n]]
     if changed:
         warn(f"{folder} goes on where {'; '.join(changed)}: expect other last bits than those "
-              "of an uninterrupted run", stacklevel=4)  # fmt: skip
+              "of an uninterrupted run")  # fmt: skip
     restore_optimizer(loop.learner.optimizer, saved["optimizer"])
     restore(loop.learner.program, saved)
     device = next(loop.learner.program.parameters()).device
@@ -166,4 +255,46 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
 
 def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
     options = {f"optimizer {n}": value for n, value in manifest["optimizer_options"].items()}
-    return {**{name: manifest[name] for name in SETTINGS}, **options}
+    return {**{name: manifest[name] for name in SETTINGS if name in manifest}, **options}
+
+
+def _misfits_of_states(loop: Loop, saved: dict[str, Any]) -> list[str]:
+    """Where states of objective, optimizer and schedule are not those of this run."""
+    wrong = []
+    for part, own in loop.state._asdict().items():
+        shapes = [{n: tuple(t.shape) for n, t in s.items()} for s in (own, saved["state"][part])]
+        if shapes[0] != shapes[1]:
+            wrong.append(f"the state of {part} is {shapes[0]}, the checkpoint has {shapes[1]}")
+    optimizer = loop.learner.optimizer
+    slots = [p for group in optimizer.param_groups for p in group["params"]]
+    for slot, state in saved["optimizer"]["state"].items():
+        for name, value in state.items():
+            fits = slot < len(slots) and (
+                name not in OF_A_PARAMETER
+                or (isinstance(value, Tensor) and value.shape == slots[slot].shape)
+            )
+            if not fits:
+                wrong.append(f"the optimizer's {name} of parameter {slot} is none of this run")
+    groups = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
+    for own, kept in groups:
+        names = (own.keys() ^ kept.keys()) - {*SWITCHES}
+        if names or any(_kind(own[n]) != _kind(kept[n]) for n in own.keys() - {*SWITCHES}):
+            wrong.append("the optimizer's options are none of this run")
+    mine = None if loop.scheduler is None else loop.scheduler.state_dict()
+    if (mine is None) != (saved["scheduler"] is None) or (
+        mine is not None and mine.keys() != saved["scheduler"].keys()
+    ):
+        wrong.append("the schedule's state is none of this run")
+    return wrong
+
+
+# What torch's optimizers remember entry by entry.
+OF_A_PARAMETER = (
+    "sum", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta",
+    "grad_avg", "exp_inf", "prev", "step_size", "ax",
+)  # fmt: skip
+
+
+def _kind(value: Any) -> Any:
+    """Numbers are of one kind, whole or not, and also as a tensor."""
+    return float if isinstance(value, (int, float, Tensor)) else type(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -19,21 +20,26 @@ from pyro_vae.checking.guards import (
     require_possible_data,
 )
 from pyro_vae.densities.look import Look
-from pyro_vae.densities.missing import usable_rows
+from pyro_vae.densities.missing import readable_rows
 from pyro_vae.engine.choosing import make_step, require_alike, suited, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
+from pyro_vae.engine.ranked import ranked_step
+from pyro_vae.engine.ranks import current
 from pyro_vae.engine.steps import Step
 from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
-from pyro_vae.program.calling import materialize, require_program, trainable
+from pyro_vae.program.calling import materialize, require_learnable, require_program, trainable
 from pyro_vae.program.inputs import gathered
-from pyro_vae.program.rows import Rows
+from pyro_vae.program.rows import Rows, first_rows
+from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record, reporter
+from pyro_vae.runs.held import objective_code, optimizer_record
 from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
-from pyro_vae.runs.run import Run, folder_for
+from pyro_vae.runs.run import Run
+from pyro_vae.runs.writer import sole_writer
 from pyro_vae.training.advice import (
     warn_about_divergence,
     warn_at_floor,
@@ -44,14 +50,18 @@ from pyro_vae.training.batches import Batches
 from pyro_vae.training.checkpoint import engine_of, go_on, keeping
 from pyro_vae.training.lockstep import in_lockstep
 from pyro_vae.training.loop import Loop, rows_of
+from pyro_vae.training.ranks import among_ranks, begin
 from pyro_vae.training.replicas import is_several, side_by_side
 from pyro_vae.training.schedules import is_told, schedule_record, scheduler_of
 from pyro_vae.training.settings import Settings
 from pyro_vae.training.tracking import Tracker, trackers_of, tracking
+from pyro_vae.turns import in_plain_surroundings, in_turn
 
 logger = logging.getLogger("pyro_vae")
 
 
+@among_ranks
+@in_plain_surroundings
 def fit(
     program: nn.Module | Sequence[nn.Module],
     x: Any,
@@ -125,11 +135,13 @@ def fit(
             early stopping, else "last"; the manifest says ``kept_step``.  A run that goes on does
             so from its last weights, whatever was kept.
         callbacks: each called with a :class:`Record`; one that returns True ends the run.
-        out: a folder where the run is saved at regular times, at its end, and on Ctrl-C or
-            SIGTERM; ``pv.load(out)`` reads it.
-        resume: go on from what ``out`` holds, or start where it holds nothing.  The end has the
-            bits of an uninterrupted run at the same number of threads.  A run that is finished
-            goes on under a larger budget.
+        out: a folder where the run is saved at regular times, at its end, on Ctrl-C, SIGTERM or
+            SIGHUP, and at an error; ``pv.load(out)`` reads it.  One process may write there at a
+            time.  Where the folder fails (a full disk), the state lies in one beside it, or in the
+            temporary folder: the error says where.
+        resume: go on from what ``out`` holds, or start, and say so, where it holds nothing.  The
+            end has the bits of an uninterrupted run at the same number of threads.  A run that is
+            finished goes on under a larger budget.
         checkpoint_every: a whole number counts updates between saves, a float such as 60.0
             seconds (default: a minute, and at most 2% of the time).
         progress: None shows a live line where stderr is a terminal, and else a line a minute;
@@ -149,10 +161,13 @@ def fit(
 
     Raises:
         ValueError: impossible options; or a loss or gradient that is not finite, named by site
-            and step.  The parameters are then those before that step.  With ``resume``: a
-            damaged checkpoint, or one that was made with other settings, each named.
-        KeyboardInterrupt, SystemExit: with ``out``, once SIGINT or SIGTERM (exit code 143) was
-            obeyed after the step at hand; the message says how to go on.
+            and step.  The parameters are then those before that step.  With ``out``: another
+            process writes there.  With ``resume``: a damaged checkpoint, or one that was made with
+            other settings, each named.
+        KeyboardInterrupt, SystemExit: with ``out``, once SIGINT, SIGTERM (exit code 143) or SIGHUP
+            (129) was obeyed after the step at hand; the message says how to go on.
+        Exception: what a callback raises.  With ``out``, the last whole step is saved first, and a
+            note of the error says where.
     """
     given = dict(locals())
     chosen = translate(AEVB() if objective is None else objective)
@@ -167,56 +182,65 @@ def fit(
     if validation is not None:
         held_out = gathered(validation, programs[0])
         settings = [dataclasses.replace(s, validation=held_out) for s in settings]
-    folder = None if out is None else folder_for(out, resume=resume)
-    trackers = trackers_of(tracker, len(programs), append=resume)
-    names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
-    loops = [
-        _set_up(p, x, objective, chosen, s, name if many else "")
-        for p, s, name in zip(programs, settings, names, strict=True)
-    ]
-    first = loops[0]
-    chosen = first.learner.objective
-    num_steps, num_samples = settings[0].budget(first.batches)
-    warn_if_nothing_moves(first.learner.optimizer, num_steps)
-    warn_if_warmup_never_ends(chosen, num_steps)
-    index, example, weight, _ = first.batches(0)
-    ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
-    if folder is not None and resume and engine == "auto":
-        engine = engine_of(folder) or engine
-    if engine != "pyro" and is_several(program):
-        require_alike(programs, chosen, ask)
-    step = make_step(
-        first.learner,
-        engine,
-        ask,
-        prior=WeightPrior(settings[0].weight_prior, first.batches.num_data),
-        num_steps=num_steps,
-        replicas=len(loops) if many else 0,
-    )
-    if step.reason:
-        logger.info("engine %s: %s", step.engine, step.reason)
-    manifests = [_manifest(loop, x, s, step) for loop, s in zip(loops, settings, strict=True)]
-    if folder is not None and resume:
-        go_on(folder, first, manifests[0], num_steps)
-    label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
-    with (
-        # Left from below: what is stopped is saved first, and trackers are told afterwards.
-        tracking(trackers, manifests, lambda number: loops[number].history) as tracked,
-        keeping(first, manifests[0], num_steps, folder, settings[0].checkpoint_every),
-        reporter(progress, num_samples, label=label) as report,
-    ):
-        told = list(callbacks)
-        for loop, track in zip(loops, tracked, strict=True):
-            loop.listeners = [*([report] if loop is first else []), track, *told]
-        stopped = in_lockstep(loops, step, num_steps)
-    runs = []
-    for loop, manifest in zip(loops, manifests, strict=True):
-        loop.finish()
-        warn_at_floor(loop.learner.program, example)
-        warn_about_divergence(history := loop.history.frame(), loop.learner.name)
-        manifest |= {**loop.totals(), "stopped": stopped}
-        runs.append(Run(loop.learner.program, history, manifest, loop.state))
-    return runs if many else runs[0]
+    with contextlib.nullcontext() if out is None else sole_writer(out, resume=resume) as writer:
+        trackers = trackers_of(tracker, len(programs), append=resume)
+        names = [f"replica {r} (seed {s.seed}, lr {s.lr}), " for r, s in enumerate(settings)]
+        loops = [
+            in_turn(_set_up, p, x, objective, chosen, s, name if many else "")
+            for p, s, name in zip(programs, settings, names, strict=True)
+        ]
+        first = loops[0]
+        chosen = first.learner.objective
+        num_steps, num_samples = settings[0].budget(first.batches)
+        warn_if_nothing_moves(first.learner.optimizer, num_steps)
+        warn_if_warmup_never_ends(chosen, num_steps)
+        index, example, weight, _ = first.batches(0)
+        ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
+        if writer is not None and resume and engine == "auto":
+            engine = engine_of(writer.folder) or engine
+        ranks = current()
+        engine = ranks.first(lambda: engine)
+        ask = ranks.own(ask)
+        if engine != "pyro" and is_several(program):
+            in_turn(require_alike, programs, chosen, ask)
+        learner = first.learner
+        prior = WeightPrior(settings[0].weight_prior, first.batches.num_data)
+        if ranks.size > 1:
+            step = in_turn(
+                ranked_step, learner, engine, ask, ranks, prior=prior, num_steps=num_steps
+            )
+        else:
+            number = len(loops) if many else 0
+            step = in_turn(
+                make_step, learner, engine, ask, prior=prior, num_steps=num_steps, replicas=number
+            )
+        if step.reason:
+            logger.info("engine %s: %s", step.engine, step.reason)
+        manifests = [
+            in_turn(_manifest, loop, x, s, step) for loop, s in zip(loops, settings, strict=True)
+        ]
+        if writer is not None and resume:
+            in_turn(go_on, writer.folder, first, manifests[0], num_steps)
+        begin(ranks, loops, manifests, num_steps, None if writer is None else writer.folder)
+        label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
+        with (
+            # Left from below: what is stopped is saved first, and trackers are told afterwards.
+            tracking(trackers, manifests, lambda number: loops[number].history) as tracked,
+            keeping(first, manifests[0], num_steps, writer, settings[0].checkpoint_every),
+            reporter(progress, num_samples, label=label) as report,
+        ):
+            told = list(callbacks)
+            for loop, track in zip(loops, tracked, strict=True):
+                loop.listeners = [*([report] if loop is first else []), track, *told]
+            stopped = in_lockstep(loops, step, num_steps)
+        runs = []
+        for loop, manifest in zip(loops, manifests, strict=True):
+            loop.finish()
+            in_turn(warn_at_floor, loop.learner.program, example)
+            warn_about_divergence(history := loop.history.frame(), loop.learner.name)
+            manifest |= {**loop.totals(), "stopped": stopped}
+            runs.append(Run(loop.learner.program, history, manifest, loop.state))
+        return runs if many else runs[0]
 
 
 def _set_up(
@@ -224,9 +248,10 @@ def _set_up(
 ) -> Loop:
     """The loop of one program, ready to run."""
     require_program(program)
+    require_learnable(program)
     program.to(device=settings.device, dtype=settings.dtype)
-    rows = usable_rows(x, program, learning=True)
-    batches = Batches(x, program, settings.batch_size, settings.seed)
+    rows = readable_rows(x, program, learning=True)
+    batches = Batches(x, program, settings.batch_size, settings.seed, current())
     num_steps, _ = settings.budget(batches)
     first = batches(0)[1]
     materialize(program, first)
@@ -237,10 +262,11 @@ def _set_up(
     chosen = suited(given, chosen, look.guide)
     held_out = None
     if settings.validation is not None:
-        held_out = usable_rows(settings.validation, program)
-        if form_of(held_out) != form_of(rows):
+        held_out = readable_rows(settings.validation, program)
+        theirs, ours = (first_rows(each, 1) for each in (held_out, rows))
+        if form_of(theirs) != form_of(ours):
             raise ValueError(
-                f"a row of validation is {_shape(held_out)}, expected {_shape(rows)} as in x; to "
+                f"a row of validation is {_shape(theirs)}, expected {_shape(ours)} as in x; to "
                 "flatten rows: x.reshape(len(x), -1)"
             )
         require_possible_data(look, held_out)
@@ -257,7 +283,7 @@ def _set_up(
     if isinstance(chosen, Objective) and type(chosen).init is not Objective.init:
         key = Stream.INIT.key(settings.seed)
         with NoiseMode(keyed(*key)), seeded(*key):
-            state = chosen.init(program, rows)
+            state = chosen.init(program, _all_that_it_keeps(rows, first, chosen))
     parameters = trainable(program)
     return Loop(
         learner=Learner(
@@ -277,6 +303,13 @@ def _set_up(
         patience=settings.early_stopping,
         keep_best=settings.keep == "best",
     )
+
+
+def _all_that_it_keeps(x: Rows | Stored, first: Rows, objective: Objective) -> Rows:
+    """The rows of which an objective keeps something: of a store only where it keeps any."""
+    if not isinstance(x, Stored):
+        return x
+    return x.rows() if getattr(objective, "refresh_every", 0) else first
 
 
 def _shape(x: Rows) -> Any:
@@ -301,10 +334,12 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         x,
         objective=name_of(objective),
         objective_record=objective_record(objective),
+        objective_code=objective_code(objective),
         engine=step.engine,
         engine_reason=step.reason,
         optimizer=type(optimizer).__name__,
         optimizer_options=options,
+        optimizer_record=optimizer_record(optimizer, loop.learner.parameters),
         schedule=None if schedule is None else type(loop.scheduler).__name__,
         schedule_record=schedule_record(schedule, loop.scheduler),
         lr=options.get("lr", settings.lr),
@@ -312,6 +347,8 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         weight_prior=settings.weight_prior,
         clip=settings.clip,
         seed=settings.seed,
+        evaluate_every=settings.evaluate_every,
         validation_digest=None if validation is None else data_digest(validation),
+        processes=current().size,
         row=form_of(loop.batches(0)[1]),
     )

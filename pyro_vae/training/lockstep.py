@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from pyro_vae.engine.learner import Ask
 from pyro_vae.engine.steps import Step
 from pyro_vae.training.loop import Loop
+from pyro_vae.turns import in_turn
+from pyro_vae.turns.state import Whole
 
 
 def in_lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> str:
@@ -23,19 +26,29 @@ def in_lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> str:
 
 def lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> Generator[int, None, str]:
     """The same bit by bit: it yields how many updates each of the loops has just taken."""
-    step.bind([loop.learner for loop in loops])
-    sends = [loop.turns(num_steps).send for loop in loops]
+    # A turn for each step, so that a long training keeps no other thread waiting.
+    in_turn(step.bind, [loop.learner for loop in loops])
+    programs = [Whole.of(loop.learner.program) for loop in loops]
+    turns = [loop.turns(num_steps) for loop in loops]
+    sends = [each.send for each in turns]
     try:
         asks = _next(sends, [None] * len(loops))
         while not isinstance(asks, str):
             started = time.perf_counter()
-            answers = step.answer(asks)
+            answers = in_turn(step.answer, asks)
             most = step.most_at_once(asks[0], time.perf_counter() - started)
             updates = sum(not ask.refresh for ask in asks[0])
             asks = _next(sends, [(answer, most) for answer in answers])
             yield updates
+    except BaseException as error:
+        for program in programs:
+            in_turn(program.put_back)
+        for each in turns:  # they book what was done before it, and undo what was begun
+            with contextlib.suppress(BaseException):
+                each.throw(error)
+        raise
     finally:
-        step.release()
+        in_turn(step.release)
     return asks
 
 

@@ -6,19 +6,22 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.engine.learner import Answer, Ask, Learner
+from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite
 from pyro_vae.evidence.bound import elbo_and_error
 from pyro_vae.noise import Key, Stream
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.rows import Rows
+from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record
 from pyro_vae.runs.history import History
 from pyro_vae.runs.run import restore
 from pyro_vae.training.batches import Batches
+from pyro_vae.turns import in_turn
 
 
 @dataclass
@@ -55,14 +58,16 @@ class Loop:
     seed: int = 0
     scheduler: Any = None
     scheduler_is_told: bool = False  # the held-out bound, at each evaluation; else called each step
-    validation: Rows | None = None
+    validation: Rows | Stored | None = None
     evaluate_every: int = 1
     record_every: int = 1
     patience: int | None = None
     keep_best: bool = False
     kept: dict[str, Any] | None = None
+    booked: bool = True  # all that was answered; not so after an error in the midst of that
     listeners: Sequence[Callable[[Record], Any]] = ()
     after_step: Callable[[Loop], Any] = lambda loop: None  # saves, where a folder was named
+    first: Callable[[Callable[[], Any]], Any] = lambda function: function()  # run by rank 0 alone
     pause_every: int = 0  # updates after which `after_step` must see the loop, whatever else
     history: History = field(default_factory=History)
     progress: Progress = field(default_factory=Progress)
@@ -104,25 +109,32 @@ class Loop:
         most = 1
         while not (reason := self.ended(num_steps)):
             fresh = not refresh_every or done.steps % refresh_every == 0
-            if fresh and refresh_every:
-                index, x, weight, count = self.batches(done.batches)
-                ask = Ask(True, x, weight, rows_of(self.state, index), self._key(Stream.REFRESH))
-                (answer,), most = yield [ask]
-                self._keep(index[:count], answer.rows)
-                self._book(answer, count)
-            asks, counts = [], []
-            for ahead in range(self._ahead(num_steps, most)):
-                index, x, weight, count = self.batches(done.batches + fresh + ahead - 1)
-                key = self._key(Stream.TRAIN, ahead)
-                asks.append(Ask(False, x, weight, rows_of(self.state, index), key))
-                counts.append(count)
-            answers, most = yield asks
-            for answer, count in zip(answers, counts, strict=True):
-                self._book(answer, count)
-                if self.scheduler is not None and not self.scheduler_is_told:
-                    self.scheduler.step()
-                done.steps, done.samples = done.steps + 1, done.samples + count
-                done.batches += fresh
+            asks: list[Ask] = []
+            indices: list[Tensor] = []  # of the rows that count
+            undo = None
+            try:
+                if fresh and refresh_every:
+                    index, x, weight, count = self.batches(done.batches)
+                    undo = self._before_refresh(index[:count])
+                    state = rows_of(self.state, index)
+                    (answer,), most = yield [Ask(True, x, weight, state, self._key(Stream.REFRESH))]
+                    self._keep(index[:count], answer.rows)
+                    self._book(answer, count)
+                for ahead in range(self._ahead(num_steps, most)):
+                    index, x, weight, count = self.batches(done.batches + fresh + ahead - 1)
+                    key = self._key(Stream.TRAIN, ahead)
+                    asks.append(Ask(False, x, weight, rows_of(self.state, index), key))
+                    indices.append(index[:count])
+                answers, most = yield asks
+            except BaseException as error:  # what was done before it is booked, the rest undone
+                if isinstance(error, NotFinite) and error.learner is self.learner:
+                    self._take(error.answers, indices, fresh)
+                    done.seconds = time.perf_counter() - started
+                    error.tell_row(indices[len(error.answers) :])
+                if undo is not None:
+                    undo()
+                raise
+            self._take(answers, indices, fresh)
             done.seconds = time.perf_counter() - started
             last = done.steps == num_steps
             evaluate = self.validation is not None and (
@@ -130,8 +142,7 @@ class Loop:
             )
             if last or evaluate or done.steps % self.record_every == 0:
                 record = self.record(evaluate)
-                told = [listen(record) for listen in self.listeners]  # all of them are
-                if True in told:
+                if self.first(partial(self._told, record)):
                     done.called_off = num_steps
             self.after_step(self)
         return reason
@@ -150,6 +161,29 @@ class Loop:
             pauses.append(self.evaluate_every)
         until = [every - self.progress.steps % every for every in pauses if every]
         return min(most, num_steps - self.progress.steps, *until)
+
+    def _take(self, answers: Sequence[Answer], indices: Sequence[Tensor], fresh: bool) -> None:
+        """Book updates that were made."""
+        done, self.booked = self.progress, False
+        for answer, index in zip(answers, indices, strict=False):  # one may have failed
+            self._book(answer, len(index))
+            done.steps, done.samples = done.steps + 1, done.samples + len(index)
+            done.batches += fresh
+            if self.scheduler is not None and not self.scheduler_is_told:
+                self.scheduler.step()
+        self.booked = True
+
+    def _before_refresh(self, index: Tensor) -> Callable[[], None]:
+        """What brings state and history back to where they are now: a refresh is half a step."""
+        shared, rows = self.state.shared, rows_of(self.state, index).rows
+        sums, counts = dict(self.history.memory()["sums"]), dict(self.history.memory()["counts"])
+
+        def undo() -> None:
+            self._keep(index, rows)
+            self.state = self.state._replace(shared=shared)
+            self.history.remember({**self.history.memory(), "sums": sums, "counts": counts})
+
+        return undo
 
     def _keep(self, index: Tensor, rows: dict[str, Tensor]) -> None:
         for name, value in rows.items():
@@ -170,7 +204,8 @@ class Loop:
         """Close a window of the history, with a held-out evaluation where one is due."""
         done, held_out = self.progress, dict[str, float]()
         if evaluate and getattr(self.learner.objective, "has_bound", True):
-            values, error = elbo_and_error(self.learner.program, self.validation, seed=self.seed)
+            program, seed = self.learner.program, self.seed
+            values, error = self.first(lambda: elbo_and_error(program, self.validation, seed=seed))
             bound = float(values.mean())
             held_out = {"validation_bound": bound, "validation_bound_standard_error": error}
             if done.best is None or _risen(values, done.best):
@@ -179,7 +214,7 @@ class Loop:
                 done.waited += 1
             if done.best_bound is None or bound > done.best_bound:
                 done.best_bound, done.best_step = bound, done.steps
-                self.kept = self._snapshot() if self.keep_best else None
+                self.kept = in_turn(self._snapshot) if self.keep_best else None
             # Not at the end of a budget in between: a larger one would go on with another rate.
             if self.scheduler_is_told and done.steps % self.evaluate_every == 0:
                 # Schedulers take a loss, unless told that more is better.
@@ -189,6 +224,10 @@ class Loop:
             step=done.steps, samples=done.samples, seconds=done.seconds, **held_out
         )
         return record._replace(program=self.learner.program, best_step=done.best_step)
+
+    def _told(self, record: Record) -> bool:
+        """Whether a listener wants the run to end; all of them are told."""
+        return True in [listen(record) for listen in self.listeners]
 
     def _snapshot(self) -> dict[str, Any]:
         """Copies of all that a run is loaded from, as they are now."""
@@ -208,7 +247,7 @@ class Loop:
     def finish(self) -> None:
         """Put the weights that are kept into the program, and the state that goes with them."""
         if self.kept is not None:
-            restore(self.learner.program, self.kept)
+            in_turn(restore, self.learner.program, self.kept)
             self.state = State(**self.kept["state"])
 
 

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 from pyro_vae.progress import Record
 from pyro_vae.runs.history import History
 
@@ -203,7 +203,7 @@ class Guarded:
                     f"{name}.{method} raised {type(error).__name__} ({error}): training goes on, "
                     "and what it was to be told is lost; run.history has all of it",
                     PyroVaeWarning,
-                    stacklevel=2,
+                    stacklevel=users_line(),
                 )
             if self._failed == PATIENCE:
                 logger.warning("%s failed %d times in a row: no more is sent", name, PATIENCE)

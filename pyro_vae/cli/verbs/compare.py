@@ -35,6 +35,7 @@ def run_compare(
     lr: float = defaults.LR,
     proposal: Literal["hmc", "guide"] = "hmc",
     out: Path = Path("comparison"),
+    cluster: str | None = None,
     binarize: Binarization = "default",
     data_dir: Path | None = None,
     scale: float | None = None,
@@ -62,6 +63,9 @@ def run_compare(
         proposal: what log p(x) is importance-sampled from; guide is for latents that HMC cannot
             move, and takes objectives that train one.
         out: folder for the results.
+        cluster: where runs are trained and scored, each by itself: local for a process a core, a
+            number of processes, or the address of a Dask scheduler.  What is done is kept in the
+            folder of --out, and the same command goes on there.
         binarize: how pixels become 0 and 1; default is what suits the data.
         data_dir: folder that holds the data sets' files (default: PYRO_VAE_DATA).
         scale: what the values of a file are divided by, such as 255.
@@ -99,6 +103,7 @@ def run_compare(
             samples=samples,
             lr=lr,
             proposal=proposal,
+            **({} if cluster is None else _on_cluster(cluster, out)),
         )
         table = result.table()
         written = [
@@ -109,6 +114,18 @@ def run_compare(
     print(_rendered(table, seeds))
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
+
+
+def _on_cluster(cluster: str, out: Path) -> dict[str, Any]:
+    """Options of ``compare``; each run is told as it is done."""
+
+    def told(key: tuple[str, str, int], score: dict[str, Any]) -> None:
+        model, objective, seed = key
+        evidence = float(score["log_evidence"].mean())
+        print(f"{model}, {objective}, seed {seed}: log p(x) {evidence:.2f}", flush=True)
+
+    number = int(cluster) if cluster.isdecimal() else cluster
+    return {"cluster": number, "out": out / "runs", "arrived": told}
 
 
 def _builds(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pyro_vae import defaults
 from pyro_vae.cli.building import Model
+from pyro_vae.cli.ranks import rank
 from pyro_vae.cli.sources import (
     Binarization,
     Header,
@@ -92,6 +93,8 @@ def run_fit(
     gaps = model is not None and bool(model.options.get("missing"))
     loaded = open_data(data, binarize, data_dir, scale, key, labels_key, header, gaps)
     program = model.make(loaded, seed)
+    if not (first := rank() == 0):  # of several processes one alone writes and prints
+        out, resume, checkpoint_every, track = None, False, None, None
     with results(out, "matplotlib", "pandas"):
         run = pv.fit(
             program, loaded.train, chosen, samples=samples, epochs=epochs, steps=steps,
@@ -100,6 +103,8 @@ def run_fit(
             validation=loaded.validation, evaluate_every=evaluate_every, out=out, resume=resume,
             keep=keep, checkpoint_every=checkpoint_every, tracker=track,
         )  # fmt: skip
+        if not first:
+            return 0
         if out is not None:
             from pyro_vae.plotting.figures import saved
             from pyro_vae.plotting.training import training_curve

@@ -75,7 +75,7 @@ def run_posterior(
         chains=chains, num_prior=num_prior, predictive=predictive, num_simulations=num_simulations,
         refined=None if refined == "none" else refined, seed=seed, batch_size=batch_size, out=out,
     )  # fmt: skip
-    rows = len(judged.test.x)
+    rows = len(judged.test)
     print(f"{judged.name} on {rows:,} test rows of {judged.loaded.name}")
     stats = result["sample_stats"]
     if "khat" in stats:

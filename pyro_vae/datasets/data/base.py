@@ -132,12 +132,14 @@ class Data:
         name: str = "x",
         missing: bool = False,
         row_names: np.ndarray | None = None,
+        in_place: bool = False,
     ) -> "Data":
         """Divide raw values by `scale`, binarize them, and keep a record of both.
 
         Args:
             pixels: (N, ...) of any real dtype, in [0, scale] ([0, 1] without a scale) unless
                 `binarize="none"`. Never changed: the result has memory of its own.
+            in_place: they may be changed, and their memory be that of the result.
             labels, binarize, scale, seed, index, columns, covariates, name, missing, row_names: as
                 in `Data`.
 
@@ -148,7 +150,7 @@ class Data:
         if not isinstance(pixels, Tensor) or pixels.is_complex() or pixels.layout != torch.strided:
             raise TypeError(f"pixels: got {describe(pixels)}, expected a dense tensor of reals")
         require_unmasked(pixels, "pixels")
-        x = pixels.detach().to(torch.float32, copy=True)
+        x = pixels.detach().to(torch.float32, copy=not in_place)
         if scale is not None:
             x /= scale
         check_values(x, "none" if binarize == "none" else "dynamic", missing)
@@ -162,9 +164,14 @@ class Data:
         return cls(x, *own, row_names)  # type: ignore[arg-type]
 
     @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of a row."""
+        return tuple(self.x.shape[1:])
+
+    @property
     def dim(self) -> int:
         """Numbers per row: the product of the event shape."""
-        return math.prod(self.x.shape[1:])
+        return math.prod(self.event_shape)
 
     def batch(self, index: Tensor, epoch: int) -> Tensor | dict[str, Tensor]:
         """The rows at positions `index` (B,) as seen in `epoch`: a tensor (B, ...), or a dict.
@@ -239,10 +246,7 @@ class Data:
         return key
 
     def _compute_digest(self) -> str:
-        header = f"{tuple(self.x.shape)} {self.x.dtype} {self.binarize}"
-        if self.binarize == "dynamic":  # x alone does not say what will be seen
-            header += f" seed {self.seed}"
-        hashed = hashlib.sha256(header.encode() + b"\0")
+        hashed = hashlib.sha256(digest_header(tuple(self.x.shape), self.binarize, self.seed))
         parts = [self.x, self.index] if self.binarize == "dynamic" else [self.x]
         for name, covariate in sorted(self.covariates.items()):
             about = f"{self.name} {name} {tuple(covariate.shape)} {covariate.dtype}"
@@ -263,6 +267,14 @@ class Data:
         covariates = "" if not self.covariates else f", beside {', '.join(self.covariates)}"
         how = f"binarize={self.binarize!r}{scale}{labels}{covariates}"
         return f"Data({shape}{names}, {how}, {self.digest[:12]})"
+
+
+def digest_header(shape: tuple[int, ...], binarize: Binarize, seed: int) -> bytes:
+    """What a digest begins with, before the bytes of x."""
+    header = f"{shape} {torch.float32} {binarize}"
+    if binarize == "dynamic":  # x alone does not say what will be seen
+        header += f" seed {seed}"
+    return header.encode() + b"\0"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -319,5 +331,5 @@ class DataSet:
 
 def _kind(data: Data) -> tuple[object, ...]:
     beside = {name: tuple(t.shape[1:]) for name, t in sorted(data.covariates.items())}
-    kind = tuple(data.x.shape[1:]), data.binarize, data.scale
+    kind = data.event_shape, data.binarize, data.scale
     return (*kind, *beside.items()) if beside else kind

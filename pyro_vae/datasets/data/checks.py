@@ -27,10 +27,11 @@ def check_options(binarize: str, scale: float | None, seed: int) -> tuple[float 
     return scale, errors.whole("seed", seed, 0, 2**63 - 1)
 
 
-def check_values(x: Tensor, binarize: Binarize, missing: bool = False) -> None:
+def check_values(x: Tensor, binarize: Binarize, missing: bool = False, first_row: int = 0) -> None:
     """Refuse what is not (N, ...), empty, not finite, or not what `binarize` allows.
 
-    With `missing`, NaN is a value that nobody knows, and infinite ones are still refused.
+    With `missing`, NaN is a value that nobody knows, and infinite ones are still refused.  Rows
+    count from `first_row`.
     """
     shape = tuple(x.shape)
     if x.ndim < 2:
@@ -50,7 +51,7 @@ def check_values(x: Tensor, binarize: Binarize, missing: bool = False) -> None:
     low, high = (value.item() for value in torch.aminmax(x))  # either is NaN if any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         position = (~torch.isfinite(x)).nonzero()[0].tolist()
-        where = f"row {position[0]}, column {', '.join(map(str, position[1:]))}"
+        where = f"row {first_row + position[0]}, column {', '.join(map(str, position[1:]))}"
         value = x[tuple(position)].item()
         raise ValueError(
             f"x: got {value} at {where} (counted from 0), expected finite float32 values; drop "

@@ -12,7 +12,7 @@ from typing import Any
 from pyro_vae.datasets.data.arrays import from_array
 from pyro_vae.datasets.data.base import Data
 from pyro_vae.datasets.data.checks import Binarize
-from pyro_vae.datasets.data.stored import named, read_npy, read_npz
+from pyro_vae.datasets.data.numpy_files import named, read_npy, read_npz
 from pyro_vae.datasets.data.tables import Header, read_table, warn_about_row_numbers
 from pyro_vae.errors import regular_file
 
@@ -28,7 +28,7 @@ def from_file(
     seed: int = 0,
     missing: bool = False,
 ) -> Data:
-    """Read a .npy, .npz or .csv file as `Data`.
+    """Read a .npy, .npz or .csv file as `Data`; a .npy of more than 256 MiB as `StoredData`.
 
     Args:
         path: the file. A .csv holds numbers between commas, semicolons, tabs or blanks, with a
@@ -62,7 +62,9 @@ def from_file(
         if header != "auto" and path.suffix.lower() != ".csv":
             raise ValueError(f"got header={header}, expected none: only a .csv has one")
         x, labels = _READERS[path.suffix.lower()](path, key, labels_key, header)
-        return from_array(x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing)
+        return from_array(
+            x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing, in_place=True
+        )
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     except TypeError as error:

@@ -1,171 +1,145 @@
-"""Arrays as NumPy stores them, .npy and .npz, believed only as far as there are bytes.
+"""`StoredData`: what `Data` is, for rows that stay in a file because memory is smaller."""
 
-A header of some bytes can declare terabytes, and a megabyte of an archive unpack to a gigabyte.  So
-what a header declares is compared with what is there before memory is asked for; of an archive
-nothing is unpacked but what is read; and nothing is unpickled.
-"""
+from __future__ import annotations
 
+import hashlib
 import math
-import os
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from pyro_vae.datasets.data.checks import first_names
-from pyro_vae.program.frames import free_memory
-
-MOST_DIRECTORY = 1 << 22  # bytes, of the directory of an archive: some ten thousand arrays
-# Zeros unpack to a thousand times their size; counts of words, dense, to some fifty.  What is small
-# may do as it likes.
-MOST_RATIO, SMALL = 200, 1 << 26
-MOST_NAMES = 10
-
-
-def read_npy(path: Path) -> np.ndarray:
-    """The array of a .npy.
-
-    Raises:
-        TypeError: it holds objects.
-        ValueError: other bytes, or more or fewer of them than it declares.
-    """
-    with path.open("rb") as file:
-        _require_magic(file, b"\x93NUMPY", path)
-        return _undamaged(lambda: _array(file, os.fstat(file.fileno()).st_size))
+from pyro_vae.datasets.data import noise
+from pyro_vae.datasets.data.base import digest_header
+from pyro_vae.datasets.data.checks import Binarize, check_options, check_values
+from pyro_vae.program.inputs import as_tensor
+from pyro_vae.program.stored import Stored, array_reader
 
 
-def read_npz(path: Path, choose: Callable[[list[str]], Sequence[str | None]]) -> list[Any]:
-    """Some arrays of a .npz; the others are not looked at.
+class StoredData(Stored):
+    """N rows of a file, read by number, scaled and binarized as they are read.
+
+    It goes wherever a `Data` goes: `pv.fit` and `pv.elbo` read a minibatch at a time; what needs
+    all rows at once reads them all, if they fit into memory.  Digest, draws and batches are those
+    of the same rows in memory.
 
     Args:
-        path: the file.
-        choose: says by the names of all which to read; None stands for none.
+        array: (N, D) or (N, ...) real numbers: a `numpy.memmap`, an array of zarr or h5py.
+        binarize, scale, seed, missing: as in `from_array`.
 
     Raises:
-        TypeError: one holds objects.
-        ValueError: no archive of arrays, or one that stands for more than it holds.
+        TypeError, ValueError: as `from_array`, after every row was looked at once.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        _require_magic(file, b"PK", path)
-        with _undamaged(lambda: _opened(file)) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            twice = [n for n, times in Counter(archive.namelist()).items() if times > 1]
-            if twice:
-                raise ValueError(f"got two arrays {twice[0]!r}, expected one; save it again")
-            wanted = choose(list(members))
-            return [n if n is None else _member(archive, members[n], size) for n in wanted]
 
+    labels = columns = row_names = None
+    name = "x"
 
-def named(names: Sequence[str]) -> str:
-    """The names of arrays or columns, as many as one reads."""
-    return first_names([repr(name) for name in names], MOST_NAMES)
+    def __init__(
+        self,
+        array: Any,
+        *,
+        binarize: Binarize = "none",
+        scale: float | None = None,
+        seed: int = 0,
+        missing: bool = False,
+    ) -> None:
+        super().__init__(*array_reader(array, lambda part: as_tensor(part, "x")))
+        self.binarize: Binarize = binarize
+        self.scale, self.seed = check_options(binarize, scale, seed)
+        self.missing = missing
+        self.event_shape = tuple(map(int, array.shape[1:]))
+        self._then = (self._prepared,)
+        if len(self) == 0 or not self.event_shape:
+            check_values(torch.empty(tuple(array.shape)), "none", missing)
+        kind: Binarize = "none" if binarize == "none" else "dynamic"
+        for start, index in self._pieces():
+            check_values(self._grey(self._raw(index)), kind, missing, start)
 
+    @property
+    def dim(self) -> int:
+        """Numbers per row: the product of the event shape."""
+        return math.prod(self.event_shape)
 
-# --- parts --------------------------------------------------------------------------------------
+    @property
+    def index(self) -> Tensor:
+        """Row numbers (N,) in the file, int64."""
+        return torch.from_numpy(self.at(slice(None)).astype(np.int64))
 
+    @property
+    def covariates(self) -> dict[str, Tensor]:
+        """None: a file of one array holds nothing beside it."""
+        return {}
 
-def _require_magic(file: IO[bytes], magic: bytes, path: Path) -> None:
-    if file.read(len(magic)) != magic:  # else numpy takes any bytes for a pickle
-        raise ValueError(f"got other bytes than a {path.suffix} begins with; save it again")
-    file.seek(0)
+    @property
+    def x(self) -> Tensor:
+        """All rows as `Data.x` holds them, where they fit into memory."""
+        return self.undrawn().rows()
 
+    def to(self, device: torch.device | str) -> StoredData:
+        """Itself: minibatches go to the program's device when they are read."""
+        return self
 
-def _undamaged(read: Callable[[], Any]) -> Any:
-    """What ``read`` gives, its errors as ours: zipfile, zlib, ast, struct, tokenize have theirs."""
-    try:
-        return read()
-    except _Refused as error:
-        raise ValueError(str(error)) from error
-    except TypeError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"got a damaged file ({error}), expected a complete one: save it again"
-        ) from error
+    def __getitem__(self, key: Any) -> StoredData:
+        if isinstance(key, Tensor):
+            key = key.numpy(force=True)
+        return self._with(index=self.at(key))
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, (len(self), *self.event_shape)))
+        scale = "" if self.scale is None else f", scale={self.scale:g}"
+        return f"StoredData({shape}, binarize={self.binarize!r}{scale}, read by rows)"
 
-class _Refused(Exception):
-    """What is whole, and refused none the less."""
+    def undrawn(self) -> StoredData:
+        """The same rows before what is drawn anew in each epoch: grey."""
+        return self._with(then=(lambda rows, places, _: self._still(rows, places),))
 
+    def _with(self, *, index: np.ndarray | None = None, then: Any = None) -> StoredData:
+        part: StoredData = StoredData.__new__(type(self))
+        vars(part).update(vars(self))
+        part._digest = None
+        part._index = self._index if index is None else index
+        part._then = (part._prepared,) if then is None else then
+        return part
 
-def _array(file: IO[bytes], size: int) -> np.ndarray:
-    """The array at the beginning of a file of so many bytes."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"format {version[0]}.{version[1]}, known are 1.0, 2.0 and 3.0")
-    first = version == (1, 0)  # (3.0 is 2.0 with names of fields in UTF-8)
-    reader = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-    shape, _, dtype = reader(file)
-    if dtype.hasobject:
-        raise TypeError("got an array of objects, expected numbers; save it with .astype(float)")
-    if any(isinstance(n, bool) or n < 0 for n in shape):
-        raise ValueError(f"its header says shape {shape}")
-    declared, there = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if declared != there:
-        raise ValueError(
-            f"its header says shape {shape} of {dtype}, which is {declared:,} bytes, and "
-            f"{there:,} follow"
-        )
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
+    # --- what is done to values that were read ---------------------------------------------------
 
+    def _raw(self, index: Tensor) -> Tensor:
+        return Stored(self._read, self._whole, index=self._index).batch(index, 0)
 
-class _Directory:
-    """A file of which the reader of archives takes no directory that fills the memory."""
+    def _grey(self, raw: Tensor) -> Tensor:
+        x = raw.to(torch.float32)
+        return x if self.scale is None else x / self.scale
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+    def _still(self, raw: Tensor, places: Tensor) -> Tensor:
+        """Values as `Data.x` holds them."""
+        x = self._grey(raw)
+        if self.binarize == "threshold":
+            return (x >= 0.5).to(torch.float32)
+        if self.binarize == "static":
+            return noise.bernoulli(x, places, seed=self.seed, epoch=0)
+        return x
 
-    def read(self, size: int = -1) -> bytes:
-        if size > MOST_DIRECTORY:
-            raise _Refused(
-                f"got a directory of {size:,} bytes, expected {MOST_DIRECTORY:,} at most: save "
-                "fewer arrays"
-            )
-        return self.file.read(size)
+    def _prepared(self, raw: Tensor, places: Tensor, epoch: int) -> Tensor:
+        x = self._still(raw, places)
+        if self.binarize == "dynamic":
+            return noise.bernoulli(x, places, seed=self.seed, epoch=epoch)
+        return x
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
+    def _pieces(self) -> Any:
+        size = max(1, (8 << 20) // max(1, self.dim))
+        for start in range(0, len(self), size):
+            yield start, torch.arange(start, min(start + size, len(self)))
 
-
-def _opened(file: IO[bytes]) -> zipfile.ZipFile:
-    return zipfile.ZipFile(_Directory(file))
-
-
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> np.ndarray:
-    """One array, refused where it unpacks to much more than it takes.
-
-    Args:
-        archive, info: what it is of, and what is said of it there.
-        size: of the archive, in bytes.
-    """
-    name, declared, packed = info.filename, info.file_size, min(info.compress_size, size)
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(
-            f"got {name!r} packed by method {info.compress_type}, expected what numpy writes: save "
-            "it by np.savez or np.savez_compressed"
-        )
-    if declared > SMALL and declared > MOST_RATIO * packed:
-        raise ValueError(
-            f"got {name!r}, whose {packed:,} bytes unpack to {declared:,}, more than {MOST_RATIO} "
-            "times as many: save it as .npy if that is meant"
-        )
-    free = free_memory()
-    if free is not None and declared > free:
-        raise ValueError(
-            f"got {name!r} of {declared / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB are free: "
-            "save fewer rows"
-        )
-
-    def read() -> np.ndarray:
-        with archive.open(info) as file:
-            if file.read(6) != b"\x93NUMPY":
-                raise _Refused(f"got {name!r}, which is no array, expected one saved by np.savez")
-            file.seek(0)
-            return _array(file, declared)
-
-    return _undamaged(read)
+    @property
+    def digest(self) -> str:
+        """That of a `Data` of these rows; they are read for it once."""
+        if self._digest is None:
+            shape = (len(self), *self.event_shape)
+            hashed = hashlib.sha256(digest_header(shape, self.binarize, self.seed))
+            for _, x in self.undrawn().chunks():
+                hashed.update(x.contiguous().numpy().reshape(-1).data)
+            if self.binarize == "dynamic":
+                hashed.update(self.index.numpy().data)
+            self._digest = hashed.hexdigest()
+        return self._digest

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from pyro_vae.datasets.data.checks import first_names
-from pyro_vae.errors import PyroVaeWarning
+from pyro_vae.errors import PyroVaeWarning, users_line
 
 Header = bool | Literal["auto"]
 
@@ -220,7 +220,7 @@ def warn_about_row_numbers(x: Any) -> None:
             "index, which a model learns like any other number? Write the file without it, "
             "index=False",
             PyroVaeWarning,
-            stacklevel=4,
+            stacklevel=users_line(),
         )
 
 

@@ -1,0 +1,85 @@
+"""Several processes that train one program: what one process does, the same errors, one writer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import among_ranks
+
+HERE = Path(__file__).parent
+
+
+def outcomes_of(size, folder):
+    command = [sys.executable, str(HERE / "among_ranks.py"), str(size), str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    files = [folder / f"{rank}.pt" for rank in range(size)]
+    if not all(map(Path.exists, files)):
+        pytest.fail(ended.stderr)
+    return [torch.load(file, weights_only=False) for file in files]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return outcomes_of(2, tmp_path_factory.mktemp("ranks"))
+
+
+def assert_one_process_does_the_same(found, case):
+    alone = among_ranks.outcome(case)
+    assert "error" not in alone
+    for mine in found:
+        assert "error" not in mine[case], mine[case]
+        assert mine[case]["manifest"] == alone["manifest"]
+        for part in ("parameters", "state"):
+            for name, value in alone[part].items():
+                torch.testing.assert_close(mine[case][part][name], value, rtol=1e-9, atol=1e-10)
+        for name, value in alone["bounds"].items():
+            same = torch.tensor(mine[case]["bounds"][name])
+            torch.testing.assert_close(same, torch.tensor(value), rtol=1e-7, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", among_ranks.ALIKE)
+def test_two_processes_take_the_steps_of_one(ranks, case):
+    assert_one_process_does_the_same(ranks, case)
+
+
+@pytest.mark.slow
+def test_so_do_three_and_five(tmp_path):
+    for size in (3, 5):
+        (tmp_path / str(size)).mkdir()
+        found = outcomes_of(size, tmp_path / str(size))
+        for case in among_ranks.ALIKE:
+            assert_one_process_does_the_same(found, case)
+
+
+def test_all_ranks_hold_the_same_bits(ranks):
+    for case in among_ranks.ALIKE:
+        first, second = (found[case]["parameters"] for found in ranks)
+        assert all(torch.equal(first[name], second[name]) for name in first), case
+
+
+SAID = {
+    "batch norm": "ValueError: encoder.1 (BatchNorm1d) ties the rows of a batch, so 2 processes",
+    "other data": "different things: data_digest is",
+    "other seed": "seed is 0 in process 0 and in process 1 1",
+    "a callback's error": "LookupError: the callback's own",
+    "one rank's error": "TypeError: data is str",
+    "not finite": "(of the rows of process 0)",
+    "interrupted": "KeyboardInterrupt: stopped by SIGINT after step 2",
+}
+
+
+@pytest.mark.parametrize("case", among_ranks.REFUSED)
+def test_all_ranks_raise_the_same_error(ranks, case):
+    first, second = (found[case]["error"] for found in ranks)
+    assert first == second
+    assert SAID[case] in first
+
+
+def test_where_rows_are_the_sum_the_bits_are_those_of_one_process(ranks):
+    """A batch of a single row is one rank's, to whose gradient the other adds nothing."""
+    alone = among_ranks.outcome("fewer rows than processes")["parameters"]
+    assert all(torch.equal(ranks[1]["fewer rows than processes"]["parameters"][n], p)
+               for n, p in alone.items())  # fmt: skip
