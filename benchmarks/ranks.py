@@ -2,8 +2,8 @@
 
 The same training, a Bernoulli VAE of 784-500-20 on random pixels, by one process with two threads
 and by two processes with one each, under the same batch of 1000 rows; and an exchange of gradients
-alone, by size.  Of each the fastest tenth of the steps is taken, for a machine that others use too; where it is
-busy all the time the CPU time of a step tells more than the clock.
+alone, by size.  Of each the fastest tenth of the steps is taken, for a machine that others use too;
+where it is busy all the time the CPU time of a step tells more than the clock.
 """
 
 import argparse
