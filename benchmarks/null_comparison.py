@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 import pyro_vae as pv
+from pyro_vae.evidence.paired import paired_mean
 from pyro_vae.models import bernoulli_vae
-from pyro_vae.paired import paired_mean
 
 TOGETHER = 200  # runs that are trained as one batched program
 LINE = torch.linspace(-5, 5, 61)

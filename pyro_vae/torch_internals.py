@@ -18,6 +18,7 @@ A graph is captured, compared and compiled by parts of torch that it does not pr
 * ``torch._dynamo`` imports ``tabulate``, where that is installed, while Python ends; that evaluates
   code, and Python forgets that it was to die of SIGINT.  ``ready_to_end`` imports it before.
 * ``modes`` are those of this thread, to be put back where one was left behind.
+* ``graph_module`` keeps the source of every graph; ``sources_forgotten`` drops those of ours.
 * ``StorageWeakRef`` names the memory of a tensor without keeping it.
 
 To try another version of torch: ``make matrix``.
@@ -29,6 +30,7 @@ import contextlib
 import contextvars
 import getpass
 import importlib
+import linecache
 import logging
 import os
 import tempfile
@@ -38,6 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, overrides
 from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx import graph_module
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -56,6 +59,7 @@ __all__ = [
     "no_modes",
     "put_back_modes",
     "ready_to_end",
+    "sources_forgotten",
     "traced",
     "without_onednn",
 ]
@@ -136,6 +140,22 @@ def _without_examples() -> Iterator[None]:
         yield
     finally:
         _bare.reset(token)
+
+
+@contextlib.contextmanager
+def sources_forgotten() -> Iterator[None]:
+    """Drop the sources of the graphs made in here, which torch keeps for good to show in errors.
+
+    A process that makes graphs again and again would grow by them.
+    """
+    kept = graph_module._loader.eval_cache
+    before = set(kept)
+    try:
+        yield
+    finally:
+        for name in kept.keys() - before:
+            kept.pop(name, None)
+            linecache.cache.pop(name, None)
 
 
 def machine_code_of(

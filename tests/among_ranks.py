@@ -112,7 +112,8 @@ def outcome(case):
     try:
         run = (ALIKE | REFUSED)[case]()
     except BaseException as error:
-        return {"error": f"{type(error).__name__}: {error}"}
+        kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
+        return {"error": f"{kind.__name__}: {error}"}
     return {
         "parameters": {n: p.detach().clone() for n, p in run.program.named_parameters()},
         "bounds": run.history.drop(columns="seconds").to_dict("list"),

@@ -12,7 +12,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.recording import constants_of
-from pyro_vae.training import checkpoint
+from pyro_vae.runs import writer
 
 from .saved_runs import X, fit, optim, small_vae
 
@@ -248,13 +248,13 @@ def test_a_schedule_of_another_optimizer_is_refused():
 @pytest.mark.parametrize("whole", [np.int64(4), np.int32(4), 4, True + 3])
 def test_whole_numbers_of_any_kind_count_updates(whole, tmp_path, monkeypatch):
     saved = []
-    write = checkpoint.write
+    write = writer.write
 
     def note(folder, content):
         saved.append(content["progress"]["steps"])
         write(folder, content)
 
-    monkeypatch.setattr(checkpoint, "write", note)
+    monkeypatch.setattr(writer, "write", note)
     fit(out=tmp_path, checkpoint_every=whole, steps=9)
     assert saved[:2] == [4, 8]
 

@@ -9,9 +9,9 @@ import xarray as xr
 
 import pyro_vae as pv
 from pyro_vae.cli import main
+from pyro_vae.evidence.paired import paired_mean
 from pyro_vae.models import bernoulli_vae, gaussian_vae
 from pyro_vae.objectives import AEVB, WakeSleep
-from pyro_vae.paired import paired_mean
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from scipy.stats import t
 import pyro_vae as pv
 from pyro_vae.cli.verbs.compare import _rendered
 from pyro_vae.comparison.table import Comparison
+from pyro_vae.evidence.paired import paired_mean
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.objectives import AEVB
-from pyro_vae.paired import paired_mean
 from pyro_vae.plotting.comparison import rows_of
 
 from .quickly import some_quickly

@@ -1,6 +1,9 @@
 """The pages of the documentation: their Python runs, and a newcomer finds the way."""
 
+import ast
 import dataclasses
+import functools
+import inspect
 import re
 import sys
 import warnings
@@ -20,15 +23,16 @@ PAGES = {
     for path in sorted(folder.glob("*.md"))
 }
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
-# What a reader gives a minute is given a moment here.
-MOST = {
+# What a reader gives a minute is given a moment here; by `make slow` somewhat more.
+SOME = {
     "samples": 1_000, "epochs": 1, "num_simulations": 200, "num_close": 2, "num_draws": 50,
     "seeds": 2, "num_particles": 100, "num_temperatures": 10,
 }  # fmt: skip
+FEW = SOME | {"samples": 200, "num_simulations": 20, "num_draws": 20, "num_particles": 20}
 
 
-def smaller(code):
-    for name, most in MOST.items():
+def smaller(code, budgets):
+    for name, most in budgets.items():
         code = re.sub(
             rf"(?<![\w.]){name}=([\d_]+)",
             lambda m, n=name, b=most: f"{n}={min(int(m[1]), b)}",
@@ -39,34 +43,27 @@ def smaller(code):
 
 def test_budgets_are_made_smaller_and_nothing_else():
     code = "fit(x, samples=150_000, num_draws=5, batch_size=100); r.samples=3"
-    assert smaller(code) == "fit(x, samples=1000, num_draws=5, batch_size=100); r.samples=3"
+    assert smaller(code, SOME) == "fit(x, samples=1000, num_draws=5, batch_size=100); r.samples=3"
 
 
-@pytest.fixture(scope="module")
-def few_digits():
-    """Those that the pages load, a sixth of them."""
+WITH_PYTHON = [name for name, text in PAGES.items() if BLOCK.search(text)]
+# These run by `make slow` alone, with all their calls, each of which has tests of its own.
+LONG = {"diagnosis.md", "report.md", "plots.md", "howto/comparing.md"}
+
+
+def digits_of(train, validation, test):
+    """Those that the pages load, the first so many of each part."""
     all_of_them = pv.datasets.load("digits")
-    parts = {"train": 200, "validation": 30, "test": 40}
+    parts = {"train": train, "validation": validation, "test": test}
     few = {name: getattr(all_of_them, name)[:number] for name, number in parts.items()}
     return dataclasses.replace(all_of_them, **few)
 
 
-LONG = {"diagnosis.md", "report.md", "howto/comparing.md"}  # whose calls have tests of their own
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
-        for name, text in PAGES.items()
-        if BLOCK.search(text)
-    ],
-)
-def test_the_python_of_a_page_runs(page, few_digits, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pv.datasets, "load", lambda name, **options: few_digits)
+def run_page(page, digits, budgets, monkeypatch, folder):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(pv.datasets, "load", lambda name, **options: digits)
     matplotlib.use("agg")
-    code = smaller("\n".join(BLOCK.findall(PAGES[page])))
+    code = smaller("\n".join(BLOCK.findall(PAGES[page])), budgets)
     before = set(sys.modules)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", pv.PyroVaeWarning)  # so little trained, khat is large
@@ -74,6 +71,57 @@ def test_the_python_of_a_page_runs(page, few_digits, tmp_path, monkeypatch):
         exec(compile(code, page, "exec"), {"__name__": "page"})
     for name in set(sys.modules) - before:
         assert not name.startswith("docs"), "a page is read by itself"
+
+
+@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page not in LONG])
+def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
+    """All but the longest verbs, whose arguments stand for them."""
+    for verb in ("diagnose", "compare"):
+        signature = inspect.signature(getattr(pv, verb))
+        monkeypatch.setattr(pv, verb, lambda *args, s=signature, **more: s.bind(*args, **more))
+    run_page(page, digits_of(60, 20, 50), FEW, monkeypatch, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_all_of_a_page_runs(page, monkeypatch, tmp_path):
+    run_page(page, digits_of(200, 30, 40), SOME, monkeypatch, tmp_path)
+
+
+def calls_of(code):
+    """Every ``pv.a.b(...)`` in it, as the names and the call."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call):
+            names, made = [], node.func
+            while isinstance(made, ast.Attribute):
+                names.insert(0, made.attr)
+                made = made.value
+            if names and isinstance(made, ast.Name) and made.id == "pv":
+                yield names, node
+
+
+def bind(code):
+    """Bind the arguments of each to the signature of what it names; how many there were."""
+    number = 0
+    for names, call in calls_of(code):
+        found = functools.reduce(getattr, names, pv)
+        given = {keyword.arg: None for keyword in call.keywords}
+        number += 1
+        if None not in given and not any(isinstance(a, ast.Starred) for a in call.args):
+            inspect.signature(found).bind(*call.args, **given)
+    return number
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_its_calls_fit_their_signatures(page):
+    """Of those that are not run as well."""
+    assert bind("\n".join(BLOCK.findall(PAGES[page]))) or page not in LONG
+
+
+@pytest.mark.parametrize("code", ["pv.fitt(a)", "pv.plotting.coverage(a, rank=3)", "pv.elbo(x=a)"])
+def test_a_call_that_does_not_fit_is_found(code):
+    with pytest.raises((AttributeError, TypeError)):
+        bind(code)
 
 
 def links(text):

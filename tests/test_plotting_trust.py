@@ -9,8 +9,8 @@ import xarray as xr
 import pyro_vae as pv
 from pyro_vae import plotting
 from pyro_vae.calibration import simulated_ranks
+from pyro_vae.evidence.paired import paired_mean
 from pyro_vae.models import linear_gaussian
-from pyro_vae.paired import paired_mean
 from tests.test_plotting import comparison, history, words
 
 

@@ -305,7 +305,11 @@ def factors(value):
     [
         (steps_of(), steps_of(gamma=0.9), "schedule.gamma is 0.9, the checkpoint has 0.1"),
         (steps_of(), steps_of(3), "schedule.step_size is 3, the checkpoint has 2"),
-        (factors(1.0), factors(0.0), "schedule.functions is"),
+        (
+            factors(1.0),
+            factors(0.0),
+            "schedule.lr_lambdas[0].value, as <lambda> has it, is 0.0",
+        ),
         (
             functools.partial(optim.lr_scheduler.ExponentialLR, gamma=0.5),
             functools.partial(optim.lr_scheduler.ExponentialLR, gamma=0.9),

@@ -231,6 +231,8 @@ class Model(Named):
             self._tell(error, making, data.dim)
             raise
         if not isinstance(program, nn.Module):
+            if inspect.iscoroutine(program):
+                program.close()  # or Python complains that nobody waits for it
             raise ValueError(
                 f"{self.name}: build returned {type(program).__name__}, expected a program with "
                 "model(x) and guide(x), such as a pv.Program"

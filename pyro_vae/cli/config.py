@@ -56,13 +56,14 @@ def _loaded(text: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            for i, key in enumerate(keys):
-                if key in keys[:i]:
-                    mark = node.value[i][0].start_mark
+            seen = set()
+            for key, _ in node.value:
+                said = str(self.construct_object(key, deep=True))
+                if said in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"{key!r} stands there twice", mark
+                        None, None, f"{said!r} stands there twice", key.start_mark
                     )
+                seen.add(said)
             return super().construct_mapping(node, deep)
 
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pyro_vae.cli.building import FOLDERS, Model, Named, Part
 from pyro_vae.cli.flags import nearest
-from pyro_vae.cli.userfiles import imported, path_and_name
+from pyro_vae.cli.userfiles import imported, path_and_name, python_file
 
 MODELS = Path(__file__).parents[1] / "models"
 
@@ -35,10 +35,11 @@ def find_model(spec: str, also: str = "") -> Model:
                 f"model: {nearest(spec, known)}; a file of your own is path/to/file.py:build{also}"
             )
         return Model("model", spec, importlib.import_module(f"pyro_vae.models.{spec}").build)
+    path = python_file(path)
     # Of a file of ours a second copy would be another class.
-    own = path.resolve().parent == MODELS.resolve() and path.is_file()
+    own = path.resolve().parent == MODELS.resolve()
     module = importlib.import_module(f"pyro_vae.models.{path.stem}") if own else imported(path)
-    build = getattr(module, name, None)
+    build = vars(module).get(name)  # and not what a __getattr__ of the file makes up
     if not callable(build):
         there = [n for n, v in vars(module).items() if inspect.isfunction(v)]
         if build is None and there:
@@ -86,6 +87,7 @@ def _part(flag: str, slot: str, spec: str, model: Model, modules: dict[Path, Any
             own = "a class of your own is path/to/file.py:Class"
             raise ValueError(f"--{flag}: {nearest(spec, sorted(known))}; {own}")
         return Part(flag, spec, known[spec], known=model.known())
+    path = python_file(path)
     if path.resolve() not in modules:
         modules[path.resolve()] = imported(path)
     module = modules[path.resolve()]

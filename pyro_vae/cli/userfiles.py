@@ -21,24 +21,36 @@ def path_and_name(spec: str, otherwise: str) -> tuple[Path | None, str]:
     """``path/to/file.py:name`` in two; no path where a name of ours is meant."""
     head, colon, tail = spec.rpartition(":")
     if colon and (tail.isidentifier() or not tail) and len(head) > 1:
-        return Path(head).expanduser(), tail or otherwise
+        return Path(head), tail or otherwise
     if spec.endswith(".py") or os.sep in spec or "/" in spec:
-        return Path(spec).expanduser(), otherwise
+        return Path(spec), otherwise
     return None, otherwise
+
+
+def python_file(path: Path) -> Path:
+    """The path of a file that may be one of Python, ``~`` as the home directory.
+
+    Raises:
+        ValueError: says what it is instead.
+    """
+    file = regular_file(path, str(path), "expected a Python file, path/to/file.py:NAME")
+    if file.suffix != ".py":
+        what = f"a {file.suffix or 'nameless'} file"
+        raise ValueError(f"{path}: is {what}, expected a Python file, path/to/file.py:NAME")
+    if file.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path}: has more than {MOST_BYTES:,} bytes, expected a Python file")
+    return file
 
 
 def imported(path: Path) -> Any:
     """The module that a file is; it is run.
 
+    Args:
+        path: as :func:`python_file` gives it.
+
     Raises:
-        ValueError: no Python file, or one that fails, by its line.
+        ValueError: it fails, by its line.
     """
-    if path.is_dir() or path.suffix != ".py":
-        what = "a directory" if path.is_dir() else f"a {path.suffix or 'nameless'} file"
-        if path.exists():
-            raise ValueError(f"{path}: is {what}, expected a Python file, path/to/file.py:NAME")
-    if regular_file(path, str(path), "check the path").stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path}: has more than {MOST_BYTES:,} bytes, expected a Python file")
     shown, path = path, path.resolve()
     name = f"pyro_vae_model_{path.stem}"  # a file named torch.py must not become torch
     spec = importlib.util.spec_from_file_location(name, path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_vae import errors
-from pyro_vae.paired import paired_mean
+from pyro_vae.evidence.paired import paired_mean
 from pyro_vae.runs.run import Run
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Comparison:
         That of a few seeds is itself uncertain, so do not read twice ``±`` as 95 %:
         ``against first 95 %`` is half the width of the 95 % interval, with Student's quantiles for
         S - 1 and N - 1 degrees of freedom (12.7 for two seeds, 4.3 for three);
-        :mod:`pyro_vae.paired` has the equations, and how often it is right.  With a single seed
+        :mod:`pyro_vae.evidence.paired` says how, and how often it is right.  With a single seed
         ``±`` holds the data alone and says how two *runs* differ, not two algorithms; there is no
         interval then.
 

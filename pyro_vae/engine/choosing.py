@@ -31,7 +31,7 @@ from pyro_vae.engine.learner import Ask, Learner
 from pyro_vae.engine.sources import GradientSource, GraphSource, HandlerSource
 from pyro_vae.engine.steps import OneByOne, Step
 from pyro_vae.engine.svi import SVISource
-from pyro_vae.engine.updates import rule_of
+from pyro_vae.engine.updates import KNOWN, rules_of
 from pyro_vae.graphs import compiling
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.graphs.probing import close
@@ -183,11 +183,11 @@ def make_step(
     if tied:  # the code would move copies of its own of running statistics
         return unless_asked(engine, OneByOne(GraphSource(graph, f"not compiled: {tied}"), partial))
     what = "compiled" if machine else "batched over replicas"
-    rule = rule_of(learner.optimizer, list(trainable(program).values()))
+    rule = rules_of(learner.optimizer, list(trainable(program).values()))
     if rule is None:
         reason = (
             f"not {what}: {type(learner.optimizer).__name__} with these options is not a part of a "
-            "captured step, which plain Adagrad, Adam and AdamW of all parameters in one group are"
+            f"captured step, which torch's {KNOWN} are"
         )
         return unless_asked(engine, OneByOne(GraphSource(graph, reason)))
     step = fuse(graph, learner, rule, ask, replicas=replicas, machine=machine)

@@ -28,13 +28,13 @@ from pyro_vae.engine.capture import Graph, capture_unit
 from pyro_vae.engine.functions import sums_of
 from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite, means_of, stack
 from pyro_vae.engine.steps import Step
-from pyro_vae.engine.updates import Rule, bind, numbers_of, rebind, unbind
+from pyro_vae.engine.updates import Rules, bind, numbers_of, rebind, unbind
 from pyro_vae.graphs.compiling import compiled, machine_code
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.noise import keyed, seeded
 from pyro_vae.objectives.base import Objective
 from pyro_vae.program.calling import trainable
-from pyro_vae.torch_internals import traced
+from pyro_vae.torch_internals import sources_forgotten, traced
 
 Flat = Callable[..., Sequence[Tensor]]
 
@@ -44,7 +44,7 @@ SECONDS_AT_ONCE = 0.1
 
 
 def _update_function(
-    lifted: Lifted, num_params: int, rule: Rule, clip: float | None
+    lifted: Lifted, num_params: int, rule: Rules, clip: float | None
 ) -> tuple[Callable[..., list[Tensor]], list[str]]:
     """Flat tensors -> new parameters, count and state, stacked sums; once run, the sums' names."""
     names: list[str] = []
@@ -58,10 +58,10 @@ def _update_function(
         norm = sums["grad_norm"] / sums["weight"]
         good = alive & norm.isfinite() & sums["loss"].isfinite()
         share = 1.0 if clip is None else (clip / norm).clamp_max(1.0)
-        given = list(zip(inputs[:num_params], batched(state, width), strict=True))
+        given = list(zip(inputs[:num_params], batched(state, width, num_params), strict=True))
         made = [
-            rule(p, grad * share, old, numbers)
-            for (p, old), grad in zip(given, grads.values(), strict=True)
+            rule.moved(i, p, grad * share, old, numbers)
+            for i, ((p, old), grad) in enumerate(zip(given, grads.values(), strict=True))
         ]
         # A sum is a number where all of its terms are.
         bad = ~torch.stack([p.sum(dtype=_wide(p)).isfinite() for p, _ in made])
@@ -80,8 +80,10 @@ def _update_function(
     return update, names
 
 
-def batched(state: Sequence[Tensor], width: int) -> list[tuple[Tensor, ...]]:
+def batched(state: Sequence[Tensor], width: int, most: int) -> list[tuple[Tensor, ...]]:
     """The optimizer's tensors, parameter by parameter."""
+    if not width:
+        return [()] * most
     return [tuple(state[i : i + width]) for i in range(0, len(state), width)]
 
 
@@ -106,7 +108,7 @@ def _in_place(graph: Flat, num_params: int, num_inputs: int) -> Flat:
 def fuse(
     graph: Graph,
     learner: Learner,
-    rule: Rule,
+    rule: Rules,
     ask: Ask,
     *,
     replicas: int = 0,
@@ -140,7 +142,8 @@ def fuse(
     if replicas:
         tensors = [torch.stack([t] * replicas) for t in tensors]
         update = torch.vmap(update)
-    with torch.no_grad(), seeded(*ask.key):  # tracing runs the draws that stay in the graph
+    # Tracing runs the draws that stay in the graph.
+    with torch.no_grad(), seeded(*ask.key), sources_forgotten():
         code: Flat = _in_place(traced(update, *tensors), len(params), num_inputs)
         refresh: Any = None if graph.refresh is None else graph.refresh.run
         if machine:
@@ -181,7 +184,7 @@ class FusedStep(Step):
     def __init__(self, graph, objective, rule, names, code, refresh, unit, stacked, machine):
         self.graph: Graph = graph
         self.objective: Objective = objective
-        self.rule: Rule = rule
+        self.rule: Rules = rule
         self.names: tuple[str, ...] = names
         self.stacked: bool = stacked
         self.engine = "compiled" if machine else "eager"
@@ -196,7 +199,10 @@ class FusedStep(Step):
         Replicas' parameters and states become views of stacked tensors.
         """
         self._learners = learners
-        bound = [bind(learner.optimizer, self.rule) for learner in learners]
+        bound = [
+            bind(learner.optimizer, self.rule, [*learner.parameters.values()])
+            for learner in learners
+        ]
         params = [[p.detach() for p in learner.parameters.values()] for learner in learners]
         self._params, self._memory = params[0], bound[0]
         self._taken = [int(count) for count, *_ in bound]
@@ -206,14 +212,15 @@ class FusedStep(Step):
             for r, learner in enumerate(learners):
                 for p, whole in zip(learner.parameters.values(), self._params, strict=True):
                     p.data = whole[r]
-                rebind(learner.optimizer, self.rule, [whole[r] for whole in self._memory])
+                own = [*learner.parameters.values()]
+                rebind(learner.optimizer, self.rule, own, [whole[r] for whole in self._memory])
         lead = (len(learners),) if self.stacked else ()
         self._alive = torch.ones(lead, dtype=torch.bool, device=self._params[0].device)
 
     def release(self) -> None:
         for r, learner in enumerate(self._learners):
             own = [whole[r] for whole in self._memory] if self.stacked else self._memory
-            unbind(learner.optimizer, self.rule, own)
+            unbind(learner.optimizer, self.rule, [*learner.parameters.values()], own)
             if self.stacked:  # a view would be saved with the parameters of all the others
                 for p in learner.parameters.values():
                     p.data = p.data.clone()

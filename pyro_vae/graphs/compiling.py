@@ -26,7 +26,7 @@ from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.probing import close
 from pyro_vae.graphs.products import multiplications, quicken
 from pyro_vae.noise import LOOK, seeded
-from pyro_vae.torch_internals import machine_code_of, traced
+from pyro_vae.torch_internals import machine_code_of, sources_forgotten, traced
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
@@ -71,7 +71,7 @@ def machine_code(
 
     mine, theirs = copies(), copies()
     try:
-        with torch.no_grad(), seeded(*LOOK), warnings.catch_warnings():
+        with torch.no_grad(), seeded(*LOOK), sources_forgotten(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, of its own code
             cache.sweep()
             try:

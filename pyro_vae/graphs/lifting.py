@@ -24,7 +24,7 @@ from pyro_vae.graphs.constants import ConstantsMode, OneHotMode
 from pyro_vae.graphs.lifted import TENSOR, Lifted, Refusal
 from pyro_vae.graphs.probing import differs
 from pyro_vae.noise import LOOK, Noise, NoiseMode, keyed, seeded
-from pyro_vae.torch_internals import fx_graph_cse, no_modes, traced
+from pyro_vae.torch_internals import fx_graph_cse, no_modes, sources_forgotten, traced
 
 aten = torch.ops.aten
 
@@ -74,7 +74,7 @@ def lift(
     Returns:
         :class:`Lifted`, or a :class:`Refusal` with the reason.
     """
-    with no_modes(), pyro.validation_enabled(False):
+    with no_modes(), pyro.validation_enabled(False), sources_forgotten():
         try:
             with _capture_scope({}):
                 lifted = _record(function, args, differentiable)

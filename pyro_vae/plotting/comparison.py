@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyro_vae.paired import paired_mean
+from pyro_vae.evidence.paired import paired_mean
 from pyro_vae.plotting.figures import (
     COLOURS,
     DASHES,

@@ -170,6 +170,20 @@ def require_program(program: Any) -> None:
     )
 
 
+def require_learnable(program: nn.Module) -> None:
+    """Refuse parameters that torch can never differentiate by.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name, parameter in program.named_parameters():
+        if not nn.parameter.is_lazy(parameter) and parameter.is_inference():
+            raise ValueError(
+                f"{name} was made under torch.inference_mode, where nothing can be learnt: build "
+                "the program outside of it"
+            )
+
+
 def materialize(program: Any, x: Rows) -> None:
     """Run model and guide once, so that parameters which ``pyro.param`` creates are there.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import platform
-import types
 from typing import Any
 
 import torch
@@ -14,17 +13,8 @@ from torch import nn
 from pyro_vae.defaults import __version__
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows
-from pyro_vae.recording import (
-    PLAIN,
-    Form,
-    Recorded,
-    code_of,
-    constants_of,
-    differences,
-    functions_called_by,
-    is_users,
-)
-from pyro_vae.recording import form_of as recorded_form_of
+from pyro_vae.recording import PLAIN, Form, Recorded, differences
+from pyro_vae.runs.held import is_plain, object_record, written
 from pyro_vae.runs.storage import tensor_digest
 
 
@@ -100,11 +90,12 @@ def _part(module: nn.Module) -> Form:
     if record is None and not type(module).__module__.startswith("torch."):
         held = {n: v for n, v in sorted(vars(module).items()) if n not in NOT_ITS_OWN}
         held |= {n: module._buffers[n] for n in sorted(module._non_persistent_buffers_set)}
-        constants, code = _written(module, {n: v for n, v in held.items() if not _is_plain(v)})
-        said |= {n: recorded_form_of(v) for n, v in (held | constants).items() if _is_plain(v)}
-        return said | code
-    constants, code = _written(module, {})
-    said |= {n: recorded_form_of(v) for n, v in constants.items() if _is_plain(v)} | code
+        functions = {n: v for n, v in held.items() if callable(v) and not is_plain(v)}
+        constants, code = written(type(module), functions)
+        objects = {n: v for n, v in held.items() if n not in functions}
+        return said | {n: object_record(v) for n, v in (objects | constants).items()} | code
+    constants, code = written(type(module), {})
+    said |= {n: object_record(v) for n, v in constants.items()} | code
     for name, value in vars(module).items():
         if type(value) not in PLAIN or name.startswith("_") or name == "training":
             continue
@@ -113,53 +104,6 @@ def _part(module: nn.Module) -> Form:
         elif differences(said[name], value):  # set since, or turned into something else
             said[f"{name}, as it is held,"] = value
     return said
-
-
-def _written(module: nn.Module, held: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Form]]:
-    """What a user's classes, their methods and the functions ``held`` work with and do, by name.
-
-    Functions of the user's that these call are followed, as far as a closure or a global name leads
-    to them.
-    """
-    found: dict[str, Any] = {}
-    code: dict[str, Form] = {}
-    functions: list[tuple[str, Any]] = [(n.lstrip("_"), v) for n, v in held.items() if callable(v)]
-    for cls in type(module).__mro__:
-        if not is_users(cls):
-            continue
-        for name, value in vars(cls).items():
-            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            if isinstance(function, types.FunctionType):
-                functions.append((name, function))
-            elif not name.startswith("_") and not callable(value):
-                found.setdefault(f"{name}, of the class,", value)
-    followed = set()
-    for name, function in functions:  # which grows on the way
-        function = inspect.unwrap(function)
-        if id(function) in followed:
-            continue
-        followed.add(id(function))
-        if isinstance(function, types.FunctionType) and is_users(function):
-            code.setdefault(f"what {name} does", code_of(function))
-        for n, value in constants_of(function).items():
-            if isinstance(value, types.FunctionType) and not _is_plain(value):
-                functions.append((n, value))
-            found.setdefault(f"{n}, as {name} has it,", value)
-        functions += [(f.__name__, f) for f in functions_called_by(function)]
-    return found, code
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value says the same in another process: it holds no module and no object."""
-    if isinstance(value, (list, tuple, set)):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(_is_plain(name) and _is_plain(part) for name, part in value.items())
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return all(map(_is_plain, [*cells, value.__defaults__ or (), value.__kwdefaults__ or {}]))
-    constant = isinstance(value, torch.Tensor) and not value.requires_grad
-    return type(value) in PLAIN or constant or isinstance(value, types.BuiltinFunctionType)
 
 
 def data_digest(x: Any) -> str:

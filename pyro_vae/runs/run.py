@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import warnings
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pyro_vae.recording import differences
 from pyro_vae.recording.listing import called, rebuilt_all
 from pyro_vae.runs.history import History
 from pyro_vae.runs.manifest import parts_record, source_digest
-from pyro_vae.runs.storage import read
+from pyro_vae.runs.schema import Bounded, read_run
 from pyro_vae.runs.writer import sole_writer
 
 
@@ -112,17 +113,23 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
     """
 
     folder = Path(path)
-    saved = read(folder)
+    saved = read_run(folder)
     saved |= saved.get("best", {})  # what the run was to end with, where that is not the last
     manifest = saved["manifest"]
     by_name = False
     if program is None:
-        program, by_name = _built(folder, saved["build"], manifest["program"]), True
+        program, by_name = _built(folder, saved), True
     missing = saved["parameters"].keys() - dict(program.named_parameters()).keys()
     if missing and all(name.startswith(("created.", "autoguide.")) for name in missing):
         program.to(dtype=getattr(torch, manifest["dtype"]))
         rows = min(manifest["batch_size"], manifest["num_data"])  # there may be one for each
-        materialize(program, _zeros(manifest["row"], rows))  # the first run makes them
+        try:
+            materialize(program, _zeros(manifest["row"], rows))  # the first run makes them
+        except (RuntimeError, IndexError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{folder} holds rows that this program does not take: {why}"
+            ) from error
     if wrong := misfits(program, saved):
         raise ValueError(
             f"{folder} holds another program: {'; '.join(wrong)}: build it with the same options"
@@ -142,8 +149,9 @@ def load(path: str | Path, program: nn.Module | None = None) -> Run:
     return Run(program, history.frame(), manifest, State(**saved["state"]))
 
 
-def _built(folder: Path, record: Any, kind: str) -> nn.Module:
+def _built(folder: Path, saved: dict[str, Any]) -> nn.Module:
     """The program of a record, by a ``build`` from the folder of ``pyro_vae.models``."""
+    record, kind = saved["build"], saved["manifest"]["program"]
     from pyro_vae.models import __path__ as places
 
     if record is None:
@@ -155,8 +163,9 @@ def _built(folder: Path, record: Any, kind: str) -> nn.Module:
         )
     module = importlib.import_module(f"pyro_vae.models.{record['model']}")
     try:
-        with seeded(*Stream.PARAMETERS.key(0)):
-            return called(module.build, rebuilt_all(record["options"]), record["model"])
+        tensors = {**saved["parameters"], **saved["buffers"]}
+        with seeded(*Stream.PARAMETERS.key(0)), Bounded(tensors):
+            return called(module.build, rebuilt_all(record.get("options")), record["model"])
     except ValueError as error:
         raise _pass_it(f"{folder} holds a {kind} that cannot be built by name: {error}") from error
 
@@ -165,9 +174,15 @@ def _pass_it(why: str) -> ValueError:
     return ValueError(f"{why}: build it as it was and pass it, pv.load(path, program=mine)")
 
 
+MOST_ZEROS = 1 << 24
+
+
 def _zeros(form: dict[str, Any], rows: int) -> Any:
     if isinstance(form.get("dtype"), str):
-        return torch.zeros((rows, *form["shape"]), dtype=getattr(torch, form["dtype"]))
+        shape, dtype = (rows, *form["shape"]), getattr(torch, form["dtype"])
+        if math.prod(shape) <= MOST_ZEROS:
+            return torch.zeros(shape, dtype=dtype)
+        return torch.zeros((), dtype=dtype).expand(shape)  # which takes no memory
     return {name: _zeros(entry, rows) for name, entry in form.items()}
 
 

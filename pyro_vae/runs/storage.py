@@ -235,7 +235,7 @@ def _require_table(size: Any, file: Any, table: Any) -> None:
 def _read_tensors(path: Path, size: int, table: dict[str, Any]) -> dict[str, Tensor]:
     try:
         raw = read_regular(path, size + (1 << 20))  # enough to tell what is too much
-        found = path.stat().st_size
+        there = path.stat().st_size
     except FileNotFoundError:
         raise _damaged(path, "is missing") from None
     except OSError as error:
@@ -248,7 +248,7 @@ def _read_tensors(path: Path, size: int, table: dict[str, Any]) -> dict[str, Ten
         tensors = {name: t.clone() for name, t in safetensors.torch.load(raw).items()}
     except (SafetensorError, KeyError, ValueError) as error:
         which = (header < MOST_BYTES and _first_cut_off(raw)) or _short(error)
-        raise _damaged(path, f"has {found} bytes, expected {size}: {which}") from None
+        raise _damaged(path, f"has {there} bytes, expected {size}: {which}") from None
     for name in {**table, **tensors}:
         if name not in tensors:
             raise _damaged(path, f'holds no tensor "{name}"')
@@ -260,8 +260,8 @@ def _read_tensors(path: Path, size: int, table: dict[str, Any]) -> dict[str, Ten
             raise _damaged(path, f'tensor "{name}" {shapes}')
         if tensor_digest(name, value) != expected["sha256"]:
             raise _damaged(path, f'tensor "{name}" differs from its sha256')
-    if found != size:
-        raise _damaged(path, f"has {found} bytes, expected {size}")
+    if there != size:
+        raise _damaged(path, f"has {there} bytes, expected {size}")
     return tensors
 
 

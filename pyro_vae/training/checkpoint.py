@@ -34,21 +34,32 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_vae.objectives.base import State
-from pyro_vae.optimizers import restore_optimizer
+from pyro_vae.optimizers import SWITCHES, restore_optimizer
 from pyro_vae.recording import differences
 from pyro_vae.runs.run import contents, misfits, restore, warn
-from pyro_vae.runs.storage import MANIFEST, MOST_BYTES, read, read_regular
+from pyro_vae.runs.schema import read_run
+from pyro_vae.runs.storage import MANIFEST, MOST_BYTES, read_regular
 from pyro_vae.runs.values import pack
 from pyro_vae.runs.writer import Writer
-from pyro_vae.training.interrupts import interruption, noted_signals
+from pyro_vae.training.interrupts import (
+    cancelled_elsewhere,
+    interruption,
+    noted_signals,
+    obeyed_between_steps,
+)
 from pyro_vae.training.loop import Loop, Progress
 from pyro_vae.turns import in_turn
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
     "program", "dtype", "data_digest", "num_data", "engine", "seed", "batch_size", "optimizer",
-    "schedule", "clip", "weight_prior", "validation_digest",
+    "schedule", "clip", "weight_prior", "validation_digest", "binarize", "row",
 )  # fmt: skip
+# Of these whatever is in both; what a version before did not write cannot be compared.
+RECORDS = {
+    "objective_record": "objective", "objective_code": "objective",
+    "optimizer_record": "optimizer", "schedule_record": "schedule", "parts": "",
+}  # fmt: skip
 # These only change the last bits.
 SURROUNDINGS = ("threads", "device", "source_digest", "torch", "processes")
 
@@ -62,8 +73,11 @@ def keeping(
     An error that ends the run is raised as it is, with a note that says where the state lies.
     """
     if writer is None:
-        yield
+        with obeyed_between_steps() as check:
+            loop.after_step = lambda _: check()
+            yield
         return
+    cancelled = cancelled_elsewhere()
     before, saved_at, cost = loop.progress.steps, time.monotonic(), 0.0
     pack(_resumable(loop), "", {})  # what cannot be saved is refused before the first step
     last_saved: int | None = before or None
@@ -92,6 +106,8 @@ def keeping(
             due = loop.progress.steps % every == 0
         else:
             due = time.monotonic() - saved_at >= every
+        if cancelled() and not caught:
+            caught.append(signal.SIGINT)
         if due or caught:
             save()
         if caught:
@@ -182,7 +198,7 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     if not os.path.lexists(folder / MANIFEST):
         warn(f"{folder} holds no run yet: resume=True starts anew")
         return
-    saved = read(folder)
+    saved = read_run(folder)
     if "optimizer" not in saved:
         raise ValueError(f"{folder} was written by Run.save, without the optimizer: use pv.load")
     theirs = saved["manifest"]
@@ -190,13 +206,18 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     wrong = [f"{name} is {mine[name]!r}, the checkpoint has {expected[name]!r}" for name in mine
              if name in expected and mine[name] != expected[name]]  # fmt: skip
     between = ", the checkpoint has "
-    objectives = manifest["objective_record"], theirs["objective_record"]
-    wrong += differences(objectives[0], objectives[1], "objective", between=between)
-    schedules = manifest["schedule_record"], theirs["schedule_record"]
-    if manifest["schedule"] == theirs["schedule"]:
-        wrong += differences(schedules[0], schedules[1], "schedule", between=between)
-    wrong += differences(manifest["parts"], theirs["parts"], between=between, values=False)
+    for record, name in RECORDS.items():
+        told = name in SETTINGS and manifest[name] != theirs[name]  # another class altogether
+        if record in theirs and not told:
+            wrong += differences(
+                manifest[record], theirs[record], name, between=between, values=record != "parts"
+            )
+    if loop.scheduler_is_told and "evaluate_every" in theirs:
+        asked = manifest["evaluate_every"], theirs["evaluate_every"]
+        if asked[0] != asked[1]:
+            wrong.append(f"evaluate_every is {asked[0]}{between}{asked[1]}")
     wrong += misfits(loop.learner.program, saved)
+    wrong += _misfits_of_states(loop, saved)
     evaluated = saved["progress"].get("best_step") or saved["progress"]["best"] is not None
     if loop.keep_best and evaluated and "best" not in saved:
         wrong.append('keep is "best", the checkpoint kept the last weights alone')
@@ -234,4 +255,46 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
 
 def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
     options = {f"optimizer {n}": value for n, value in manifest["optimizer_options"].items()}
-    return {**{name: manifest[name] for name in SETTINGS}, **options}
+    return {**{name: manifest[name] for name in SETTINGS if name in manifest}, **options}
+
+
+def _misfits_of_states(loop: Loop, saved: dict[str, Any]) -> list[str]:
+    """Where states of objective, optimizer and schedule are not those of this run."""
+    wrong = []
+    for part, own in loop.state._asdict().items():
+        shapes = [{n: tuple(t.shape) for n, t in s.items()} for s in (own, saved["state"][part])]
+        if shapes[0] != shapes[1]:
+            wrong.append(f"the state of {part} is {shapes[0]}, the checkpoint has {shapes[1]}")
+    optimizer = loop.learner.optimizer
+    slots = [p for group in optimizer.param_groups for p in group["params"]]
+    for slot, state in saved["optimizer"]["state"].items():
+        for name, value in state.items():
+            fits = slot < len(slots) and (
+                name not in OF_A_PARAMETER
+                or (isinstance(value, Tensor) and value.shape == slots[slot].shape)
+            )
+            if not fits:
+                wrong.append(f"the optimizer's {name} of parameter {slot} is none of this run")
+    groups = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
+    for own, kept in groups:
+        names = (own.keys() ^ kept.keys()) - {*SWITCHES}
+        if names or any(_kind(own[n]) != _kind(kept[n]) for n in own.keys() - {*SWITCHES}):
+            wrong.append("the optimizer's options are none of this run")
+    mine = None if loop.scheduler is None else loop.scheduler.state_dict()
+    if (mine is None) != (saved["scheduler"] is None) or (
+        mine is not None and mine.keys() != saved["scheduler"].keys()
+    ):
+        wrong.append("the schedule's state is none of this run")
+    return wrong
+
+
+# What torch's optimizers remember entry by entry.
+OF_A_PARAMETER = (
+    "sum", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta",
+    "grad_avg", "exp_inf", "prev", "step_size", "ax",
+)  # fmt: skip
+
+
+def _kind(value: Any) -> Any:
+    """Numbers are of one kind, whole or not, and also as a tensor."""
+    return float if isinstance(value, (int, float, Tensor)) else type(value)

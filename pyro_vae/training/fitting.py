@@ -31,11 +31,12 @@ from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import EMPTY, Objective, name_of, objective_record
 from pyro_vae.optimizers import make_optimizer, options_of
-from pyro_vae.program.calling import materialize, require_program, trainable
+from pyro_vae.program.calling import materialize, require_learnable, require_program, trainable
 from pyro_vae.program.inputs import gathered
 from pyro_vae.program.rows import Rows, first_rows
 from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record, reporter
+from pyro_vae.runs.held import objective_code, optimizer_record
 from pyro_vae.runs.manifest import data_digest, form_of, manifest_of
 from pyro_vae.runs.run import Run
 from pyro_vae.runs.writer import sole_writer
@@ -247,6 +248,7 @@ def _set_up(
 ) -> Loop:
     """The loop of one program, ready to run."""
     require_program(program)
+    require_learnable(program)
     program.to(device=settings.device, dtype=settings.dtype)
     rows = readable_rows(x, program, learning=True)
     batches = Batches(x, program, settings.batch_size, settings.seed, current())
@@ -332,10 +334,12 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         x,
         objective=name_of(objective),
         objective_record=objective_record(objective),
+        objective_code=objective_code(objective),
         engine=step.engine,
         engine_reason=step.reason,
         optimizer=type(optimizer).__name__,
         optimizer_options=options,
+        optimizer_record=optimizer_record(optimizer, loop.learner.parameters),
         schedule=None if schedule is None else type(loop.scheduler).__name__,
         schedule_record=schedule_record(schedule, loop.scheduler),
         lr=options.get("lr", settings.lr),
@@ -343,6 +347,7 @@ def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         weight_prior=settings.weight_prior,
         clip=settings.clip,
         seed=settings.seed,
+        evaluate_every=settings.evaluate_every,
         validation_digest=None if validation is None else data_digest(validation),
         processes=current().size,
         row=form_of(loop.batches(0)[1]),

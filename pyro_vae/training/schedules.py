@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from pyro_vae.optimizers import options_of
 from pyro_vae.recording import form_of
+from pyro_vae.runs.held import object_record
 
 
 def scheduler_of(schedule: Callable[..., Any], optimizer: torch.optim.Optimizer) -> Any:
@@ -71,10 +73,13 @@ def _asked(scheduler: Any) -> list[str]:
 
 
 def schedule_record(schedule: Any, scheduler: Any) -> Any:
-    """What a schedule was made with; where it holds functions, which its state leaves out, they."""
+    """What a schedule was made with, before its first step, and what its functions do.
+
+    Its ``state_dict`` would leave out functions, and of a class of the user's whatever it likes.
+    """
     if schedule is None:
         return None
-    state = schedule_form = form_of(scheduler.state_dict())
-    if "lr_lambdas" in repr(state):
-        schedule_form = {"state": state, "functions": form_of(schedule)}
-    return schedule_form
+    held: Any = object_record(scheduler, without=("optimizer",))
+    # Some write to the optimizer's groups: OneCycleLR its max_lr.
+    groups = options_of(scheduler.optimizer) if hasattr(scheduler, "optimizer") else {}
+    return held | {f"{name} of the optimizer": form_of(value) for name, value in groups.items()}

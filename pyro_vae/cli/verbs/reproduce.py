@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 from pyro_vae.cli.flags import nearest
 from pyro_vae.cli.sources import require_device, results
+from pyro_vae.cli.telling import Note
 
 ALL = "all"
 
@@ -73,7 +74,7 @@ def run_reproduce(
         if figure == ALL and "runs" in takes:
             options["runs"] = root / "runs"  # figures that need the same trainings share them
         with results(folder, "matplotlib", "pandas"):
-            print(f"pyro-vae reproduce: {name} into {folder}", file=sys.stderr)
+            warnings.warn(f"{name} into {folder}", Note, stacklevel=2)
             result = module.reproduce(out=folder, **options)
         print(_shown(result))
     return 0

@@ -65,6 +65,8 @@ def from_file(
         return from_array(
             x, labels, binarize=binarize, scale=scale, seed=seed, missing=missing, in_place=True
         )
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
