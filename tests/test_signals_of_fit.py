@@ -25,7 +25,7 @@ def schedule(optimizer):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 torch.set_num_threads(1)
 program = bernoulli_vae.build(6, latent_dim=2, hidden_dim=8)
-options = {"steps": 10**9, "schedule": schedule, "engine": "eager", "out": sys.argv[1] + "/run"}
+options = {"steps": 10**9, "schedule": schedule, "engine": "pyro", "out": sys.argv[1] + "/run"}
 pv.fit(program, torch.zeros(50, 6), **options)
 """
 
