@@ -42,6 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length=True,
         shift=0,
         delay=0.0,
+        drip=None,
         location=None,
     ):
         start = int(given.removeprefix("bytes=").removesuffix("-")) if given and ranges else 0
@@ -60,6 +61,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
         time.sleep(delay)
+        while drip is not None:  # a byte at a time, without end
+            self.wfile.write(rest[:1])
+            time.sleep(drip)
         self.wfile.write(rest[: None if cut is None else max(cut - start, 0)])
 
     def do_CONNECT(self):

@@ -157,3 +157,13 @@ def test_a_path_of_no_data_is_refused(path, tmp_path, capsys, monkeypatch):
     place(tmp_path, "a.csv", TABLE)
     line = refusal([*FIT, path], tmp_path, capsys)
     assert PATHS[path] in line
+
+
+def test_a_file_in_place_of_a_published_one_is_not_read_whole(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with place(tmp_path, "mnist/train-images-idx3-ubyte.gz", b"").open("wb") as file:
+        file.truncate(1 << 33)
+    for name in ("train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        place(tmp_path, f"mnist/{name}-ubyte.gz", b"")
+    line = refusal([*FIT, "mnist", "--data_dir", "."], tmp_path, capsys)
+    assert "got 8,589,934,592 bytes" in line

@@ -1,10 +1,13 @@
 """Configurations, model files and options that are hostile: each is refused in a line."""
 
+import ast
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 
+import pyro_vae
 from tests.hostile import place, refusal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
@@ -227,3 +230,19 @@ def test_a_wrong_option_is_refused(line, tmp_path, capsys, monkeypatch):
     place(tmp_path, "file", "no folder")
     place(tmp_path, "folder", "FOLDER")
     assert OPTIONS[line] in refusal(line.split(" "), tmp_path, capsys)
+
+
+def test_no_check_of_the_library_goes_with_python_o():
+    """-O takes out every assert, and what stands under __debug__."""
+    found = []
+    for path in Path(pyro_vae.__file__).parent.rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        asks = [
+            n for n in nodes if isinstance(n, ast.Assert) or getattr(n, "id", "") == "__debug__"
+        ]
+        found += [(path.name, node.lineno) for node in asks]
+    assert not found
+
+
+def _is_debug(node):
+    return isinstance(node, ast.Name) and node.id == "__debug__"

@@ -21,6 +21,7 @@ import contextlib
 import http.client
 import os
 import re
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from pyro_vae.datasets.fetching.files import Published
 from pyro_vae.datasets.fetching.locking import writing
 
 TIMEOUT = 30.0  # seconds without a byte
+# A server that sends a byte now and then would hold us for ever: within so many seconds come so
+# many bytes, or it is left.  One silence is none of this.
+PATIENCE, LEAST = 3.0, 1 << 13
 CHUNK = 1 << 16  # bytes
 
 
@@ -185,25 +189,31 @@ def _position(response: http.client.HTTPResponse, offset: int) -> tuple[int, int
     """The byte that the answer begins with, and the bytes of the whole file if it says so."""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         given = response.headers.get("Content-Range", "")
-        matched = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", given.strip())
+        matched = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", given.strip())
         if matched is None or int(matched[1]) != offset:
             raise _Spoilt(f"got the range {given!r}, expected it from byte {offset:,}")
         return offset, None if matched[2] == "*" else int(matched[2])
     if response.status != http.HTTPStatus.OK:
         raise _Failed(f"HTTP {response.status} {response.reason}")
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
+    return 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
 
 
 def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    start, sizes = time.monotonic(), list[int]()
     while True:
         try:
-            chunk = response.read(CHUNK)
+            chunk = response.read1(CHUNK)  # what is there, where read() waits for all of it
         except (OSError, http.client.HTTPException) as error:
             raise _Failed(f"the connection was cut: {error or type(error).__name__}") from error
         if not chunk:
             return
         yield chunk
+        sizes.append(len(chunk))
+        if (seconds := time.monotonic() - start) > PATIENCE:
+            if sum(sizes) < LEAST and len(sizes) > 2:
+                raise _Failed(f"sends {sum(sizes):,} bytes in {seconds:.0f} s, too few to wait for")
+            start, sizes = time.monotonic(), []
 
 
 def _one_line(text: str) -> str:

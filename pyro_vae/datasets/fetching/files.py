@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "PYRO_VAE_DATA"
+MOST = 1 << 26  # bytes, of a file that is read whole; the largest published one has 26 million
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,15 @@ def read(path: Path, sha256: str | None = None) -> bytes:
     """The bytes of a file, compared with the digest that it should have.
 
     Raises:
-        ValueError: the file cannot be read, or is not the one with digest `sha256` (hex).
+        ValueError: the file cannot be read, is larger than any that was published, or is not the
+            one with digest `sha256` (hex).
     """
     try:
+        if (size := path.stat().st_size) > MOST:
+            raise ValueError(
+                f"{path}: got {size:,} bytes, expected {MOST:,} at most, as all published files "
+                "have: fetch it again"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error

@@ -26,7 +26,7 @@ from pyro_vae.datasets.fetching import files
 from pyro_vae.datasets.fetching.files import Published
 
 TRAIN = 50_000  # the other 10,000 of the training file are for validation
-LIMIT = 1 << 28  # values of one file; the largest file here has 47 million
+LIMIT = 1 << 26  # values of one file; the largest file here has 47 million
 
 
 def published(
