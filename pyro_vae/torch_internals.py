@@ -6,7 +6,6 @@ A graph is captured, compared and compiled by parts of torch that it does not pr
   applies one that turns ``detach`` into ``alias``: every stop-gradient is lost when the graph is
   differentiated once more (which the comparison after a capture finds).  An empty table keeps the
   operations as they were called, as in 2.9 to 2.13.
-* ``fx_graph_cse`` merges equal operations; it has stayed what it was from 2.9 on.
 * ``standalone_compile`` makes machine code of a graph without the guards of ``torch.compile``; it
   came with 2.8.  Its compiler is imported when it is asked for: the import alone writes to a cache.
 * Optimizers, and Pyro's plates, import ``torch._dynamo`` when the first of them is made, compiled
@@ -39,7 +38,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, overrides
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import graph_module
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -53,7 +51,6 @@ __all__ = [
     "StorageWeakRef",
     "TorchDispatchMode",
     "compile_cache",
-    "fx_graph_cse",
     "machine_code_of",
     "modes",
     "no_modes",

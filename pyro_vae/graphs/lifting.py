@@ -22,9 +22,10 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.graphs.constants import ConstantsMode, OneHotMode
 from pyro_vae.graphs.lifted import TENSOR, Lifted, Refusal
+from pyro_vae.graphs.merging import merge_equal
 from pyro_vae.graphs.probing import differs
 from pyro_vae.noise import LOOK, Noise, NoiseMode, keyed, seeded
-from pyro_vae.torch_internals import fx_graph_cse, no_modes, sources_forgotten, traced
+from pyro_vae.torch_internals import no_modes, sources_forgotten, traced
 
 aten = torch.ops.aten
 
@@ -133,7 +134,7 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
             graph = traced(torch.func.functionalize(graph), *flat_args)
     live = _clean(graph, len(leaves), keep_detach=differentiable)
     if not first.kept:  # two equal draws are two draws; two equal products are one
-        graph.graph = fx_graph_cse(graph.graph)
+        merge_equal(graph.graph)
         graph.recompile()
     return Lifted(
         graph,
