@@ -31,6 +31,7 @@ from pyro_vae import errors
 Arrays = dict[str, np.ndarray]
 RESULT = "result.npz"
 MADE = "made of"  # beside the arrays: what they follow from
+WARNED = "warned of"  # and what was warned of on the way, told where all come together
 MOST_DEATHS = 10  # workers that may die with a cell before it is taken to have killed them
 _turn = threading.Lock()  # Pyro's handlers are a process's, so its threads take turns
 
@@ -66,21 +67,27 @@ def sweep(
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    made_of = made_of or {}
+    made_of, warned = made_of or {}, dict[str, None]()
+
+    def result(name: str) -> Arrays:
+        arrays = _read(folder / folder_of(name) / RESULT, made_of.get(name, ""))
+        warned.update(dict.fromkeys(map(str, arrays.pop(WARNED))))
+        return arrays
+
     waiting = {}
     for name, cell in cells.items():
         if (folder / folder_of(name) / RESULT).exists():
-            yield name, _read(folder / folder_of(name) / RESULT, made_of.get(name, ""))
+            yield name, result(name)
         else:
             waiting[name] = cell
-    if not waiting:
-        return
-    with connected(cluster) as client, _known(folder) as token:
-        for name, sent in _arriving(client, function, shared, waiting, folder, token, made_of):
-            place = folder / folder_of(name)
-            for file, content in (sent or {}).items():  # the result comes last
-                _write(place / file, content)
-            yield name, _read(place / RESULT, made_of.get(name, ""))
+    if waiting:
+        with connected(cluster) as client, _known(folder) as token:
+            for name, sent in _arriving(client, function, shared, waiting, folder, token, made_of):
+                for file, content in (sent or {}).items():  # the result comes last
+                    _write(folder / folder_of(name) / file, content)
+                yield name, result(name)
+    for message in warned:
+        warnings.warn(message, errors.PyroVaeWarning, stacklevel=errors.users_line())
 
 
 def _arriving(
@@ -159,7 +166,11 @@ def _do(
         # A worker may be taken for dead that is not, and another be given its cell.
         stack.enter_context(FileLock(folder / ".lock"))
         if not (folder / RESULT).exists():
-            arrays = dict(function(cell, folder, *shared))
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", errors.PyroVaeWarning)
+                arrays = dict(function(cell, folder, *shared))
+            own = (w for w in told if issubclass(w.category, errors.PyroVaeWarning))
+            arrays[WARNED] = np.array([*dict.fromkeys(str(w.message) for w in own)], dtype=str)
             _save(folder / RESULT, arrays, made)
         if seen:
             return None

@@ -85,6 +85,7 @@ class Stream(enum.IntEnum):
     BANDS = 62  # ranks without a fault, for what their curves stay within
     PROFILE = 63  # the guide's draws of what a latent carries, by chunk of rows
     SUBSET = 64  # which data are looked at more closely
+    SHARES = 66  # seeds of what a cluster evaluates, by piece of rows
     DISTANCE = 65  # log weights whose mean is a bound, by chunk of rows
 
     def key(self, seed: int, *numbers: int, rank: int = 0) -> Key:

@@ -127,7 +127,7 @@ MAKERS = [by_attribute, by_global, by_closure, by_default, by_partial, by_class_
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 def test_a_constant_of_the_model_is_a_setting_of_the_run(make, tmp_path, monkeypatch):
     fit(make(1.0, monkeypatch), out=tmp_path, steps=2)
-    with pytest.raises(ValueError, match=r"holds another run: program\.[sSL].* is 2.0"):
+    with pytest.raises(ValueError, match=r"holds another run: program\.[_sSL].* is 2.0"):
         fit(make(2.0, monkeypatch), out=tmp_path, steps=4, resume=True)
     again = fit(make(1.0, monkeypatch), out=tmp_path, steps=4, resume=True)
     assert again.manifest["steps"] == 4

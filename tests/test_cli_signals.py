@@ -123,7 +123,7 @@ def wait_for(path, process):
 )
 def test_a_signal_saves_the_run_and_says_how_to_go_on(number, code, word, start, tmp_path):
     out = tmp_path / "run"
-    flags = ["--out", out, "--epochs", "1e6", "--checkpoint_every", "0.1", "--engine", "eager"]
+    flags = ["--out", out, "--epochs", "1e6", "--checkpoint_every", "0.1", "--engine", "pyro"]
     process = start("fit", "bernoulli_vae", *SMALL, *flags)
     wait_for(out / "checkpoint.json", process)
     process.send_signal(number)

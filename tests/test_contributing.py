@@ -17,6 +17,7 @@ PARTS = {
     "pyro_vae/likelihoods/geometric.py": "Geometric",
 }
 
+HERE = "--- the tests ---"
 USE = """
 import pyro_vae as pv
 from pyro_vae.cli import main
@@ -53,21 +54,26 @@ def run(scratch, *arguments):
 
 
 @pytest.fixture(scope="module")
-def passed(scratch):
-    """The folder's tests that passed, by name: all recipes at once, for imports take seconds."""
+def said(scratch):
+    """By one process, for imports take seconds: what the recipes' uses print, and their tests."""
     files = ["tests/test_parts.py", "tests/test_engine.py", "tests/test_datasets.py"]
     which = "SoftLaplace or Geometric or (Renyi and linear_gaussian) or wine"
-    done = run(scratch, "-m", "pytest", "-q", "-rp", "-p", "no:cacheprovider", *files, "-k", which)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return re.findall(r"^PASSED (\S+::.*)$", done.stdout, re.M)
+    flags = ["-q", "-rp", "-p", "no:cacheprovider", *files, "-k", which]
+    code = f"{USE}\nprint({HERE!r})\nimport pytest\nraise SystemExit(pytest.main({flags}))"
+    done = run(scratch, "-W", "error", "-c", code)
+    assert done.returncode == 0 and "rror" not in done.stderr, done.stdout + done.stderr
+    return done.stdout.split(f"{HERE}\n")
 
 
 @pytest.fixture(scope="module")
-def told(scratch):
-    """What one process, in which the recipes are used by their names, prints line by line."""
-    done = run(scratch, "-W", "error", "-c", USE)
-    assert done.returncode == 0 and "rror" not in done.stderr, done.stderr
-    return done.stdout.splitlines()
+def told(said):
+    return said[0].splitlines()
+
+
+@pytest.fixture(scope="module")
+def passed(said):
+    """The folder's tests that passed, by name."""
+    return re.findall(r"^PASSED (\S+::.*)$", said[1], re.M)
 
 
 def test_there_is_a_recipe_for_each():

@@ -1,8 +1,6 @@
 """The pages of the documentation: their Python runs, and a newcomer finds the way."""
 
-import ast
 import dataclasses
-import functools
 import inspect
 import re
 import sys
@@ -15,6 +13,8 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.cli import main
+
+from .calls import bind
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
@@ -86,30 +86,6 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_all_of_a_page_runs(page, monkeypatch, tmp_path):
     run_page(page, digits_of(200, 30, 40), SOME, monkeypatch, tmp_path)
-
-
-def calls_of(code):
-    """Every ``pv.a.b(...)`` in it, as the names and the call."""
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Call):
-            names, made = [], node.func
-            while isinstance(made, ast.Attribute):
-                names.insert(0, made.attr)
-                made = made.value
-            if names and isinstance(made, ast.Name) and made.id == "pv":
-                yield names, node
-
-
-def bind(code):
-    """Bind the arguments of each to the signature of what it names; how many there were."""
-    number = 0
-    for names, call in calls_of(code):
-        found = functools.reduce(getattr, names, pv)
-        given = {keyword.arg: None for keyword in call.keywords}
-        number += 1
-        if None not in given and not any(isinstance(a, ast.Starred) for a in call.args):
-            inspect.signature(found).bind(*call.args, **given)
-    return number
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)

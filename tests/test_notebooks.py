@@ -1,6 +1,7 @@
 """The notebooks: their form, their committed outputs, and that each runs on a small budget."""
 
 import ast
+import dataclasses
 import functools
 import importlib.util
 import re
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 import pyro_vae as pv
+
+from .calls import bind
+from .quickly import some_quickly
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
@@ -106,6 +110,11 @@ def test_what_it_takes_of_the_package_is_there(path):
         assert functools.reduce(getattr, names, pv) is not None
 
 
+@EACH
+def test_its_calls_fit_their_signatures(path):
+    assert sum(bind(python_of(cell)) for cell in code_of(path)) > 1
+
+
 def test_the_first_posterior_takes_ten_statements():
     """What the notebook promises above the cell."""
     cells = read(NOTEBOOKS[0]).cells
@@ -168,13 +177,24 @@ def shown(value):
             getattr(value, name)()
 
 
+def smaller(code):
+    """The budgets of a quick run once more, from thousands to hundreds."""
+    return re.sub(r"\b\d[\d_]{3,} if QUICK", "300 if QUICK", code)
+
+
+def few_digits():
+    digits = pv.datasets.load("digits")
+    train, validation, test = digits.train[:200], digits.validation[:30], digits.test[:40]
+    return dataclasses.replace(digits, train=train, validation=validation, test=test)
+
+
 def run_here(path):
     """The code cells one after the other in one namespace, as a kernel would; the figures drawn."""
     import matplotlib.pyplot as plt
 
     space, figures = {"__name__": path.stem, "display": shown}, 0
     for number, cell in enumerate(code_of(path)):
-        body = ast.parse(python_of(cell), f"{path.name}, cell {number}").body
+        body = ast.parse(smaller(python_of(cell)), f"{path.name}, cell {number}").body
         last = body.pop() if isinstance(body[-1], ast.Expr) else None
         file = f"{path.name}, code cell {number + 1}"
         exec(compile(ast.Module(body, []), file, "exec"), space)
@@ -187,14 +207,29 @@ def run_here(path):
     return figures
 
 
-@EACH
+# The longest run by `make slow` alone: what they call has tests of its own, is bound to its
+# signatures above, and runs on a small budget elsewhere.
+QUICKLY = [path for path in NOTEBOOKS if path.stem[:2] not in ("03", "04", "09")]
+
+
+@pytest.mark.parametrize(
+    "path", some_quickly(NOTEBOOKS, *QUICKLY), ids=[path.stem for path in NOTEBOOKS]
+)
 def test_it_runs_on_a_small_budget(path, monkeypatch, tmp_path):
-    """In this process, which spares each of them a kernel, torch and a first trace."""
+    """In this process, which spares each of them a kernel, torch and a first trace.
+
+    On fewer digits than ``test_it_runs_in_a_kernel``.
+    """
     import matplotlib
+
+    few, load = few_digits(), pv.datasets.load
 
     matplotlib.use("Agg")
     monkeypatch.setenv("PYRO_VAE_QUICK", "1")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        pv.datasets, "load", lambda name, **more: few if name == "digits" else load(name, **more)
+    )
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.filterwarnings("ignore", category=pv.PyroVaeWarning)  # budgets too short to learn
         run_here(path)

@@ -171,7 +171,11 @@ def test_a_fork_while_another_thread_has_its_turn_is_no_deadlock():
             end.wait(WAIT)
         raise ValueError  # puts back the seed
 
-    holder = threading.Thread(target=lambda: pytest.raises(ValueError, in_turn, hold))
+    def told():
+        with pytest.raises(ValueError):
+            in_turn(hold)
+
+    holder = threading.Thread(target=told)
     holder.start()
     began.wait(WAIT)
     try:

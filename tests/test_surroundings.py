@@ -38,10 +38,9 @@ run = pv.fit(linear_gaussian.build(3), torch.zeros(6, 3), steps=2, engine="eager
 print(run.manifest["engine"], repr(run.manifest["engine_reason"]))
 """
 TO_ARVIZ = """
-import torch, pyro_vae as pv
-from pyro_vae.models import linear_gaussian
+from pyro_vae.inference_data.datasets import container
 try:
-    pv.to_inference_data(linear_gaussian.build(3), torch.zeros(2, 3), num_draws=20)
+    container()
 except ValueError as error:
     print(error)
 """
@@ -150,7 +149,7 @@ def test_without_a_home_arviz_is_told_where_to_write():
 # --- the console --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", some_quickly(["ascii", "cp437", "utf-8"], "ascii", "cp437"))
+@pytest.mark.parametrize("encoding", some_quickly(["ascii", "cp437", "utf-8"], "ascii"))
 def test_results_are_written_and_printed_in_any_encoding(encoding, tmp_path, monkeypatch):
     raw = io.BytesIO()
     stdout = io.TextIOWrapper(raw, encoding=encoding)

@@ -42,6 +42,8 @@ def find_optimizer(name: str) -> Any:
         "adagrad": torch.optim.Adagrad,
         "accumulating_adagrad": optimizers.Adagrad,
         "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
         "sgd": torch.optim.SGD,
     }
     if name not in known:

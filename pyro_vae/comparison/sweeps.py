@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 from torch import nn
 
 from pyro_vae.cluster import folder_of, sweep
-from pyro_vae.errors import PyroVaeWarning
 from pyro_vae.objectives.base import objective_record
 from pyro_vae.recording import form_of
 from pyro_vae.runs.manifest import data_digest, parts_record, source_digest
@@ -24,7 +22,6 @@ from pyro_vae.runs.storage import tensor_digest
 
 Key = tuple[str, str, int]
 Score = dict[str, np.ndarray]
-WARNINGS = "warnings"  # beside the scores: what was warned of, told where all come together
 Work = Callable[..., tuple[Run, Score]]
 
 
@@ -64,7 +61,6 @@ def swept(
         name: _digest({"data": data_said, **settings[key]}, fresh(key))
         for name, key in names.items()
     }
-    said: dict[str, None] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
         for name, score in sweep(
@@ -72,22 +68,15 @@ def swept(
             made_of=made_of,
         ):  # fmt: skip
             key = names[name]
-            said.update(dict.fromkeys(map(str, score.pop(WARNINGS))))
             runs[key] = load(folder / folder_of(name) / "run", program=fresh(key))
             scores[key] = score
             if arrived is not None:
                 arrived(key, score)
-    for message in said:
-        warnings.warn(message, PyroVaeWarning, stacklevel=3)
     return {key: runs[key] for key in keys}, {key: scores[key] for key in keys}
 
 
 def _train_and_score(key: Key, folder: Path, work: Work, data: Any) -> Score:
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", PyroVaeWarning)
-        score = work(key, folder / "run", data)[1]
-    said = {str(w.message): None for w in told if issubclass(w.category, PyroVaeWarning)}
-    return score | {WARNINGS: np.array(list(said), dtype=str)}
+    return work(key, folder / "run", data)[1]
 
 
 def _name(key: Key) -> str:

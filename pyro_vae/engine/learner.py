@@ -130,10 +130,7 @@ class Learner:
             name = list(self.parameters)[round(-norm) - 1]
             said = f"{self._burst(name)}. The parameters are those before this step"
             raise NotFinite(f"{step}: {said}", self)
-        broken = [name for name, p in self.parameters.items() if not p.isfinite().all()]
-        if broken:  # by the update before, unless somebody else wrote it
-            self.whole = False
-            raise NotFinite(f"{step}: {self._burst(broken[0])} in the step before", self)
+        self._require_finite_parameters(step)
         why, row = blame(self.program, ask.x, grads or {}, ask.key)
         raise NotFinite(
             f"{step}: the loss is {means['loss']:.4g} and the gradient's norm {norm:.4g}; {why}. "
@@ -142,6 +139,30 @@ class Learner:
             self,
             row,
         )
+
+    def explain(self, error: ValueError, ask: Ask) -> None:
+        """Say step and site of what a distribution refused, whose message has neither.
+
+        Raises:
+            NotFinite: if that is what the error is.
+        """
+        if isinstance(error, NotFinite) or "to satisfy the constraint" not in str(error):
+            return
+        step = f"{self.name}step {ask.key[-1] + 1}"
+        self._require_finite_parameters(step)
+        why, row = blame(self.program, ask.x, {}, ask.key)
+        first = str(error).splitlines()[0]
+        said = first if why == first else f"{first} {why}"
+        raise NotFinite(
+            f"{step}: {said}. The parameters are those before this step", self, row
+        ) from error
+
+    def _require_finite_parameters(self, step: str) -> None:
+        """Raise for what the update before has made, unless somebody else wrote it."""
+        broken = [name for name, p in self.parameters.items() if not p.isfinite().all()]
+        if broken:
+            self.whole = False
+            raise NotFinite(f"{step}: {self._burst(broken[0])} in the step before", self)
 
     def _burst(self, name: str) -> str:
         kind = type(self.optimizer).__name__

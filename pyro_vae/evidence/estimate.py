@@ -29,6 +29,7 @@ from pyro_vae.evidence.markov import CHAINS, fitted_proposal, reciprocal, requir
 from pyro_vae.evidence.measured import measured
 from pyro_vae.evidence.quadrature import quadrature
 from pyro_vae.evidence.sandwich import sandwich
+from pyro_vae.evidence.spread import spread
 from pyro_vae.evidence.truths import unconstrained
 from pyro_vae.evidence.weights import Evidence, warn_about_tails
 from pyro_vae.predictive.simulating import simulate
@@ -67,6 +68,7 @@ def log_evidence(
     batch_size: int | None = None,
     max_elements: int = 2**21,
     progress: Any = None,
+    cluster: Any = None,
 ) -> Evidence:
     r"""Estimate log p(x) of each datum.
 
@@ -137,6 +139,8 @@ def log_evidence(
         max_elements: the largest number of elements (particles x rows x pixels) held at a time;
             memory stays bounded whatever K is.
         progress: as of ``pv.fit``: None shows a line on a terminal, and one a minute elsewhere.
+        cluster: rows go in pieces to a Dask cluster, as of ``pv.compare``.  Each piece draws its
+            own noise, so draws are others than those of one process, however many workers do them.
 
     The program is put into evaluation mode (no dropout) for as long as this takes.
 
@@ -198,7 +202,10 @@ def log_evidence(
         look = Look.at(program, rows)
         require_possible_data(look, rows)
         with counting(progress, num_rows(rows), label="log p(x)") as advance:
-            evidence = _estimate(program, rows, look, options, truth, advance)
+            if cluster is None:
+                evidence = _estimate(program, rows, look, options, truth, advance)
+            else:
+                evidence = spread(_estimate, program, rows, options, truth, advance, cluster)
         known = truth is not None
         says = measured(look, x, rows, _in_words(method, proposal, known), options.draws)
     require_numbers(evidence.value, "log p(x)")

@@ -77,10 +77,15 @@ def object_record(
     return form if is_comparable(form) else said
 
 
+def is_function(value: Any) -> bool:
+    """Whether it is all code: no object that a method is bound to, or that can be called."""
+    return isinstance(value, types.FunctionType)
+
+
 def _holds_functions(value: Any) -> bool:
     if isinstance(value, (dict, list, tuple, set)):
         return any(map(_holds_functions, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, types.FunctionType)
+    return is_function(value)
 
 
 def _name(function: Any) -> str:

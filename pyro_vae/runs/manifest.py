@@ -14,7 +14,7 @@ from pyro_vae.defaults import __version__
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows
 from pyro_vae.recording import PLAIN, Form, Recorded, differences
-from pyro_vae.runs.held import is_plain, object_record, written
+from pyro_vae.runs.held import is_function, is_plain, object_record, written
 from pyro_vae.runs.storage import tensor_digest
 
 
@@ -92,7 +92,7 @@ def _part(module: nn.Module) -> Form:
         held |= {n: module._buffers[n] for n in sorted(module._non_persistent_buffers_set)}
         functions = {n: v for n, v in held.items() if callable(v) and not is_plain(v)}
         constants, code = written(type(module), functions)
-        objects = {n: v for n, v in held.items() if n not in functions}
+        objects = {n: v for n, v in held.items() if not (n in functions and is_function(v))}
         return said | {n: object_record(v) for n, v in (objects | constants).items()} | code
     constants, code = written(type(module), {})
     said |= {n: object_record(v) for n, v in constants.items()} | code

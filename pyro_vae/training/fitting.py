@@ -318,17 +318,13 @@ def _shape(x: Rows) -> Any:
 
 def _manifest(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, Any]:
     """What the numbers of a run depend on; its schedule is made here, once all else is known."""
-    objective, optimizer, schedule = (
-        loop.learner.objective,
-        loop.learner.optimizer,
-        settings.schedule,
-    )
+    objective, optimizer = loop.learner.objective, loop.learner.optimizer
+    schedule, validation = settings.schedule, settings.validation
     options = options_of(optimizer)  # before a schedule changes them
     if schedule is not None:
         loop.scheduler = scheduler_of(schedule, optimizer)
         watched = loop.validation is not None and getattr(objective, "has_bound", True)
         loop.scheduler_is_told = is_told(loop.scheduler, watched)
-    validation = settings.validation
     return manifest_of(
         loop.learner.program,
         x,

@@ -35,7 +35,12 @@ def lockstep(loops: Sequence[Loop], step: Step, num_steps: int) -> Generator[int
         asks = _next(sends, [None] * len(loops))
         while not isinstance(asks, str):
             started = time.perf_counter()
-            answers = in_turn(step.answer, asks)
+            try:
+                answers = in_turn(step.answer, asks)
+            except ValueError as error:  # of a distribution, it may be, that got no number
+                for loop, its in zip(loops, asks, strict=True):
+                    in_turn(loop.learner.explain, error, its[0])
+                raise
             most = step.most_at_once(asks[0], time.perf_counter() - started)
             updates = sum(not ask.refresh for ask in asks[0])
             asks = _next(sends, [(answer, most) for answer in answers])

@@ -62,7 +62,7 @@ def run_fit(
         steps: the budget, in updates.
         batch_size: rows a minibatch.
         lr: the step size; default is 0.02 for adagrad, as in the paper, else 0.001.
-        optimizer: adagrad, adam, sgd, or accumulating_adagrad, the paper's author's.
+        optimizer: adagrad, adam, adamw, rmsprop, sgd, or accumulating_adagrad, the paper's author's.
         clip: the largest norm of the whole gradient.
         weight_prior: precision of a normal prior on weight matrices; the paper's is 1.
         seed: of initial parameters, data order and noise.
