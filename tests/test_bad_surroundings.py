@@ -54,7 +54,7 @@ REFUSED = {
     f"{FIT} --data good.csv --out good.csv": "--out good.csv: File exists",
     f"{FIT} --data mnist --data_dir good.csv": "no such file",
     f"PYRO_VAE_DATA=good.csv {FIT} --data mnist": "no such file",
-    f"HOME= XDG_CACHE_HOME= {FIT} --data mnist": "no such file",
+    f"HOME= XDG_CACHE_HOME= PYRO_VAE_DATA= {FIT} --data mnist": "no such file",
     f"{RUN} fit exits.py --steps 1": "exits.py:2: sys.exit(0)",
     f"{RUN} fit closes.py --steps 1": "closes.py",
     f"{RUN} fit device.py --steps 1": "default device to meta",
