@@ -34,8 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pyro_vae.cli.running import run
 
             code = run(given, stop)
-            if sys.stdout is not None:
+            try:
                 sys.stdout.flush()
+            except (OSError, ValueError):
+                if not code:
+                    raise
+                _drop_output()  # one line is said, which is enough
             return code
         except BrokenPipeError:  # whoever read our output has left, as `head` does
             if arguments is not None:

@@ -44,6 +44,7 @@ class Notes:
         with warnings.catch_warnings():
             for kind in (PyroVaeWarning, Note):
                 warnings.simplefilter("always", kind)
+            warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")  # its plans
             otherwise = warnings.showwarning
 
             def show(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:

@@ -126,7 +126,8 @@ def words_of(error: BaseException) -> str:
 
 def shortage(error: BaseException) -> str | None:
     """What to say where memory ran out; torch raises a RuntimeError with a dump of its stack."""
-    lacks = r"out of memory|can't allocate memory|not enough memory|[Uu]nable to allocate"
+    lacks = r"out of memory|can't allocate memory|not enough memory"
+    lacks += r"|[Uu]nable to allocate|size calculation overflowed"
     memory = isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and re.search(lacks, words_of(error))
     )
