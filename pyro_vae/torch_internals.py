@@ -170,15 +170,19 @@ def machine_code_of(
         afresh: in a cache of its own that is not kept, with nothing that was compiled before.
     """
     from torch._inductor import standalone_compile
+    from torch._inductor.codecache import PyCodeCache
     from torch._inductor.utils import fresh_cache
 
+    kept = len(PyCodeCache.modules)
     with fresh_cache() if afresh else contextlib.nullcontext():
-        return standalone_compile(
+        code = standalone_compile(
             graph,
             list(tensors),
             dynamic_shapes="from_example_inputs",
             options={"config_patches": options | ({HEADERS: False} if afresh else {})},
         )
+    del PyCodeCache.modules[kept:]  # the code holds its own; this list holds all for good
+    return code
 
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
