@@ -50,21 +50,29 @@ class Place(NamedTuple):
 SHARED = Place((), 0, 0)
 
 
-def ranked_step(
-    learner: Learner, engine: str, ask: Ask, ranks: Ranks, *, prior: WeightPrior, num_steps: int
+def step_among(
+    ranks: Ranks,
+    learner: Learner,
+    engine: str,
+    ask: Ask,
+    *,
+    prior: WeightPrior,
+    num_steps: int,
+    replicas: int = 0,
 ) -> Step:
-    """The step of one rank, as :func:`~pyro_vae.engine.choosing.make_step` chooses its engine.
+    """The step of one of several ranks, by the engine that a single process would take.
 
     Update and gradient are apart, for the sum over ranks lies between them: the update is the
     optimizer's own.
 
     Args:
+        ranks: this process among the others.
         learner: the one, or the first of several that are alike.
         engine: by name.
         ask: an example with this rank's rows.
-        ranks: this process among the others.
         prior: of the weights.
         num_steps: the budget.
+        replicas: how many learners, which several ranks take one after another.
 
     Raises:
         ValueError: what ties the rows of a batch together, as a batch normalization does.

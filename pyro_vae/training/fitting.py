@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pyro_vae.densities.missing import readable_rows
 from pyro_vae.engine.choosing import make_step, require_alike, suited, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
-from pyro_vae.engine.ranked import ranked_step
+from pyro_vae.engine.ranked import step_among
 from pyro_vae.engine.ranks import current
 from pyro_vae.engine.steps import Step
 from pyro_vae.noise import LOOK, NoiseMode, Stream, keyed, seeded
@@ -195,25 +196,19 @@ def fit(
         warn_if_nothing_moves(first.learner.optimizer, num_steps)
         warn_if_warmup_never_ends(chosen, num_steps)
         index, example, weight, _ = first.batches(0)
-        ask = Ask(False, example, weight, rows_of(first.state, index), LOOK)
         if writer is not None and resume and engine == "auto":
             engine = engine_of(writer.folder) or engine
         ranks = current()
         engine = ranks.first(lambda: engine)
-        ask = ranks.own(ask)
+        ask = ranks.own(Ask(False, example, weight, rows_of(first.state, index), LOOK))
         if engine != "pyro" and is_several(program):
             in_turn(require_alike, programs, chosen, ask)
-        learner = first.learner
         prior = WeightPrior(settings[0].weight_prior, first.batches.num_data)
-        if ranks.size > 1:
-            step = in_turn(
-                ranked_step, learner, engine, ask, ranks, prior=prior, num_steps=num_steps
-            )
-        else:
-            number = len(loops) if many else 0
-            step = in_turn(
-                make_step, learner, engine, ask, prior=prior, num_steps=num_steps, replicas=number
-            )
+        make = make_step if ranks.size == 1 else partial(step_among, ranks)
+        step = in_turn(
+            make, first.learner, engine, ask, prior=prior, num_steps=num_steps,
+            replicas=len(loops) if many else 0,
+        )  # fmt: skip
         if step.reason:
             logger.info("engine %s: %s", step.engine, step.reason)
         manifests = [
