@@ -1,4 +1,4 @@
-"""What a training warns of: budgets in which nothing moves, divergence, scales at their floor."""
+"""What a training warns of: steps that lead nowhere, collapse, divergence, scales at a floor."""
 
 from __future__ import annotations
 
@@ -31,6 +31,39 @@ def warn_about_divergence(history: Any, name: str = "") -> None:
             PyroVaeWarning,
             stacklevel=users_line(),
         )
+
+
+class Collapse:
+    r"""Sees a posterior fall back on the prior, at the step at which it does.
+
+    KL(q(z | x) || p(z)) of a site, averaged over a minibatch, below ``NOTHING`` nats after it was
+    above ``SOMETHING``: z has ceased to say anything of x, from which training seldom comes back.
+    Where it never said anything there is no fall; ``pv.diagnose`` tells of that.
+    """
+
+    NOTHING, SOMETHING = 0.01, 0.5
+
+    def __init__(self) -> None:
+        self._highest: dict[str, tuple[float, int]] = {}
+
+    def watch(self, means: dict[str, float], step: int, name: str = "") -> None:
+        """Look at the means of a step; warns once for each fall of a site."""
+        for column, value in means.items():
+            if not column.startswith("kl."):
+                continue
+            highest, when = self._highest.get(column, (0.0, 0))
+            if value > highest:
+                self._highest[column] = value, step
+            elif value < self.NOTHING and highest > self.SOMETHING:
+                self._highest[column] = 0.0, step
+                warnings.warn(
+                    f'{name}step {step}: the posterior of site "{column[3:]}" fell back on its '
+                    f"prior, KL {value:.2g} nats per datum, where it was {highest:.2g} at step "
+                    f"{when}: it says nothing of the data any more; lower lr, warm the KL term up, "
+                    "pv.objectives.AEVB(kl_warmup=1000), or give the decoder less to say alone",
+                    PyroVaeWarning,
+                    stacklevel=users_line(),
+                )
 
 
 def warn_at_floor(program: nn.Module, x: Rows) -> None:

@@ -20,6 +20,7 @@ from pyro_vae.program.stored import Stored
 from pyro_vae.progress import Record
 from pyro_vae.runs.history import History
 from pyro_vae.runs.run import restore
+from pyro_vae.training.advice import Collapse
 from pyro_vae.training.batches import Batches
 from pyro_vae.turns import in_turn
 
@@ -70,6 +71,7 @@ class Loop:
     first: Callable[[Callable[[], Any]], Any] = lambda function: function()  # run by rank 0 alone
     pause_every: int = 0  # updates after which `after_step` must see the loop, whatever else
     history: History = field(default_factory=History)
+    collapse: Collapse = field(default_factory=Collapse)
     progress: Progress = field(default_factory=Progress)
 
     def totals(self) -> dict[str, Any]:
@@ -199,6 +201,7 @@ class Loop:
             means = {name: value / weight for name, value in tensors.items()}
             self.state = self.state._replace(shared=objective.advance(self.state.shared, means))
         self.history.add(answer.means, count)
+        self.collapse.watch(answer.means, self.progress.steps + 1, self.learner.name)
 
     def record(self, evaluate: bool) -> Record:
         """Close a window of the history, with a held-out evaluation where one is due."""
