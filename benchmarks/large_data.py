@@ -92,8 +92,8 @@ def main() -> int:
             )  # fmt: skip
             whole = time.perf_counter() - start
         print(
-            f"{options.gigabytes:g} GB, {rows:,} rows: anonymous memory {peak.most:,.0f} MiB at its "
-            f"peak ({before:,.0f} before); opened, checked and split in {opened:.0f} s, "
+            f"{options.gigabytes:g} GB, {rows:,} rows: anonymous memory {peak.most:,.0f} MiB at "
+            f"most ({before:,.0f} before); opened, checked and split in {opened:.0f} s, "
             f"{options.steps} steps after {whole - run.manifest['seconds']:.0f} s in all"
         )
         path.unlink()
@@ -105,9 +105,10 @@ def main() -> int:
             times["file"].append(seconds_of(mapped, options.steps))
             times["memory"].append(seconds_of(held, options.steps))
         ratios = [a / b for a, b in zip(times["file"], times["memory"], strict=True)]
+        step = 1e3 * statistics.median(times["file"]) / options.steps
         print(
             f"{options.gigabytes / 10:g} GB, {rows:,} rows, {torch.get_num_threads()} threads: "
-            f"{1e3 * statistics.median(times['file']) / options.steps:.2f} ms a step from the file, "
+            f"{step:.2f} ms a step from the file, "
             f"{statistics.median(ratios):.2f} x that from memory "
             f"({min(ratios):.2f} to {max(ratios):.2f})"
         )
