@@ -62,6 +62,11 @@ def require_device(name: str | None) -> None:
         raise ValueError(f"--device {name}: {why}; leave it out for the CPU") from None
 
 
+def cluster_of(name: str | None) -> Any:
+    """A cluster as ``pyro_vae.cluster.sweep`` takes it: a number of processes is a number."""
+    return int(name) if name is not None and name.isdecimal() else name
+
+
 # --- data ---------------------------------------------------------------------------------------
 
 

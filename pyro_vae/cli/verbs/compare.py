@@ -15,6 +15,7 @@ from pyro_vae.cli.building import Model
 from pyro_vae.cli.sources import (
     Binarization,
     Header,
+    cluster_of,
     find_objective,
     open_data,
     put,
@@ -124,8 +125,7 @@ def _on_cluster(cluster: str, out: Path) -> dict[str, Any]:
         evidence = float(score["log_evidence"].mean())
         print(f"{model}, {objective}, seed {seed}: log p(x) {evidence:.2f}", flush=True)
 
-    number = int(cluster) if cluster.isdecimal() else cluster
-    return {"cluster": number, "out": out / "runs", "arrived": told}
+    return {"cluster": cluster_of(cluster), "out": out / "runs", "arrived": told}
 
 
 def _builds(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pyro_vae import defaults
 from pyro_vae.cli.building import Model
 from pyro_vae.cli.judged import open_judged
-from pyro_vae.cli.sources import Binarization, Header, put, results
+from pyro_vae.cli.sources import Binarization, Header, cluster_of, put, results
 
 
 def run_evidence(
@@ -34,6 +34,7 @@ def run_evidence(
     key: str | None = None,
     labels_key: str | None = None,
     header: Header = "auto",
+    cluster: str | None = None,
 ) -> int:
     """Estimate log p(x) on test data, by a saved run or by an untrained model.
 
@@ -57,6 +58,8 @@ def run_evidence(
         key: which array of a .npz is x; not needed for one named x, or for the only one.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
         header: whether the first line of a .csv names the columns; auto finds out.
+        cluster: where rows are shared out, in pieces with noise of their own: local for a process
+            a core, a number of processes, or the address of a Dask scheduler.
     """
     judged = open_judged(
         folder, model, data, num_data, seed, binarize, data_dir, scale, key, labels_key, header
@@ -73,7 +76,7 @@ def run_evidence(
         found = pv.log_evidence(
             judged.program, judged.test, method=method, proposal=proposal,
             num_particles=num_particles, num_draws=num_draws, chains=chains,
-            num_temperatures=num_temperatures, seed=seed,
+            num_temperatures=num_temperatures, seed=seed, cluster=cluster_of(cluster),
         )  # fmt: skip
         if out is not None:
             import pandas as pd
