@@ -187,7 +187,7 @@ def test_nothing_that_is_no_number_is_saved(tmp_path):
     with pytest.raises(ValueError, match=rf'step 1: "{burst}.* those before this step'):
         fit([program, small_vae(seed=1)], engine="eager", **options)
     assert all(p.isfinite().all() for p in program.parameters())
-    with pytest.raises(ValueError, match=rf'step 2: "{burst}.* in the step before') as raised:
+    with pytest.raises(ValueError, match=rf'step 2: .*"{burst}.* in the step before') as raised:
         fit(engine="pyro", out=tmp_path / "c", **options)
     assert "no step of the run" in raised.value.__notes__[-1]
     assert not (tmp_path / "c").exists()

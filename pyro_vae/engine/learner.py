@@ -130,12 +130,11 @@ class Learner:
             name = list(self.parameters)[round(-norm) - 1]
             said = f"{self._burst(name)}. The parameters are those before this step"
             raise NotFinite(f"{step}: {said}", self)
-        self._require_finite_parameters(step)
         why, row = blame(self.program, ask.x, grads or {}, ask.key)
         raise NotFinite(
-            f"{step}: the loss is {means['loss']:.4g} and the gradient's norm {norm:.4g}; {why}. "
-            "The parameters are those before this step: lower lr, set clip, or bound the scale "
-            "that collapses",
+            f"{step}: the loss is {means['loss']:.4g} and the gradient's norm {norm:.4g}; {why}"
+            f"{self._broken_before()}. The parameters are those before this step: lower lr, set "
+            "clip, or bound the scale that collapses",
             self,
             row,
         )
@@ -149,20 +148,22 @@ class Learner:
         if isinstance(error, NotFinite) or "to satisfy the constraint" not in str(error):
             return
         step = f"{self.name}step {ask.key[-1] + 1}"
-        self._require_finite_parameters(step)
         why, row = blame(self.program, ask.x, {}, ask.key)
         first = str(error).splitlines()[0]
         said = first if why == first else f"{first} {why}"
         raise NotFinite(
-            f"{step}: {said}. The parameters are those before this step", self, row
+            f"{step}: {said}{self._broken_before()}. The parameters are those before this step",
+            self,
+            row,
         ) from error
 
-    def _require_finite_parameters(self, step: str) -> None:
-        """Raise for what the update before has made, unless somebody else wrote it."""
+    def _broken_before(self) -> str:
+        """What the step before, or somebody between the two, has made of the parameters."""
         broken = [name for name, p in self.parameters.items() if not p.isfinite().all()]
-        if broken:
-            self.whole = False
-            raise NotFinite(f"{step}: {self._burst(broken[0])} in the step before", self)
+        if not broken:
+            return ""
+        self.whole = False
+        return f"; {self._burst(broken[0])} in the step before, if nothing else wrote it"
 
     def _burst(self, name: str) -> str:
         kind = type(self.optimizer).__name__
