@@ -51,8 +51,8 @@ docs: $(DOCS) ## the documentation site, in docs/_build/html
 	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html $(ARGS)
 	@echo "open docs/_build/html/index.html"
 
-bench: $(RUN) ## the speed of a training step beside other ways to take it
-	$(PY) benchmarks/step_speed.py $(ARGS)
+bench: $(RUN) ## the speed of a training step beside other ways to take it, and bench.json
+	$(PY) benchmarks/step_speed.py --json bench.json $(ARGS)
 
 reproduce: $(RUN) ## the paper's figures, ours over the published ones (ARGS='figure2 --budget 1e6')
 	$(VENV)/bin/pyro-vae reproduce $(or $(ARGS),all)

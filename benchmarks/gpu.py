@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import about
 from step_speed import CASES, Case, by_hand, matrix_products, ours, svi
 
 import pyro_vae as pv
@@ -235,7 +236,7 @@ def main() -> int:
     warnings.simplefilter("ignore", pv.PyroVaeWarning)
     cuda = options.device == "cuda"
     name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    report: dict[str, Any] = {"device": name, "torch": torch.__version__}
+    report: dict[str, Any] = {"machine": about(), "device": name}
     precision = torch.get_float32_matmul_precision()
     print(f"{name}, torch {torch.__version__}, precision of float32 products: {precision}")
     end = time.monotonic() + options.seconds

@@ -11,7 +11,7 @@ import torch
 
 from pyro_vae.engine.learner import Learner
 from pyro_vae.models import linear_gaussian
-from pyro_vae.training import fitting
+from pyro_vae.training import setting_up
 from pyro_vae.training.loop import Loop
 
 torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def stop(monkeypatch):
         return look(self, means, ask, grads)
 
     monkeypatch.setattr(Learner, "require_finite", looking)
-    monkeypatch.setattr(fitting, "Loop", lambda **o: Loop(**{**o, "record_every": 4}))
+    monkeypatch.setattr(setting_up, "Loop", lambda **o: Loop(**{**o, "record_every": 4}))
     return at
 
 

@@ -21,7 +21,7 @@ from pyro_vae.graphs.compiling import machine_code, pays
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.objectives import AEVB, MonteCarloEM, WakeSleep
 from pyro_vae.runs import storage
-from pyro_vae.training import fitting
+from pyro_vae.training import fitting, setting_up
 from pyro_vae.training.batches import Batches
 
 from .programs import Parts, normal
@@ -156,7 +156,7 @@ def test_what_pads_a_batch_does_not_matter(once, monkeypatch):
             x[count:] = 1 - x[count:]
             return index, x, weight, count
 
-    monkeypatch.setattr(fitting, "Batches", Otherwise)
+    monkeypatch.setattr(setting_up, "Batches", Otherwise)
     assert_alike(train(bernoulli(), PADDED, **PRIOR_AND_CLIP), expected, tolerance=0)
 
 
@@ -226,7 +226,7 @@ def test_updates_after_one_that_is_not_finite_write_nothing(once, asked, monkeyp
     options = {**PRIOR_AND_CLIP, "optimizer": optimizer}
     expected = bernoulli()
     train(expected, PADDED, **{**options, "steps": 503})
-    monkeypatch.setattr(fitting, "Batches", Spoilt)
+    monkeypatch.setattr(setting_up, "Batches", Spoilt)
     program = bernoulli()
     with pytest.raises(ValueError, match="step 504: the loss is nan"):
         train(program, PADDED, **{**options, "steps": 1000})
