@@ -1,5 +1,6 @@
 """One folder, one writer; readers meanwhile; and the files of others."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 
 import pyro_vae as pv
 from pyro_vae.runs import storage
@@ -180,3 +182,21 @@ def test_the_holder_is_named_only_while_it_holds(tmp_path):
         said = json.loads((writer.folder / HOLDER).read_text())
         assert said["pid"] == os.getpid()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_being_written_is_told_so_though_it_holds_a_state(held):
+    folder, other = held
+    storage.write(folder, {"a": torch.zeros(3)})
+    with pytest.raises(ValueError, match=f"being written by process {other.pid} on"):
+        fit(out=folder, steps=2)
+
+
+@pytest.mark.parametrize(("number", "advice"), [("ENOLCK", "another disk"), ("EACCES", "remove ")])
+def test_where_there_is_no_lock_nothing_is_made(tmp_path, monkeypatch, number, advice):
+    def refuse(*_, **__):
+        raise OSError(getattr(errno, number), "no")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(ValueError, match=rf"cannot be locked \(no\): .*{advice}"):
+        fit(out=tmp_path / "a" / "b", steps=2)
+    assert not (tmp_path / "a").exists()

@@ -30,10 +30,10 @@ from pyro_vae.recording.forms import (
     code_of,
     constants_of,
     form_of,
-    functions_called_by,
     is_comparable,
     is_users,
     qualified,
+    used_by,
 )
 from pyro_vae.recording.recorded import Record, Recorded, record_of
 
@@ -47,10 +47,10 @@ __all__ = [
     "constants_of",
     "differences",
     "form_of",
-    "functions_called_by",
     "is_comparable",
     "is_users",
     "qualified",
     "record_of",
     "shown",
+    "used_by",
 ]

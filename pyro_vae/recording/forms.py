@@ -19,6 +19,7 @@ incomparable what pickle refuses.  It equals nothing, itself included
 from __future__ import annotations
 
 import ast
+import contextlib
 import dis
 import enum
 import functools
@@ -132,12 +133,11 @@ def _values(module: nn.Module) -> str:
 
 def _function(function: types.FunctionType, into: Any) -> Form:
     code = function.__code__
-    seen = function.__globals__
     parts = {
         "code": _code(code, into),
         "defaults": [into(function.__defaults__), into(function.__kwdefaults__)],
         "closure": [into(_content(cell)) for cell in function.__closure__ or ()],
-        "globals": {n: seen[n] for n in sorted(_names(code)) if type(seen.get(n)) in PLAIN[1:]},
+        "globals": {n: v for n, v in _read_by(function).items() if type(v) in PLAIN[1:]},
     }
     version = ".".join(platform.python_version_tuple()[:2])  # bytecode is that of one version
     return {
@@ -155,68 +155,104 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """The global names that it reads."""
-    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    read = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
-    return read.union(*map(_names, inner))
+def _read_by(function: types.FunctionType) -> dict[str, Any]:
+    """What its global names stand for, by name, also ``mine.name`` of a module ``mine``."""
+    found: dict[str, Any] = {}
+    codes = [function.__code__]
+    for code in codes:
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+        path = ""
+        for step in dis.get_instructions(code):
+            value = found.get(path)
+            if step.opname == "LOAD_GLOBAL" and step.argval in function.__globals__:
+                path = step.argval
+                found[path] = function.__globals__[path]
+            elif (
+                step.opname in ("LOAD_ATTR", "LOAD_METHOD")
+                and isinstance(value, types.ModuleType)
+                and is_users(value)
+                and hasattr(value, step.argval)
+            ):
+                path = f"{path}.{step.argval}"
+                found[path] = getattr(value, step.argval)
+            else:
+                path = ""
+    return {name: found[name] for name in sorted(found)}
 
 
 def constants_of(function: Any) -> dict[str, Any]:
     """What a function works with besides its arguments, by name: closure, defaults, globals.
 
-    Of globals those that are plain values; of anything but a function, a method or a
+    Of globals those that are values; of anything but a function, a method or a
     ``functools.partial`` nothing.
     """
     if isinstance(function, functools.partial):
         given = {f"argument {i}": value for i, value in enumerate(function.args)}
+        owner = getattr(function.func, "__self__", None)
+        given |= {} if owner is None or isinstance(owner, types.ModuleType) else {"of": owner}
         return {**constants_of(function.func), **given, **function.keywords}
     if isinstance(function, types.MethodType):
         return constants_of(function.__func__)
     if not isinstance(function, types.FunctionType):
         return {}
-    code, seen = function.__code__, function.__globals__
+    code = function.__code__
     defaults = function.__defaults__ or ()
     names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
     cells = zip(code.co_freevars, map(_content, function.__closure__ or ()), strict=True)
     return {
-        **{n: seen[n] for n in sorted(_names(code)) if type(seen.get(n)) in PLAIN[1:]},
+        **{name: value for name, value in _read_by(function).items() if _is_value(value)},
         **dict(cells),
         **dict(zip(names, defaults, strict=True)),
         **(function.__kwdefaults__ or {}),
     }
 
 
-def functions_called_by(function: Any) -> list[types.FunctionType]:
-    """The functions of the user's own files whose global names a function reads."""
+def _is_value(value: Any) -> bool:
+    """Whether a global is one that decides something: no code, no module of torch, no library's."""
+    if value is None or isinstance(value, (types.FunctionType, type, nn.Module)):
+        return False
+    plain = (*PLAIN, list, tuple, dict, set, frozenset, Tensor, np.ndarray, types.SimpleNamespace)
+    return isinstance(value, (*plain, functools.partial)) or (
+        not isinstance(value, types.ModuleType) and is_users(type(value))
+    )
+
+
+def used_by(function: Any) -> dict[str, types.FunctionType | type]:
+    """The functions and classes of the user's own files whose global names a function reads."""
     if not isinstance(function, types.FunctionType):
-        return []
-    seen = function.__globals__
-    named = [seen.get(name) for name in sorted(_names(function.__code__))]
-    return [f for f in named if isinstance(f, types.FunctionType) and is_users(f)]
+        return {}
+    kinds = (types.FunctionType, type)
+    return {n: v for n, v in _read_by(function).items() if isinstance(v, kinds) and is_users(v)}
 
 
 def is_users(value: Any) -> bool:
-    """Whether a function or a class is of the user's own files, as far as its module tells."""
-    top = str(value.__module__).partition(".")[0]
-    file = getattr(getattr(value, "__code__", None), "co_filename", "")
+    """Whether a function, class or module is of the user's own files, as far as it tells."""
+    name = value.__name__ if isinstance(value, types.ModuleType) else str(value.__module__)
+    top = name.partition(".")[0]
+    code, module = getattr(value, "__code__", None), sys.modules.get(name)
+    file = getattr(code, "co_filename", "")
+    if not file and name != "__main__":  # which a library may have begun, for a user's file
+        file = getattr(module, "__file__", "") or ""
     ours = top in ("torch", "pyro", "pyro_vae") or top in sys.stdlib_module_names - {"__main__"}
-    return not ours and "site-packages" not in file
+    return not ours and "site-packages" not in file and "dist-packages" not in file
 
 
 def code_of(function: types.FunctionType) -> Form:
-    """What a function does, by its source without comments; by its bytecode where that is all."""
-    try:
-        source = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
-        version = ""
-    except (OSError, TypeError, SyntaxError):
-        source = _text(_code(function.__code__, functools.partial(_form, above=())))
-        version = ".".join(platform.python_version_tuple()[:2])
+    """What a function does: its bytecode, and its source without comments where there is one.
+
+    Of a lambda the source would be the whole of the line on which it stands.
+    """
+    source = ""
+    if function.__name__ != "<lambda>":
+        with contextlib.suppress(OSError, TypeError, SyntaxError):
+            written = ast.parse(textwrap.dedent(inspect.getsource(function)))
+            source = _sha256(ast.unparse(written))
     return {
         KIND: "function",
         "name": function.__qualname__,  # it may move from file to file
-        "python": version,
-        "sha256": _sha256(source),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "source": source,
+        "sha256": _sha256(_text(_code(function.__code__, functools.partial(_form, above=())))),
     }
 
 

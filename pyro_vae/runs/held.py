@@ -24,12 +24,12 @@ from pyro_vae.recording import (
     code_of,
     constants_of,
     form_of,
-    functions_called_by,
     is_comparable,
     is_users,
+    used_by,
 )
 
-DEEP = 6  # objects within objects that are looked into
+DEEP = 12  # objects within objects that are looked into
 OF_MODULES = frozenset(vars(nn.Module()))
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
@@ -70,10 +70,13 @@ def object_record(
                 said[name] = into(part)
     constants, code = written(type(value), held)
     said |= {name: into(part) for name, part in constants.items()} | code
-    contains = isinstance(value, (dict, list, tuple, set, frozenset))
-    if len(said) > 1 or (hasattr(value, "__dict__") and not contains):
+    if isinstance(value, dict):
+        said |= {"entries": [(into(name), into(part)) for name, part in value.items()]}
+    elif isinstance(value, (list, tuple)):
+        said |= {"entries": into(list(value))}
+    if len(said) > 1 or isinstance(value, (nn.Module, torch.optim.Optimizer)):
         return said
-    form = form_of(value)  # of a class in C
+    form = form_of(value)  # of a class in C, or one that keeps all to itself
     return form if is_comparable(form) else said
 
 
@@ -119,39 +122,54 @@ def _attributes(value: Any) -> dict[str, Any]:
 def written(cls: type, held: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Form]]:
     """What a user's class, its methods and the functions ``held`` work with and do, by name.
 
-    Functions of the user's that these call are followed, as far as a closure or a global name leads
-    to them.
+    Functions and classes of the user's that these name are followed, as far as a closure, a global
+    name or one of a module of theirs leads to them.
     """
     found: dict[str, Any] = {}
     code: dict[str, Form] = {}
-    functions: list[tuple[str, Any]] = [(n.lstrip("_"), v) for n, v in held.items() if callable(v)]
-    for each in cls.__mro__:
-        if not is_users(each):
-            continue
-        for name, value in vars(each).items():
-            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            if isinstance(function, types.FunctionType):
-                functions.append((name, function))
-            elif not name.startswith("_") and not callable(value):
-                found.setdefault(f"{name}, of the class,", value)
+    todo: list[tuple[str, Any]] = [(n.lstrip("_"), v) for n, v in held.items() if callable(v)]
+    todo += [("", each) for each in cls.__mro__ if is_users(each)]
     followed = set()
-    for name, function in functions:  # which grows on the way
-        function = inspect.unwrap(function)
+    for name, value in todo:  # which grows on the way
+        if isinstance(value, type):
+            if id(value) in followed or not is_users(value):
+                continue
+            followed.add(id(value))
+            todo += [(each.__name__, each) for each in value.__mro__[1:]]
+            for n, part in vars(value).items():
+                said = f"{name}.{n}" if name else n
+                function = getattr(part, "fget", None) or getattr(part, "__func__", part)
+                if isinstance(function, types.FunctionType):
+                    todo.append((said, function))
+                elif not (n.startswith("_") or callable(part) or hasattr(part, "__get__")):
+                    _add(found, f"{said}, of the class,", part)
+            continue
+        function = inspect.unwrap(value)
         if isinstance(function, functools.partial):
-            functions.append((name, function.func))
+            todo.append((name, function.func))
         function = getattr(function, "__func__", function)
         if id(function) in followed:
             continue
         followed.add(id(function))
         if isinstance(function, types.FunctionType) and is_users(function):
-            code.setdefault(f"what {name} does", code_of(function))
-        for n, value in constants_of(function).items():
-            if isinstance(value, types.FunctionType) and not is_plain(value):
-                functions.append((n, value))
+            _add(code, f"what {name} does", code_of(function))
+        for n, constant in constants_of(function).items():
+            closure = isinstance(constant, types.FunctionType) and not is_plain(constant)
+            if closure or isinstance(constant, type):
+                todo.append((n, constant))
             else:
-                found.setdefault(f"{n}, as {name} has it,", value)
-        functions += [(f.__name__, f) for f in functions_called_by(function)]
+                _add(found, f"{n}, as {name} has it,", constant)
+        todo += used_by(function).items()
     return found, code
+
+
+def _add(table: dict[str, Any], name: str, value: Any) -> None:
+    """Under its name, or beside another one of that name: a method and that of the base class."""
+    number, free = 1, name
+    while free in table:
+        number += 1
+        free = f"{name} ({number})"
+    table[free] = value
 
 
 def content(cell: types.CellType) -> Any:

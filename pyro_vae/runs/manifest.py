@@ -13,7 +13,7 @@ from torch import nn
 from pyro_vae.defaults import __version__
 from pyro_vae.program.inputs import as_tensor
 from pyro_vae.program.rows import Rows
-from pyro_vae.recording import PLAIN, Form, Recorded, differences
+from pyro_vae.recording import Form, Recorded, differences
 from pyro_vae.runs.held import is_function, is_plain, object_record, written
 from pyro_vae.runs.storage import tensor_digest
 
@@ -97,12 +97,13 @@ def _part(module: nn.Module) -> Form:
     constants, code = written(type(module), {})
     said |= {n: object_record(v) for n, v in constants.items()} | code
     for name, value in vars(module).items():
-        if type(value) not in PLAIN or name.startswith("_") or name == "training":
+        if not is_plain(value) or name.startswith("_") or name in ("training", "build_record"):
             continue
+        form = object_record(value)
         if name not in said:
-            said[name] = value
-        elif differences(said[name], value):  # set since, or turned into something else
-            said[f"{name}, as it is held,"] = value
+            said[name] = form
+        elif differences(said[name], form):  # set since, or turned into something else
+            said[f"{name}, as it is held,"] = form
     return said
 
 

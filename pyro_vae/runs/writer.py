@@ -8,6 +8,7 @@ what the one before named stays for a while.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -66,9 +67,12 @@ class Writer:
                 "name another folder"
             ) from None
         except OSError as error:
-            raise ValueError(
-                f"out={out!r} cannot be locked ({error.strerror}): name a folder of another disk"
-            ) from None
+            self._unmake()
+            none = error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+            advice = "name a folder of another disk, which has locks"
+            if not none:
+                advice = f"remove {self.folder / LOCK}, or name another folder"
+            raise ValueError(f"out={out!r} cannot be locked ({error.strerror}): {advice}") from None
         self._lock, self._place = lock, _identity(self.folder / LOCK, whole=False)
         me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
         with contextlib.suppress(OSError):  # it only says who it is
@@ -83,12 +87,17 @@ class Writer:
         with contextlib.suppress(OSError):
             if self._is_ours():
                 (self.folder / HOLDER).unlink(missing_ok=True)
-                if self._made and {p.name for p in self.folder.iterdir()} <= {LOCK}:
-                    (self.folder / LOCK).unlink(missing_ok=True)
-                    for made in self._made:
-                        made.rmdir()
+                self._unmake()
         self._lock.release()
         self._lock = None
+
+    def _unmake(self) -> None:
+        """Take the folder away where it was made here, and holds nothing."""
+        with contextlib.suppress(OSError):
+            if self._made and {p.name for p in self.folder.iterdir()} <= {LOCK}:
+                (self.folder / LOCK).unlink(missing_ok=True)
+                for made in self._made:
+                    made.rmdir()
 
     def seen(self) -> None:
         """Take the manifest that is there for the one that may be replaced."""
@@ -165,7 +174,10 @@ def sole_writer(out: str | Path, *, resume: bool) -> Iterator[Writer]:
             a run that would be lost.
     """
     writer = Writer(Path(out))
-    if not resume:
+    if not resume and os.path.lexists(writer.folder / MANIFEST):
+        if (writer.folder / LOCK).exists():  # where it is being written, that is said
+            writer.acquire()
+            writer.release()
         _require_no_run(writer.folder)
     writer.acquire()
     try:
