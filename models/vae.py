@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.networks.base import length_of, shape_of
 from pyro_vae.posteriors.suiting import kind_of, require_fit
-from pyro_vae.program.inputs import as_tensor
+from pyro_vae.program.inputs import as_tensor, gathered_by
 from pyro_vae.program.parts import Part
-from pyro_vae.program.stored import Stored, array_reader, is_stored
+from pyro_vae.program.stored import Stored
 from pyro_vae.program.vae import VAE, built_by_name
 from pyro_vae.recording import record_of
 
@@ -233,15 +233,22 @@ def _rows_of(data: Any) -> dict[str, Tensor] | None:
         return None
     if hasattr(data, "image_shape"):  # a data set
         data = data.train
-    if is_stored(data):
-        data = Stored(*array_reader(data, as_tensor))
+    data = gathered_by(data, _unnamed)
     if isinstance(data, Stored):
         data = data.some(SOME)
     if callable(getattr(data, "rows", None)):
         data = data.rows()
-    if isinstance(data, Mapping):
-        return {str(name): as_tensor(value, str(name)) for name, value in data.items()}
-    return {"x": as_tensor(data)}
+    return data if isinstance(data, Mapping) else {"x": data}
+
+
+def _unnamed(values: Any) -> dict[str, Tensor]:
+    if len(values) == 1:
+        return {"x": as_tensor(values[0])}
+    raise TypeError(
+        f"a row of the data is a {type(values).__name__} of {len(values)}, expected x alone or a "
+        'dict with an entry "x", which is observed, and others, which are covariates: '
+        '{"x": x, "label": label}'
+    )
 
 
 def _observed(rows: dict[str, Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ an array in a file, whatever has rows          what is read by rows (see :mod:`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -143,6 +143,11 @@ def gathered(x: Any, program: nn.Module) -> Any:
         TypeError: what is none of the things above, and what to pass instead.
     """
     require_program(program)
+    return gathered_by(x, lambda values: _named(values, arguments_of(program)))
+
+
+def gathered_by(x: Any, named: Callable[[Any], Rows]) -> Any:
+    """:func:`gathered` without a program: ``named`` makes a dict of a tuple of entries."""
     if isinstance(x, Stored):
         return x
     if hasattr(x, "to_numpy") or is_sparse(x):  # a frame has columns as attributes of any name
@@ -158,7 +163,7 @@ def gathered(x: Any, program: nn.Module) -> Any:
     elif is_stored(x):
         return Stored(*array_reader(x, as_tensor))
     elif is_items(x):
-        x = _items(x, program)
+        x = _items(x, named)
         if isinstance(x, Stored):
             return x
     elif hasattr(x, "train") and hasattr(x, "test"):
@@ -171,7 +176,7 @@ def gathered(x: Any, program: nn.Module) -> Any:
     if isinstance(x, Mapping):
         return _together({name: _entry(name, value) for name, value in x.items()})
     if isinstance(x, tuple | list) and any(map(_is_array, x)):
-        return _together(_named(x, arguments_of(program)))
+        return _together(named(x))
     return as_tensor(x)
 
 
@@ -193,7 +198,7 @@ def _together(entries: Any) -> Rows | Stored:
     return Stored(together(readers), next(iter(lengths.values())))
 
 
-def _items(data: Any, program: nn.Module) -> Any:
+def _items(data: Any, named: Callable[[Any], Rows]) -> Any:
     """The items of a map-style data set: all of them, stacked, or to be read as they are needed."""
     if len(data) == 0:
         raise ValueError("data has no rows, expected at least one")
@@ -202,12 +207,10 @@ def _items(data: Any, program: nn.Module) -> Any:
     if fits(data, first):
         return read(np.arange(len(data)))
 
-    def named(rows: Any, *_: Any) -> Any:
-        if isinstance(rows, tuple | list):
-            return _named(rows, arguments_of(program))
-        return rows
+    def entries(rows: Any, *_: Any) -> Any:
+        return named(rows) if isinstance(rows, tuple | list) else rows
 
-    return Stored(read, len(data), then=(named,))
+    return Stored(read, len(data), then=(entries,))
 
 
 def _entry(name: Any, value: Any) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -229,7 +229,7 @@ def item_reader(data: Any) -> Read:
         numbers = places.tolist()
         items = several(numbers) if several is not None else [data[i] for i in numbers]
         try:
-            return default_collate(items)
+            return default_collate(list(map(_with_arrays, items)))
         except (TypeError, RuntimeError) as error:
             raise TypeError(
                 f"the items of the {type(data).__name__} cannot be stacked ({error}), expected "
@@ -238,6 +238,19 @@ def item_reader(data: Any) -> Read:
             ) from error
 
     return read
+
+
+def _with_arrays(item: Any) -> Any:
+    """An item whose entries that are lists of numbers are arrays, which stack as what they are.
+
+    (Of lists torch's loader would make a column each.)
+    """
+    if not isinstance(item, Mapping):
+        return item
+    return {
+        name: np.asarray(value) if isinstance(value, list) and value else value
+        for name, value in item.items()
+    }
 
 
 def large(shape: tuple[int, ...]) -> bool:
