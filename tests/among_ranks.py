@@ -113,7 +113,7 @@ def outcome(case):
         run = (ALIKE | REFUSED)[case]()
     except BaseException as error:
         kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
-        return {"error": f"{kind.__name__}: {error}"}
+        return {"error": f"{kind.__name__}: {str(error) or kind.__name__}"}
     return {
         "parameters": {n: p.detach().clone() for n, p in run.program.named_parameters()},
         "bounds": run.history.drop(columns="seconds").to_dict("list"),

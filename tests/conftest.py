@@ -99,6 +99,8 @@ def stop(monkeypatch):
     return at
 
 
-# A shell that starts the tests in the background has SIGINT ignored, which Python and its children
-# inherit: then no test of Ctrl-C could say anything.
+# A shell that starts the tests in the background has SIGINT ignored, and nohup SIGHUP, which Python
+# and its children inherit: then no test of them could say anything.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -27,6 +27,13 @@ from pyro_vae.runs.manifest import form_of, manifest_of
 from .oracles import assert_equal
 
 J, D, H, B = 2, 3, 4, 5
+UNTRAINED = {  # what a manifest says of a training that has not begun
+    "objective": "AEVB()", "objective_record": None, "engine": "pyro", "optimizer": "Adagrad",
+    "optimizer_options": {}, "schedule": None, "schedule_record": None, "seed": 0, "clip": None,
+    "weight_prior": 0.0, "validation_digest": None, "steps": 0, "samples": 0, "leapfrogs": 0,
+    "seconds": 0.0, "keep": "last", "kept_step": None, "best_step": None,
+    "best_validation_bound": None,
+}  # fmt: skip
 KEY = (5, 3, 1)
 SIZES = {"latent_dim": J, "data_dim": D, "hidden_dim": H}
 
@@ -126,7 +133,7 @@ def goes_through_everything(names, folder):
     assert_equal(got, expected)
     assert_equal(sums, expected_sums)
 
-    manifest = manifest_of(program, x, batch_size=B, row=form_of(x), objective="AEVB()")
+    manifest = manifest_of(program, x, batch_size=B, row=form_of(x), **UNTRAINED)
     pv.Run(program, pd.DataFrame(), manifest, State({}, {})).save(folder / "run")
     loaded = pv.load(folder / "run").program
     assert_equal(dict(loaded.named_parameters()), dict(program.named_parameters()))

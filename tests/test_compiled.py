@@ -273,10 +273,10 @@ class Branching(nn.Module):
         return dist.Bernoulli(logits=logits / 2 if logits.max() > 9 else logits).to_event(1)
 
 
-SGD = functools.partial(optim.SGD, lr=1e-3)
+NADAM = functools.partial(optim.NAdam, lr=1e-3)
 IMPOSSIBLE = {
     "not captured: Python code depends": ("eager", lambda: small_vae(likelihood=Branching()), {}),
-    "SGD with these options is not a part": ("eager", small_vae, {"optimizer": SGD}),
+    "NAdam with these options is not a part": ("eager", small_vae, {"optimizer": NADAM}),
     "TraceGraph_ELBO is Pyro's own": (
         "pyro", small_vae, {"objective": pyro.infer.TraceGraph_ELBO()}
     ),

@@ -65,6 +65,7 @@ def test_one_datum_is_checked_against_replicates(width):
     assert all(check.p_value > 0.01 for check in found.checks)
 
 
+@pytest.mark.filterwarnings("ignore::pyro_vae.cli.telling.Note")
 def test_a_file_too_short_to_be_split_is_refused_in_terms_of_the_command_line(tmp_path):
     import numpy as np
 

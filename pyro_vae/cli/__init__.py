@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _drop_output()
             return 128 + 13  # as of SIGPIPE
         except (OSError, ValueError) as error:  # ValueError: a user's file has closed it
+            if stop.caused(error):
+                return stop.told(error)
             _drop_output()
             why = getattr(error, "strerror", None) or str(error)
             with contextlib.suppress(OSError, ValueError):

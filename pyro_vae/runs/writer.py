@@ -92,10 +92,12 @@ class Writer:
         self._lock = None
 
     def _unmake(self) -> None:
-        """Take the folder away where it was made here, and holds nothing."""
+        """Take the lock's file away where no run came, and the folder if it was made here."""
         with contextlib.suppress(OSError):
-            if self._made and {p.name for p in self.folder.iterdir()} <= {LOCK}:
+            names = {p.name for p in self.folder.iterdir()}
+            if MANIFEST not in names:
                 (self.folder / LOCK).unlink(missing_ok=True)
+            if names <= {LOCK}:
                 for made in self._made:
                     made.rmdir()
 
