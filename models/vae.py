@@ -238,7 +238,7 @@ def _rows_of(data: Any) -> dict[str, Tensor] | None:
         data = data.some(SOME)
     if callable(getattr(data, "rows", None)):
         data = data.rows()
-    return data if isinstance(data, Mapping) else {"x": data}
+    return dict(data) if isinstance(data, Mapping) else {"x": data}
 
 
 def _unnamed(values: Any) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ class Stored:
                 for name, t in entries.items():
                     if name not in hashes:
                         hashes[name] = begun_digest(name, t.dtype, (len(self), *t.shape[1:]))
-                    hashes[name].update(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                    hashes[name].update(t.cpu().contiguous().numpy().reshape(-1).data)
             combined = hashlib.sha256()
             for _, hashed in sorted(hashes.items()):
                 combined.update(hashed.hexdigest().encode())

@@ -105,7 +105,8 @@ def _tensor(value: Tensor | np.ndarray) -> Form:
     if isinstance(value, np.ndarray) and value.dtype.hasobject:
         raise TypeError("an array of objects has no bytes to compare")
     if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().reshape(-1)
+        # A copy: one number that was expanded counts as contiguous, and has no step of bytes.
+        flat = value.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
         raw, kind = flat.view(torch.uint8).numpy().tobytes(), "tensor"
     else:
         raw, kind = np.ascontiguousarray(value).tobytes(), "array"

@@ -21,13 +21,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pyro_vae.program.stored import begun_digest
 from pyro_vae.runs.values import pack, require_depth, unpack
 
 
 def tensor_digest(name: str, value: Tensor) -> str:
     """sha256 over name, dtype, shape and bytes."""
-    hashed = hashlib.sha256(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+    hashed = begun_digest(name, value.dtype, tuple(value.shape))
     flat = value.detach().cpu().contiguous().reshape(-1)
+    if flat.stride() != (1,):  # one number that was expanded
+        flat = flat.clone(memory_format=torch.contiguous_format)
     hashed.update(flat.view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 

@@ -74,7 +74,13 @@ def keeping(
     """
     if writer is None:
         with obeyed_between_steps() as check:
-            loop.after_step = lambda _: check()
+            asked = loop.after_step  # of several processes, what the others wish
+
+            def obey(each: Loop) -> None:
+                asked(each)
+                check()
+
+            loop.after_step = obey
             yield
         return
     cancelled = cancelled_elsewhere()
