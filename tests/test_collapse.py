@@ -10,19 +10,39 @@ from pyro_vae.models import gaussian_vae
 from pyro_vae.training.advice import Collapse
 
 
+def looks(seen, *values, rows=100, start=1):
+    for step, value in enumerate(values, start):
+        seen.watch({"kl.z": value, "kl.w": 0.0, "bound": -1.0}, rows, step)
+
+
 def test_a_fall_is_told_once_with_site_and_step():
     seen = Collapse()
-    seen.watch({"kl.z": 3.0, "kl.w": 0.0, "bound": -1.0}, 1)
-    seen.watch({"kl.z": 0.2, "kl.w": 0.001}, 2)
-    with pytest.warns(pv.PyroVaeWarning, match=r'step 3: .*site "z".*0.003 .*was 3 at step 1'):
-        seen.watch({"kl.z": 0.003, "kl.w": 0.0}, 3)
-    seen.watch({"kl.z": 0.002}, 4)
+    looks(seen, *[0.1] * 60, 3.0, 0.2, 0.003)
+    with pytest.warns(pv.PyroVaeWarning, match=r'step 64: .*site "z".*0.002 .*was 3 at step 61'):
+        looks(seen, 0.002, start=64)
+    looks(seen, *[0.001] * 100, start=65)
 
 
-def test_a_guide_that_has_never_left_the_prior_has_not_fallen():
+def test_a_guide_that_has_never_said_anything_has_not_fallen():
+    looks(Collapse(), *[0.001 * step for step in range(300)])
+
+
+def test_a_guide_that_comes_near_the_prior_before_it_learns_has_not_fallen():
+    looks(Collapse(), 3.0, *[0.001] * 40, *[2.0] * 10)
+
+
+def test_single_rows_and_single_looks_are_not_enough():
+    looks(Collapse(), *[0.1] * 60, 3.0, *[0.0, 3.0] * 50)
     seen = Collapse()
-    for step in range(5):
-        seen.watch({"kl.z": 0.001 * step}, step)
+    looks(seen, *[2.0] * 200, rows=1)
+    looks(seen, *[0.0, 0.0, 2.0] * 100, rows=1, start=201)
+
+
+def test_a_run_that_goes_on_knows_what_it_was():
+    seen = Collapse()
+    seen.remember([{"step": 90, "kl.z": 2.5}, {"step": 100, "kl.z": 1.0}])
+    with pytest.warns(pv.PyroVaeWarning, match="was 2.5 at step 90"):
+        looks(seen, *[0.0] * 60, start=101)
 
 
 class Heavier(pv.objectives.AEVB):

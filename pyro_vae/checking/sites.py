@@ -283,7 +283,15 @@ def shapes(met: Met, mistakes: Mistakes) -> None:
         got, advice = "observed shape", "reshape x, or let the likelihood return this shape"
         if not site.observed:
             got, advice = "the guide draws shape", "give model and guide the same event shape"
-        if tuple(site.value.shape) != batch + event:
+        if not isinstance(site.value, Tensor):
+            what = f"obs={site.value!r}" if site.observed else "a value"
+            mistakes.add(
+                label("model", name),
+                f"{what[:60]} of type {type(site.value).__name__}",
+                f"a tensor of shape {batch + event}",
+                f'pass the data, pyro.sample("{name}", ..., obs=x), or a tensor',
+            )
+        elif tuple(site.value.shape) != batch + event:
             mistakes.add(
                 label("model", name),
                 f"{got} {tuple(site.value.shape)}",

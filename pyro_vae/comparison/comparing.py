@@ -38,6 +38,8 @@ from pyro_vae.program.inputs import as_rows
 from pyro_vae.runs.run import Run
 from pyro_vae.training.fitting import fit
 
+MOST_SEEDS = 10_000
+
 
 def compare(
     data: Any,
@@ -101,7 +103,8 @@ def compare(
     data = _with_data(data)
     if not builds or not objectives:
         raise ValueError("compare needs at least one build and one objective")
-    seeds, samples = errors.whole("seeds", seeds), errors.whole("samples", samples)
+    seeds = errors.whole("seeds", seeds, 1, MOST_SEEDS, why="they train side by side")
+    samples = errors.whole("samples", samples)
     scoring: dict[str, Any] = {
         "num_particles": errors.whole("num_particles", num_particles),
         "num_draws": errors.whole("num_draws", num_draws),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEAST_RANKS = 20  # below which their uniformity is not tested
+MOST_RANKS = 10_000_000
 MARKS = {"good": "+", "bad": "!", "note": "-"}
 WIDTH = 88
 
@@ -210,8 +211,9 @@ def diagnose(
     close, seed = errors.whole("num_close", num_close), errors.seed_number(seed)
     num_particles = errors.whole("num_particles", num_particles)
     num_simulations = errors.whole(
-        "num_simulations", num_simulations, LEAST_RANKS, why="ranks of fewer tell nothing"
-    )
+        "num_simulations", num_simulations, LEAST_RANKS, MOST_RANKS,
+        why="ranks of fewer tell nothing, and more than these would take for ever",
+    )  # fmt: skip
     num_draws = errors.whole("num_draws", num_draws)
     for what, own_functions in (("quantities", quantities), ("statistics", statistics)):
         _require_functions(what, own_functions)

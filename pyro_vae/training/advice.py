@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,36 +35,64 @@ def warn_about_divergence(history: Any, name: str = "") -> None:
 
 
 class Collapse:
-    r"""Sees a posterior fall back on the prior, at the step at which it does.
+    r"""Sees a posterior fall back on the prior, soon after it does.
 
-    KL(q(z | x) || p(z)) of a site, averaged over a minibatch, below ``NOTHING`` nats after it was
-    above ``SOMETHING``: z has ceased to say anything of x, from which training seldom comes back.
-    Where it never said anything there is no fall; ``pv.diagnose`` tells of that.
+    KL(q(z | x) || p(z)) of a site, averaged over ``ROWS`` rows or a larger minibatch, within
+    ``NOTHING`` of 0 twice in a row after it was above ``SOMETHING``: z has ceased to say anything
+    of x, from which training seldom comes back.  Where it never said anything there is no fall;
+    ``pv.diagnose`` tells of that.
+
+    One row may well have a KL of 0, and a sampled KL is noisy, hence the average and the second
+    look.  A guide that starts away from the prior often comes near it before it learns, hence
+    ``PATIENCE`` looks where the fall is from where the training began.
     """
 
     NOTHING, SOMETHING = 0.01, 0.5
+    ROWS, PATIENCE = 100, 50
 
     def __init__(self) -> None:
         self._highest: dict[str, tuple[float, int]] = {}
+        self._sums: dict[str, tuple[float, int]] = {}  # of rows that are not enough for a look
+        self._low: dict[str, int] = {}  # looks in a row that saw nothing
+        self._began = 0
 
-    def watch(self, means: dict[str, float], step: int, name: str = "") -> None:
-        """Look at the means of a step; warns once for each fall of a site."""
+    def remember(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """What the history of a run says that goes on."""
+        for record in records:
+            for column, value in record.items():
+                if column.startswith("kl.") and value > self._highest.get(column, (0.0, 0))[0]:
+                    self._highest[column] = float(value), int(record["step"])
+
+    def watch(self, means: dict[str, float], rows: int, step: int, name: str = "") -> None:
+        """Look at the means of a step over so many rows; warns once for each fall of a site."""
+        self._began = self._began or step
         for column, value in means.items():
             if not column.startswith("kl."):
                 continue
-            highest, when = self._highest.get(column, (0.0, 0))
-            if value > highest:
-                self._highest[column] = value, step
-            elif value < self.NOTHING and highest > self.SOMETHING:
-                self._highest[column] = 0.0, step
-                warnings.warn(
-                    f'{name}step {step}: the posterior of site "{column[3:]}" fell back on its '
-                    f"prior, KL {value:.2g} nats per datum, where it was {highest:.2g} at step "
-                    f"{when}: it says nothing of the data any more; lower lr, warm the KL term up, "
-                    "pv.objectives.AEVB(kl_warmup=1000), or give the decoder less to say alone",
-                    PyroVaeWarning,
-                    stacklevel=users_line(),
-                )
+            total, seen = self._sums.get(column, (0.0, 0))
+            total, seen = total + value * rows, seen + rows
+            if seen < self.ROWS:
+                self._sums[column] = total, seen
+            else:
+                self._sums[column] = 0.0, 0
+                self._look(column, total / seen, step, name)
+
+    def _look(self, column: str, value: float, step: int, name: str) -> None:
+        highest, when = self._highest.get(column, (0.0, self._began))
+        if value > highest:
+            self._highest[column] = highest, when = value, step
+        self._low[column] = self._low.get(column, 0) + 1 if abs(value) < self.NOTHING else 0
+        enough = 2 if when > self._began + self.PATIENCE else self.PATIENCE
+        if highest > self.SOMETHING and self._low[column] >= enough:
+            self._highest[column] = 0.0, step
+            warnings.warn(
+                f'{name}step {step}: the posterior of site "{column[3:]}" fell back on its '
+                f"prior, KL {value:.2g} nats per datum, where it was {highest:.2g} at step "
+                f"{when}: it says nothing of the data any more; lower lr, warm the KL term up, "
+                "pv.objectives.AEVB(kl_warmup=1000), or give the decoder less to say alone",
+                PyroVaeWarning,
+                stacklevel=users_line(),
+            )
 
 
 def warn_at_floor(program: nn.Module, x: Rows) -> None:

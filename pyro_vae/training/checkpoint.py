@@ -254,6 +254,7 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     if loop.keep_best and "best" in saved:
         loop.kept = pytree.tree_map(lambda t: t.to(device), saved["best"])
     loop.history.remember(saved["history"])
+    loop.collapse.remember(saved["history"]["records"])
     loop.progress = Progress(**saved["progress"])
     if loop.progress.best is not None:
         loop.progress.best = loop.progress.best.to(device)

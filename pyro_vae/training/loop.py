@@ -201,7 +201,7 @@ class Loop:
             means = {name: value / weight for name, value in tensors.items()}
             self.state = self.state._replace(shared=objective.advance(self.state.shared, means))
         self.history.add(answer.means, count)
-        self.collapse.watch(answer.means, self.progress.steps + 1, self.learner.name)
+        self.collapse.watch(answer.means, count, self.progress.steps + 1, self.learner.name)
 
     def record(self, evaluate: bool) -> Record:
         """Close a window of the history, with a held-out evaluation where one is due."""
