@@ -186,7 +186,7 @@ def test_defaults_are_the_same_wherever_an_option_is_named():
 
     for verb, function, own in (
         (run_fit, pv.fit, {"optimizer", "objective"}),
-        (run_compare, pv.compare, set()),
+        (run_compare, pv.compare, {"out"}),
         (run_evidence, pv.log_evidence, {"proposal"}),
     ):
         theirs = of(function)

@@ -35,6 +35,8 @@ from pyro_vae.program.stored import (
     is_items,
     is_stored,
     item_reader,
+    items_at,
+    stacked,
     together,
 )
 
@@ -202,15 +204,14 @@ def _items(data: Any, named: Callable[[Any], Rows]) -> Any:
     """The items of a map-style data set: all of them, stacked, or to be read as they are needed."""
     if len(data) == 0:
         raise ValueError("data has no rows, expected at least one")
-    read = item_reader(data)
-    first = read(np.zeros(1, dtype=np.int64))
-    if fits(data, first):
-        return read(np.arange(len(data)))
+    first = items_at(data, [0])  # each once: reading may be slow, or draw at random
+    if fits(data, stacked(data, first)):
+        return stacked(data, [*first, *items_at(data, list(range(1, len(data))))])
 
     def entries(rows: Any, *_: Any) -> Any:
         return named(rows) if isinstance(rows, tuple | list) else rows
 
-    return Stored(read, len(data), then=(entries,))
+    return Stored(item_reader(data), len(data), then=(entries,))
 
 
 def _entry(name: Any, value: Any) -> Tensor:

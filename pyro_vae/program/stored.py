@@ -223,21 +223,23 @@ def together(read: dict[Any, Read]) -> Read:
 
 def item_reader(data: Any) -> Read:
     """How to read the items of a map-style data set, stacked as torch's loader does."""
+    return lambda places: stacked(data, items_at(data, places.tolist()))
+
+
+def items_at(data: Any, numbers: list[int]) -> list[Any]:
     several = getattr(data, "__getitems__", None)
+    return list(several(numbers)) if several is not None else [data[i] for i in numbers]
 
-    def read(places: np.ndarray) -> Any:
-        numbers = places.tolist()
-        items = several(numbers) if several is not None else [data[i] for i in numbers]
-        try:
-            return default_collate(list(map(_with_arrays, items)))
-        except (TypeError, RuntimeError) as error:
-            raise TypeError(
-                f"the items of the {type(data).__name__} cannot be stacked ({error}), expected "
-                "tensors or numbers of one shape, or tuples or dicts of them: convert them where "
-                "the data set is made, transform=ToTensor(), or pass a dict of tensors"
-            ) from error
 
-    return read
+def stacked(data: Any, items: list[Any]) -> Any:
+    try:
+        return default_collate(list(map(_with_arrays, items)))
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"the items of the {type(data).__name__} cannot be stacked ({error}), expected "
+            "tensors or numbers of one shape, or tuples or dicts of them: convert them where "
+            "the data set is made, transform=ToTensor(), or pass a dict of tensors"
+        ) from error
 
 
 def _with_arrays(item: Any) -> Any:

@@ -271,7 +271,7 @@ def _object(value: Any, into: Any) -> Form:
     else:
         content = value.__reduce_ex__(4)
         if isinstance(content, str):  # a global name
-            return {KIND: "name", "name": f"{value.__module__}.{content}"}
+            return {KIND: "name", "name": f"{getattr(value, '__module__', 'builtins')}.{content}"}
         maker, arguments, *rest = content
         state, items, entries = [*rest, None, None, None][:3]
         content = [

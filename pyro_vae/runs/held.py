@@ -30,7 +30,8 @@ from pyro_vae.recording import (
 )
 
 DEEP = 12  # objects within objects that are looked into
-OF_MODULES = frozenset(vars(nn.Module()))
+# Those that Pyro's automatic guides remember of the first rows that they saw stand beside.
+OF_MODULES = frozenset({*vars(nn.Module()), "prototype_trace"})
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 

@@ -80,6 +80,7 @@ NOT_ITS_OWN = {
     "_unproven",
     "_copied_from",
     "_taken",
+    "prototype_trace",  # what Pyro's automatic guides remember of the first rows that they saw
 }
 
 

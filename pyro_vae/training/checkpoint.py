@@ -218,7 +218,8 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
             wrong += differences(
                 manifest[record], theirs[record], name, between=between, values=record != "parts"
             )
-    if loop.validation is not None and "evaluate_every" in theirs:  # which decides what is kept
+    watched = loop.keep_best or loop.patience is not None or loop.scheduler_is_told
+    if watched and "evaluate_every" in theirs:  # which decides what is kept, and when it ends
         asked = manifest["evaluate_every"], theirs["evaluate_every"]
         if asked[0] != asked[1]:
             wrong.append(f"evaluate_every is {asked[0]}{between}{asked[1]}")
