@@ -97,7 +97,7 @@ PAIRS = {
     ),
     "a list at a part of ours": (carrying([1.0]), carrying([2.0])),
     "a tensor at a part of ours": (carrying(torch.ones(2)), carrying(torch.zeros(2))),
-    "evaluations": (evaluated(1), evaluated(2)),
+    "evaluations that keep": (evaluated(1, keep="best"), evaluated(2, keep="best")),
     "evaluations that stop": (evaluated(1, early_stopping=3), evaluated(2, early_stopping=3)),
 }  # fmt: skip
 
@@ -110,6 +110,12 @@ def test_another_run_is_refused_and_the_same_goes_on(tmp_path, name):
         fit(out=tmp_path, steps=4, resume=True, **other)
     assert "\n" not in str(refused.value)
     assert fit(out=tmp_path, steps=4, resume=True, **made).manifest["steps"] == 4
+
+
+def test_how_often_one_looks_may_change_where_it_decides_nothing(tmp_path):
+    fit(out=tmp_path, steps=2, **evaluated(1, keep="last"))
+    run = fit(out=tmp_path, steps=4, resume=True, **evaluated(2, keep="last"))
+    assert run.manifest["steps"] == 4
 
 
 def test_a_module_within_a_program_is_told_by_its_tuples(tmp_path):
