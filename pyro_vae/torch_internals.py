@@ -167,19 +167,24 @@ def machine_code_of(
     Args:
         graph, tensors: the graph and its inputs.
         options: of the compiler.
-        afresh: in a cache of its own that is not kept, with nothing that was compiled before.
+        afresh: in a cache of its own that is not kept, with nothing that was compiled before, and
+            with vector instructions only as they are seen to work.
     """
-    from torch._inductor import standalone_compile
+    from torch._inductor import config, cpu_vec_isa, standalone_compile
     from torch._inductor.codecache import PyCodeCache
     from torch._inductor.utils import fresh_cache
 
+    options = {VECTORS: True} | options if config.cpp.vec_isa_ok is None else {**options}
+    if afresh:
+        options |= {HEADERS: False, VECTORS: None}
+        cpu_vec_isa.valid_vec_isa_list.cache_clear()
     kept = len(PyCodeCache.modules)
     with fresh_cache() if afresh else contextlib.nullcontext():
         code = standalone_compile(
             graph,
             list(tensors),
             dynamic_shapes="from_example_inputs",
-            options={"config_patches": options | ({HEADERS: False} if afresh else {})},
+            options={"config_patches": options},
         )
     del PyCodeCache.modules[kept:]  # the code holds its own; this list holds all for good
     return code
@@ -187,6 +192,11 @@ def machine_code_of(
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 HEADERS = "cpp_cache_precompile_headers"  # into a folder that all caches share
+# Each set of vector instructions that the processor names is tried by compiling, and then loading,
+# a library in another process: 11 s at the first compilation on a machine, and one in every process
+# after it, to learn that compiler and torch are of this century.  Where they are not, the first
+# kernel fails, and is built anew with the trial.
+VECTORS = "cpp.vec_isa_ok"
 
 
 def compile_cache() -> str:

@@ -25,6 +25,7 @@ from pyro_vae.training import fitting, setting_up
 from pyro_vae.training.batches import Batches
 
 from .programs import Parts, normal
+from .quickly import some_quickly
 from .saved_runs import assert_same, one_cycle
 from .test_training import binary_rows, small_vae, weights
 
@@ -98,7 +99,8 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+# Quickly the one with two graphs; test_updates.py tells the optimizers from torch's.
+@pytest.mark.parametrize("name", some_quickly(CASES, "Monte Carlo EM"))
 def test_the_engines_end_at_the_same_numbers(name):
     build, x, objective, options = CASES[name]
     got = train(build(), x, objective, engine="compiled", **options)

@@ -99,7 +99,7 @@ OBJECTIVES = [
 
 @pytest.mark.parametrize(
     "objective",
-    some_quickly(OBJECTIVES, OBJECTIVES[0], "WakeSleep()", "MonteCarloEM()"),
+    some_quickly(OBJECTIVES, OBJECTIVES[0], "WakeSleep()"),
     ids=repr,
 )
 def test_every_objective_trains_a_mixture(objective):

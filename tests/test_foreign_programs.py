@@ -23,7 +23,7 @@ SOME = (
 SOME_QUICKLY = pytest.mark.parametrize("name", some_quickly(PROGRAMS, *SOME))
 # A run is saved and resumed by names and tensors, whatever the program.
 SAVED_QUICKLY = pytest.mark.parametrize(
-    "name", some_quickly(PROGRAMS, "semi-supervised, unlabelled", "amortized LDA")
+    "name", some_quickly(PROGRAMS, "semi-supervised, unlabelled")
 )
 QUIET = pytest.mark.filterwarnings("ignore::pyro_vae.errors.PyroVaeWarning")  # of few draws
 B = 20

@@ -122,7 +122,7 @@ def test_a_run_saved_by_itself_has_the_weights_that_it_shows(tmp_path):
     assert repr(loaded) == repr(run)
 
 
-@pytest.mark.parametrize("engine", ["pyro", "eager"])
+@pytest.mark.parametrize("engine", some_quickly(["pyro", "eager"], "eager"))
 def test_replicas_keep_their_own_best(engine):
     runs = overfit([program(), program(1)], seed=[0, 1], lr=[0.02, 0.05], keep="best",
                    engine=engine)  # fmt: skip

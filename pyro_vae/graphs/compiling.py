@@ -30,6 +30,7 @@ from pyro_vae.torch_internals import machine_code_of, sources_forgotten, traced
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
+SAYS = "the C++ compiler says:"
 APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)}
 
 
@@ -79,7 +80,7 @@ def machine_code(
             except Exception as error:
                 # What was left half written once and is loaded again and again: the next process
                 # shall find it gone, and this one needs none of it.
-                if not cache.removed_as_named(error) and not _may_be_the_cache(error):
+                if not cache.removed_as_named(error) and not _may_end_well(error):
                     raise
                 code = built(afresh=True)
             with seeded(*LOOK):
@@ -111,9 +112,13 @@ def warn_not_compiled(reason: str) -> None:
     logger.warning("runs are slower than they could be, not compiled: %s", reason)
 
 
-def _may_be_the_cache(error: Exception) -> bool:
-    """Whether nothing else is known to be wrong: a compiler, its headers, a folder."""
-    return _reason(error).startswith("the compiler failed")
+def _may_end_well(error: Exception) -> bool:
+    """Whether it may be the cache, or vector instructions that a compiler of old does not know.
+
+    Else something is known to be wrong: no compiler, no headers, a folder.
+    """
+    said = _reason(error)
+    return said.startswith(("the compiler failed", SAYS)) and "Python.h" not in said
 
 
 def _reason(error: Exception) -> str:
@@ -148,7 +153,7 @@ def _compilers_reason(lines: list[str]) -> str:
         )
     if " " in sys.prefix:
         advice += f"; torch cannot compile below a path with a space, {sys.prefix}: move it"
-    return f"the C++ compiler says: {said[:200]}{advice}"
+    return f"{SAYS} {said[:200]}{advice}"
 
 
 # --- whether it pays ----------------------------------------------------------------------------
