@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -152,6 +153,23 @@ def options_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 SWITCHES = ("fused", "foreach", "capturable")  # how an optimizer computes, not what
+
+
+def takes_a_step(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
+    """Whether a copy of it, with this state, can take a step, of gradients that are zero.
+
+    What a state must hold is known to the class alone, and only its step looks.
+    """
+    tried = copy.deepcopy(optimizer)
+    try:
+        restore_optimizer(tried, copy.deepcopy(saved))
+        for group in tried.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        tried.step()
+    except Exception:  # a class of anybody's
+        return False
+    return True
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

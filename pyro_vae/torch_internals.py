@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import getpass
 import importlib
 import linecache
@@ -174,6 +175,7 @@ def machine_code_of(
     from torch._inductor.codecache import PyCodeCache
     from torch._inductor.utils import fresh_cache
 
+    _say_if_nothing_is_kept()
     options = {VECTORS: True} | options if config.cpp.vec_isa_ok is None else {**options}
     if afresh:
         options |= {HEADERS: False, VECTORS: None}
@@ -216,11 +218,18 @@ def _refused(folder: str) -> str:
     return "" if os.access(folder, os.W_OK) else "no permission to write"
 
 
-if _why := _refused(compile_cache()):
+_why, _named = _refused(compile_cache()), compile_cache()
+if _why:
     _instead = tempfile.TemporaryDirectory(prefix="torchinductor_")  # until the process ends
-    logging.getLogger("pyro_vae").warning(
-        "torch's compile cache %s cannot be used (%s): what is compiled is not kept; set %s to a "
-        "folder that can be written",
-        compile_cache(), _why, CACHE,
-    )  # fmt: skip
     os.environ[CACHE] = _instead.name
+
+
+@functools.cache
+def _say_if_nothing_is_kept() -> None:
+    """Once a process, and only where something is compiled."""
+    if _why:
+        logging.getLogger("pyro_vae").warning(
+            "torch's compile cache %s cannot be used (%s): what is compiled is not kept; set %s "
+            "to a folder that can be written",
+            _named, _why, CACHE,
+        )  # fmt: skip

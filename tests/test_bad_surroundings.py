@@ -151,8 +151,16 @@ def test_a_process_without_rights_is_told_so(name, folder):
         if above.stat().st_uid == 0 and above.name:
             above.chmod(above.stat().st_mode | 0o055)
     folder.chmod(0o755)
+    place(folder, "home", "FOLDER").chmod(0o777)
+    own = {
+        "HOME": str(folder / "home"),
+        "USER": "nobody",
+        "LOGNAME": "nobody",
+        "MPLCONFIGDIR": None,
+    }
+    somebody = "exec setpriv --reuid 65534 --regid 65534 --clear-groups"
     try:
-        done = ran(f"exec setpriv --reuid 65534 --regid 65534 --clear-groups {command}", folder)
+        done = ran(f"{somebody} {command}", folder, **own)
     finally:
         (folder / "locked").chmod(0o700)
     if "No module named" in done.stderr or "failed to execute" in done.stderr:

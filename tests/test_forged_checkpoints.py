@@ -88,6 +88,9 @@ VALUES = [
     (("build", "options", "hidden_dim"), 10**9), (("build", "options", "latent_dim"), 10**9),
     (("build", "options", "hidden_dim"), "8"), (("build", "options"), None),
     (("build", "options", "hidden_dim"), {"$float": "nan"}),
+    (("history", "records", 1, "step"), 10**9), (("history", "records", 1, "samples"), -1),
+    (("history", "records", 1, "seconds"), -1.0), (("history", "records", 0, "step"), 0),
+    (("tensors", "parameters/likelihood.network.0.bias", "dtype"), "float64"),
 ]  # fmt: skip
 ONLY_LOADED = [path for path, _ in VALUES if path[:2] == ("build", "options")]
 
@@ -102,6 +105,9 @@ OTHERS = [
     (("scheduler", "step"), 5), (("scheduler", "optimizer"), 5), (("scheduler",), None),
     (("optimizer", "param_groups", 0, "betas"), 0.9), (("optimizer", "param_groups"), []),
     (("optimizer", "param_groups", 0, "params"), [0]), (("state", "shared"), {}),
+    (("optimizer", "param_groups", 0, "betas", "$tuple", 1), None),
+    (("optimizer", "state", "$dict", 0, 1), {}), (("optimizer", "state", "$dict", 0, 1, "step"), 9),
+    (("optimizer", "state", "$dict", 0, 1), {"exp_avg": 1.0}),
     (("optimizer", "param_groups", 0, "more"), 1),
 ]  # fmt: skip
 

@@ -133,11 +133,17 @@ def test_another_error_of_the_compiler_is_its_first_line(monkeypatch):
     assert "python3-dev" not in str(e.value)
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_nothing_fails():
-    done = python(FIT_AND_SAY, TORCHINDUCTOR_CACHE_DIR=os.path.join(os.devnull, "cache"))
-    assert done.stdout.strip() == "eager ''", done.stderr
-    (line,) = (each for each in done.stderr.splitlines() if "cache" in each)
-    assert "cannot be used" in line and "set TORCHINDUCTOR_CACHE_DIR" in line
+@pytest.mark.parametrize("engine", some_quickly(["eager", "compiled"], "eager"))
+def test_a_cache_that_cannot_be_written_is_said_where_one_compiles_and_nothing_fails(engine):
+    done = python(
+        FIT_AND_SAY.replace('"eager"', repr(engine)),
+        TORCHINDUCTOR_CACHE_DIR=os.path.join(os.devnull, "cache"),
+    )
+    assert done.stdout.strip() == f"{engine} ''", done.stderr
+    lines = [each for each in done.stderr.splitlines() if "cache" in each]
+    assert len(lines) == (engine == "compiled")
+    for line in lines:
+        assert "cannot be used" in line and "set TORCHINDUCTOR_CACHE_DIR" in line
 
 
 @pytest.mark.skipif(int(version("arviz").split(".")[0]) >= 1, reason="ArviZ 1 writes nothing")

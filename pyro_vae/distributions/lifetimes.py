@@ -162,9 +162,12 @@ class Erlang(dist.Gamma):
         new.terms = self.terms
         return super().expand(batch_shape, new)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+    def rsample(
+        self, sample_shape: Any = Size(), *, generator: torch.Generator | None = None
+    ) -> Tensor:  # from 2.14 on, torch's Gamma hands a generator on
+        given = {} if generator is None else {"generator": generator}
         shape = (self.terms, *self._extended_shape(sample_shape))
-        return self.rate.new_empty(shape).exponential_().sum(0) / self.rate
+        return self.rate.new_empty(shape).exponential_(**given).sum(0) / self.rate
 
 
 EULER = 0.5772156649015329  # the Euler-Mascheroni constant

@@ -246,6 +246,14 @@ def _contradiction(saved: dict[str, Any]) -> str:
         for name in ("steps", "samples"):
             if progress[name] != manifest[name]:
                 return f"{name} {progress[name]} and {manifest[name]}"
+    rising = {"step": 1, "samples": 0, "seconds": 0}  # and from where
+    for name, last in rising.items():
+        for record in saved["history"]["records"]:
+            if record.get(name, last) < last:
+                return f"a history in which {name} falls to {record[name]}"
+            last = record.get(name, last)
+        if name in manifest and last > max(manifest[name], rising[name]):
+            return f"a history of {last} {name} and {manifest[name]} in all"
     if "best" in saved:
         for part in ("parameters", "buffers"):
             shapes = [{n: t.shape for n, t in s[part].items()} for s in (saved, saved["best"])]

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_vae.objectives.base import State
-from pyro_vae.optimizers import SWITCHES, restore_optimizer
+from pyro_vae.optimizers import SWITCHES, restore_optimizer, takes_a_step
 from pyro_vae.recording import differences
 from pyro_vae.runs.run import contents, misfits, restore, warn
 from pyro_vae.runs.schema import read_run
@@ -276,6 +276,10 @@ def _misfits_of_states(loop: Loop, saved: dict[str, Any]) -> list[str]:
     optimizer = loop.learner.optimizer
     slots = [p for group in optimizer.param_groups for p in group["params"]]
     for slot, state in saved["optimizer"]["state"].items():
+        taken = state.get("step", 0)
+        if not state or not 0 <= float(taken) <= saved["progress"]["steps"]:
+            wrong.append(f"the optimizer's state of parameter {slot} is none of this run")
+            continue
         for name, value in state.items():
             fits = slot < len(slots) and (
                 name not in OF_A_PARAMETER
@@ -288,6 +292,8 @@ def _misfits_of_states(loop: Loop, saved: dict[str, Any]) -> list[str]:
         names = (own.keys() ^ kept.keys()) - {*SWITCHES}
         if names or any(_kind(own[n]) != _kind(kept[n]) for n in own.keys() - {*SWITCHES}):
             wrong.append("the optimizer's options are none of this run")
+    if not wrong and not takes_a_step(optimizer, saved["optimizer"]):
+        wrong.append(f"the optimizer's state is none of {type(optimizer).__name__}'s")
     mine = None if loop.scheduler is None else loop.scheduler.state_dict()
     if (mine is None) != (saved["scheduler"] is None) or (
         mine is not None and mine.keys() != saved["scheduler"].keys()
