@@ -227,3 +227,18 @@ def test_evidence_by_rows_is_that_of_one_process_up_to_its_error(workers):
     assert float((error.abs() < 5).double().mean()) > 0.98
     pieces = found.value - exact
     assert not torch.allclose(pieces[:500], pieces[500:1000]), "pieces share their noise"
+
+
+def test_a_diagnosis_takes_its_log_p_of_all_data_from_a_cluster(workers):
+    program = linear_gaussian.build(4, latent_dim=1)
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(2))
+    options = {"num_particles": 200, "num_simulations": 100, "num_close": 2, "progress": False}
+    found = pv.diagnose(program, x, cluster=workers, **options)
+    weights = pv.log_evidence(
+        program, x, num_particles=200, seed=0, progress=False, cluster=workers
+    )
+    assert torch.equal(found.parts["weights"].evidence.value, weights.value)
+    alone = pv.diagnose(program, x, **options)
+    assert not torch.equal(alone.parts["weights"].evidence.value, weights.value)
+    assert found.findings[0].verdict == alone.findings[0].verdict
+    assert found.parts["misspecification"] is not None

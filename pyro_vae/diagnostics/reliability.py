@@ -96,10 +96,13 @@ class Reliability:
 
 
 def reliability(
-    program: Any, x: Any, *, num_particles: int, bound_particles: int, seed: int, progress: Any
-) -> Reliability:
+    program: Any, x: Any, *, num_particles: int, bound_particles: int, seed: int, progress: Any,
+    cluster: Any = None,
+) -> Reliability:  # fmt: skip
     """Importance weights and bounds of all data."""
-    evidence = log_evidence(program, x, num_particles=num_particles, seed=seed, progress=progress)
+    evidence = log_evidence(
+        program, x, num_particles=num_particles, seed=seed, progress=progress, cluster=cluster
+    )
     return Reliability(evidence, _mean_log_weight(program, x, bound_particles, seed))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from pyro_vae import errors
 from pyro_vae.calibration import Simulated, simulate, simulated_ranks
 from pyro_vae.calibration.ranks import Quantity
 from pyro_vae.checking.guards import require_possible_data
+from pyro_vae.cluster import connected
 from pyro_vae.densities.look import Look
 from pyro_vae.densities.missing import usable_rows
 from pyro_vae.diagnostics.calibrated import Calibration
@@ -147,6 +149,7 @@ def diagnose(
     level: float = 0.01,
     seed: int = 0,
     progress: bool | Callable[[Any], Any] | None = None,
+    cluster: Any = None,
 ) -> Diagnosis:
     r"""Say how far to trust the posterior that a guide gives, on one page.
 
@@ -186,6 +189,8 @@ def diagnose(
         seed: of the noise.
         progress: None shows a live line where stderr is a terminal and a line a minute elsewhere;
             True, False, or a callable.
+        cluster: log p(x) of all data, and of those simulated beside them, by rows on a Dask
+            cluster, as of :func:`~pyro_vae.log_evidence`; what looks at some data stays here.
 
     The program is put into evaluation mode for as long as this takes, and nothing of it moves.
 
@@ -227,9 +232,10 @@ def diagnose(
         require_possible_data(Look.at(program, rows), rows)
     asked = _Asked(level)
     common: dict[str, Any] = {"seed": seed, "progress": progress}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore", PyroVaeWarning)  # the page says it
-        given = {"num_particles": num_particles, **common}
+        spread = {} if cluster is None else {"cluster": stack.enter_context(connected(cluster))}
+        given = {"num_particles": num_particles, **spread, **common}
         trust = asked("weights", reliability, program, rows, bound_particles=100, **given)
         few = some_rows(num_rows(rows), close, seed)
         near = map_rows(lambda t: t[few.to(t.device)], rows)
@@ -248,8 +254,9 @@ def diagnose(
         asked("latents", profile, program, rows, pairs.latents, level=level, seed=seed)
         more = {"statistics": statistics, "level": level, **common}
         asked("predictions", predictive_checks, program, rows, **more)
-        known = {} if trust is None else {"known": trust.evidence, "num_particles": num_particles}
-        asked("misspecification", misspecification, program, rows, level=level, **known, **common)
+        scored = {} if trust is None else {"known": trust.evidence, "num_particles": num_particles}
+        how = {"level": level, **scored, **spread, **common}
+        asked("misspecification", misspecification, program, rows, **how)
     asked.raise_if_nothing()
     title = f"Diagnosis of {type(program).__name__} on {num_rows(rows):,} data"
     title += " of the model's own" if own is not None else ""

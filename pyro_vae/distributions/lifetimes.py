@@ -165,7 +165,7 @@ class Erlang(dist.Gamma):
     def rsample(
         self, sample_shape: Any = Size(), *, generator: torch.Generator | None = None
     ) -> Tensor:  # from 2.14 on, torch's Gamma hands a generator on
-        given = {} if generator is None else {"generator": generator}
+        given: dict[str, Any] = {} if generator is None else {"generator": generator}
         shape = (self.terms, *self._extended_shape(sample_shape))
         return self.rate.new_empty(shape).exponential_(**given).sum(0) / self.rate
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pyro_vae import defaults
 from pyro_vae.cli.building import Model
 from pyro_vae.cli.judged import open_judged
-from pyro_vae.cli.sources import Binarization, Header, put, results
+from pyro_vae.cli.sources import Binarization, Header, cluster_of, put, results
 
 
 def run_diagnose(
@@ -30,6 +30,7 @@ def run_diagnose(
     key: str | None = None,
     labels_key: str | None = None,
     header: Header = "auto",
+    cluster: str | None = None,
 ) -> int:
     """Say on one page how far to trust the posterior of a saved run, on test data.
 
@@ -49,6 +50,9 @@ def run_diagnose(
         key: which array of a .npz is x; not needed for one named x, or for the only one.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
         header: whether the first line of a .csv names the columns; auto finds out.
+        cluster: where log p(x) of all data is estimated by rows: local for a process a core, a
+            number of processes, or the address of a Dask scheduler (pip install
+            'pyro-vae[cluster]').
     """
     judged = open_judged(
         folder, model, data, num_data, seed, binarize, data_dir, scale, key, labels_key, header
@@ -65,6 +69,7 @@ def run_diagnose(
             judged.program, len(judged.test) if simulated else judged.test,
             like=judged.test if simulated else None, num_particles=num_particles,
             num_simulations=num_simulations, num_close=num_close, level=level, seed=seed,
+            cluster=cluster_of(cluster),
         )  # fmt: skip
         print(f"{judged.name} on {judged.loaded.name}\n\n{found}")
         if out is not None:
