@@ -43,6 +43,7 @@ def reporter(
     A live line on stderr; a line a minute where that is no terminal but a log or a notebook, and
     nobody insists on either; a callable of the user's; or nothing.
     """
+    _require_progress(progress)
     if callable(progress):
         yield functools.partial(out_of_turn, progress)
         return
@@ -60,6 +61,13 @@ def reporter(
             line.set_postfix(_shown(record))
 
         yield report
+
+
+def _require_progress(progress: Any) -> None:
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(
+            f"progress is {progress!r}, expected None, True, False or a function of a record"
+        )
 
 
 @contextlib.contextmanager
@@ -81,6 +89,7 @@ def counting(
         label: what is done.
         unit: what is counted, with the space before it.
     """
+    _require_progress(progress)
     began, calls, done = time.monotonic(), 0, 0
 
     def record(n: int) -> Record:

@@ -16,6 +16,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.inference_data import stores
+from pyro_vae.inference_data.limits import mebibytes
 from pyro_vae.models import bernoulli_vae, linear_gaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore:khat exceeds:pyro_vae.PyroVaeWarning")
@@ -130,6 +131,11 @@ def test_a_missing_library_is_named_before_anything_is_drawn(tmp_path, monkeypat
         pv.to_inference_data(
             linear_gaussian.build(3, latent_dim=2), torch.zeros(2, 3), out=tmp_path / "a.zarr"
         )
+
+
+def test_sizes_are_told_in_three_digits():
+    told = [mebibytes(size) for size in (10, 1 << 16, 5 << 20, 1234 << 20, 6 << 30)]
+    assert told == ["9.54e-06", "0.0625", "5", "1,234", "6,144"]
 
 
 def test_a_file_may_be_larger_than_the_memory_that_is_allowed(converted, tmp_path, capsys):

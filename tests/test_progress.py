@@ -36,3 +36,10 @@ def test_a_live_line_is_shown_where_it_is_asked_for_alone(shown, capsys):
         advance(2)
 
     assert ("3/3" in capsys.readouterr().err) == shown
+
+
+@pytest.mark.parametrize("progress", ["yes", 3])
+def test_what_is_neither_yes_nor_no_nor_a_function_is_refused(progress):
+    expected = pytest.raises(TypeError, match="expected None, True, False or a function")
+    with expected, counting(progress, 3, label="work"):
+        pass

@@ -22,7 +22,7 @@ from pyro_vae.inference_data.datasets import attributes_of, container, notes_of
 from pyro_vae.inference_data.draws import Groups, observed_values
 from pyro_vae.inference_data.further import Refined, calibration_places, require_own_latents
 from pyro_vae.inference_data.judging import judged
-from pyro_vae.inference_data.limits import bytes_of, refuse_size
+from pyro_vae.inference_data.limits import bytes_of, mebibytes, refuse_size
 from pyro_vae.inference_data.naming import Naming, columns_of, refuse_names, rows_of, written
 from pyro_vae.inference_data.programs import (
     Plan,
@@ -190,7 +190,7 @@ class Conversion:
             self._put("prior_sbc", calibration_places(self.plans, self.rows, o, self.naming))
         if self.plans[0].shared:
             self._put_draws([chain.shared() for chain in drawing], of_data=False)
-        label = f"{name or 'the result'}, {self.needed / 2**20:,.3g} MiB"
+        label = f"{name or 'the result'}, {mebibytes(self.needed)} MiB"
         told = False if name is None and o.progress is None else o.progress
         total = self.count + (0 if self.new_rows is None else num_rows(self.new_rows))
         if told is None and not sys.stderr.isatty():  # where no line stands until a minute is over

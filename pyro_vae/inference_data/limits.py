@@ -37,11 +37,16 @@ def refuse_size(needed: int, most: str, rows: int, particles: int, max_bytes: in
     """Compare what the result will take with what it may, before anything is drawn."""
     if needed > max_bytes:
         raise ValueError(
-            f"the result would take {needed / 2**20:,.0f} MiB for {rows:,} rows and {particles:,} "
+            f"the result would take {mebibytes(needed)} MiB for {rows:,} rows and {particles:,} "
             f"draws of each{most}, more than max_bytes = "
-            f"{max_bytes / 2**20:,.0f} MiB: pass fewer rows, lower num_draws (or chains, "
+            f"{mebibytes(max_bytes)} MiB: pass fewer rows, lower num_draws (or chains, "
             'num_prior), raise max_bytes, or write it to a file, out="posterior.nc"'
         )
+
+
+def mebibytes(size: int) -> str:
+    """Three digits, and no power of ten."""
+    return format(size / 2**20, ",.0f" if size >= 100 << 20 else ".3g")
 
 
 def _bytes(value: Tensor) -> int:

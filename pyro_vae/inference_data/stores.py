@@ -20,6 +20,7 @@ import numpy as np
 
 from pyro_vae import errors
 from pyro_vae.inference_data.assembling import Variable, Variables
+from pyro_vae.inference_data.limits import mebibytes
 from pyro_vae.inference_data.naming import Naming
 
 CHUNK = 2**24  # bytes that a file reads at a time, at most
@@ -162,8 +163,8 @@ class File(Store):
         if needed > free:
             self.drop()
             raise ValueError(
-                f"the result takes {needed / 2**20:,.0f} MiB and {path.parent} has "
-                f"{free / 2**20:,.0f} MiB: pass fewer rows, lower num_draws, or name another folder"
+                f"the result takes {mebibytes(needed)} MiB and {path.parent} has "
+                f"{mebibytes(free)} MiB: pass fewer rows, lower num_draws, or name another folder"
             )
 
     def drop(self) -> None:
