@@ -1,4 +1,4 @@
-"""Trainings for ``test_ranks.py``, in W processes of one training: ``python among_ranks.py W OUT``.
+"""Trainings for ``test_ranks.py``, in W processes of one: ``python among_ranks.py W OUT [CASE ...]``.
 
 The processes are forked once all is imported, which is where a start of Python spends its time.
 Each writes what became of each case: parameters, history and state, or the error.
@@ -106,11 +106,13 @@ REFUSED = {
     "not finite": lambda: fit(lr=1e300, optimizer=torch.optim.SGD),
     "interrupted": lambda: plain(steps=400, callbacks=[interrupting]),
 }
+# What takes a compiler, and so is asked for by name.
+COMPILED = {"compiled": lambda: fit(engine="compiled")}
 
 
 def outcome(case):
     try:
-        run = (ALIKE | REFUSED)[case]()
+        run = (ALIKE | REFUSED | COMPILED)[case]()
     except BaseException as error:
         kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
         return {"error": f"{kind.__name__}: {str(error) or kind.__name__}"}
@@ -122,7 +124,7 @@ def outcome(case):
     }
 
 
-def main(size, out):
+def main(size, out, *cases):
     children = []
     for number in range(size):
         if (child := os.fork()) == 0:
@@ -132,7 +134,7 @@ def main(size, out):
                 torch.distributed.init_process_group(
                     "gloo", store=store, rank=number, world_size=size
                 )
-                found = {case: outcome(case) for case in ALIKE | REFUSED}
+                found = {case: outcome(case) for case in cases or ALIKE | REFUSED}
                 torch.save(found, out / f"{number}.pt")
                 torch.distributed.barrier()
             finally:
@@ -144,4 +146,4 @@ def main(size, out):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -12,8 +12,8 @@ from tests import among_ranks
 HERE = Path(__file__).parent
 
 
-def outcomes_of(size, folder):
-    command = [sys.executable, str(HERE / "among_ranks.py"), str(size), str(folder)]
+def outcomes_of(size, folder, *cases):
+    command = [sys.executable, str(HERE / "among_ranks.py"), str(size), str(folder), *cases]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     files = [folder / f"{rank}.pt" for rank in range(size)]
     if not all(map(Path.exists, files)):
@@ -52,6 +52,14 @@ def test_so_do_three_and_five(tmp_path):
         found = outcomes_of(size, tmp_path / str(size))
         for case in among_ranks.ALIKE:
             assert_one_process_does_the_same(found, case)
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_compiled_gradients_are_added_up_as_well(tmp_path):
+    found = outcomes_of(2, tmp_path, "compiled")
+    assert_one_process_does_the_same(found, "compiled")
+    assert found[0]["compiled"]["manifest"]["engine"] == "compiled"
 
 
 def test_all_ranks_hold_the_same_bits(ranks):

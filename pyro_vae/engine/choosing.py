@@ -234,7 +234,7 @@ def require_alike(programs: Sequence[nn.Module], objective: Objective | ELBO, as
 
 def unless_asked(engine: str, step: Step) -> Step:
     """The next best step, or an error where "compiled" was asked for by name."""
-    if engine == "compiled":
+    if engine == "compiled" != step.engine:
         raise ValueError(
             f'engine="compiled" cannot run this: {step.reason}; engine="auto" would go on as '
             f'"{step.engine}"'
