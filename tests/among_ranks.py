@@ -1,4 +1,4 @@
-"""Trainings for ``test_ranks.py``, in W processes of one: ``python among_ranks.py W OUT [CASE ...]``.
+"""Trainings for ``test_ranks.py``, in W processes of one: ``among_ranks.py W OUT [CASE ...]``.
 
 The processes are forked once all is imported, which is where a start of Python spends its time.
 Each writes what became of each case: parameters, history and state, or the error.
