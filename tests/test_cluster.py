@@ -232,13 +232,10 @@ def test_evidence_by_rows_is_that_of_one_process_up_to_its_error(workers):
 def test_a_diagnosis_takes_its_log_p_of_all_data_from_a_cluster(workers):
     program = linear_gaussian.build(4, latent_dim=1)
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(2))
-    options = {"num_particles": 200, "num_simulations": 100, "num_close": 2, "progress": False}
+    options = {"num_particles": 20, "num_simulations": 20, "num_close": 1, "progress": False}
     found = pv.diagnose(program, x, cluster=workers, **options)
-    weights = pv.log_evidence(
-        program, x, num_particles=200, seed=0, progress=False, cluster=workers
-    )
+    weights = pv.log_evidence(program, x, num_particles=20, seed=0, progress=False, cluster=workers)
     assert torch.equal(found.parts["weights"].evidence.value, weights.value)
-    alone = pv.diagnose(program, x, **options)
-    assert not torch.equal(alone.parts["weights"].evidence.value, weights.value)
-    assert found.findings[0].verdict == alone.findings[0].verdict
+    alone = pv.log_evidence(program, x, num_particles=20, seed=0, progress=False)
+    assert not torch.equal(alone.value, weights.value)
     assert found.parts["misspecification"] is not None

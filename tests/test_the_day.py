@@ -77,6 +77,10 @@ def test_running_statistics_are_those_of_plain_torch():
 def test_compiled_code_would_move_statistics_of_its_own_so_it_is_not_taken():
     with pytest.raises(ValueError, match=r"encoder.1 \(BatchNorm1d\) ties the rows of a batch"):
         pv.fit(Normalized(), X, steps=2, engine="compiled", **QUIET)
+
+
+@pytest.mark.slow
+def test_compiled_code_is_taken_where_the_statistics_are_frozen():
     frozen = Normalized()
     frozen.encoder[1].eval()  # no statistics of a batch, none that move
     run = pv.fit(frozen, X, steps=2, engine="compiled", **QUIET)
