@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import defaults, errors
+from pyro_vae.noise import LOOK, seeded
 
 
 class Adagrad(torch.optim.Adagrad):
@@ -158,17 +159,24 @@ SWITCHES = ("fused", "foreach", "capturable")  # how an optimizer computes, not 
 def takes_a_step(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
     """Whether a copy of it, with this state, can take a step, of gradients that are zero.
 
-    What a state must hold is known to the class alone, and only its step looks.
+    What a state must hold is known to the class alone, and only its step looks.  A class whose
+    copies take no step with a state of their own either is not judged.
     """
-    tried = copy.deepcopy(optimizer)
-    try:
-        restore_optimizer(tried, copy.deepcopy(saved))
-        for group in tried.param_groups:
-            for p in group["params"]:
-                p.grad = torch.zeros_like(p)
-        tried.step()
-    except Exception:  # a class of anybody's
-        return False
+    return _steps(optimizer, saved) or not _steps(optimizer, None)
+
+
+def _steps(optimizer: torch.optim.Optimizer, saved: dict[str, Any] | None) -> bool:
+    with seeded(*LOOK):
+        try:
+            tried = copy.deepcopy(optimizer)
+            if saved is not None:
+                restore_optimizer(tried, copy.deepcopy(saved))
+            for group in tried.param_groups:
+                for p in group["params"]:
+                    p.grad = torch.zeros_like(p)
+            tried.step()
+        except Exception:  # a class of anybody's
+            return False
     return True
 
 

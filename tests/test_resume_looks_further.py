@@ -9,6 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_vae.optimizers import takes_a_step
+
 from .saved_runs import HELD_OUT, Counting, fit, optim, small_vae
 from .test_resume_refuses import Config, Method, holds
 
@@ -110,6 +112,37 @@ def test_another_run_is_refused_and_the_same_goes_on(tmp_path, name):
         fit(out=tmp_path, steps=4, resume=True, **other)
     assert "\n" not in str(refused.value)
     assert fit(out=tmp_path, steps=4, resume=True, **made).manifest["steps"] == 4
+
+
+class Scaled(torch.optim.SGD):
+    """With an attribute that a copy of an optimizer has not, and noise of its own."""
+
+    def __init__(self, parameters, lr=0.01):
+        super().__init__(parameters, lr=lr)
+        self.scale = 0.5
+
+    def step(self, closure=None):
+        self.param_groups[0]["lr"] = 0.01 * self.scale * float(torch.rand(()))
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    "engine", ["pyro", "eager", pytest.param("compiled", marks=pytest.mark.slow)]
+)
+def test_an_optimizer_without_a_state_goes_on(tmp_path, engine):
+    options = {"optimizer": torch.optim.SGD, "lr": 0.01, "engine": engine}
+    fit(out=tmp_path, steps=2, **options)
+    assert fit(out=tmp_path, steps=4, resume=True, **options).manifest["steps"] == 4
+
+
+def test_an_optimizer_that_cannot_be_copied_goes_on_and_no_noise_is_used_up(tmp_path):
+    options = {"optimizer": Scaled, "engine": "pyro"}
+    fit(out=tmp_path, steps=2, **options)
+    assert fit(out=tmp_path, steps=4, resume=True, **options).manifest["steps"] == 4
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer, before = Scaled([weight]), torch.get_rng_state()
+    assert takes_a_step(optimizer, optimizer.state_dict())
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(weight, torch.ones(2))
 
 
 def test_how_often_one_looks_may_change_where_it_decides_nothing(tmp_path):

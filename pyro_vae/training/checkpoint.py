@@ -275,9 +275,14 @@ def _misfits_of_states(loop: Loop, saved: dict[str, Any]) -> list[str]:
             wrong.append(f"the state of {part} is {shapes[0]}, the checkpoint has {shapes[1]}")
     optimizer = loop.learner.optimizer
     slots = [p for group in optimizer.param_groups for p in group["params"]]
-    for slot, state in saved["optimizer"]["state"].items():
-        taken = state.get("step", 0)
-        if not state or not 0 <= float(taken) <= saved["progress"]["steps"]:
+    states = saved["optimizer"]["state"]
+    torchs = type(optimizer).__module__.startswith("torch.optim")  # which fill all states or none
+    for slot, state in states.items():
+        taken = state.get("step") if torchs else None
+        if isinstance(taken, Tensor):
+            taken = taken.item() if taken.numel() == 1 else -1
+        late = isinstance(taken, (int, float)) and not 0 <= taken <= saved["progress"]["steps"]
+        if late or (torchs and not state and any(states.values())):
             wrong.append(f"the optimizer's state of parameter {slot} is none of this run")
             continue
         for name, value in state.items():
