@@ -155,18 +155,18 @@ def test_reads_during_saves_are_whole(tmp_path, reads):
     """The old content or the new, and never "damaged"."""
     storage.write(tmp_path, {"n": 0, "a": torch.zeros(2000), "b": torch.arange(0)})
     other = subprocess.Popen([sys.executable, "-c", SAVE, str(tmp_path)])
-    seen = set()
+    seen, done = set(), 0
     try:
-        while len(seen) < 2:
-            seen.add(storage.read(tmp_path)["n"])
-        for _ in range(reads):
+        # however slow the disk: on until the reads have met that many saves, too
+        while done < reads or len(seen) <= reads // 20:
+            assert other.poll() is None, "the process that saves has ended"
             found = storage.read(tmp_path)
             assert found["a"].eq(found["n"]).all() and len(found["b"]) == found["n"] % 7
             seen.add(found["n"])
+            done += 1
     finally:
         other.kill()
         other.wait()
-    assert len(seen) > reads // 20
 
 
 def test_a_hangup_is_a_wish_like_sigterm(tmp_path, stop):
