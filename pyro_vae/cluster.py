@@ -101,7 +101,7 @@ def _arriving(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
         blob = cloudpickle.dumps((function, tuple(shared)))
-        work = client.submit(_unpacked, blob, key=f"pyro-vae-work-{token}", pure=False)
+        work = client.submit(_Work, blob, key=f"pyro-vae-work-{token}", pure=False)
 
     def submitted(name: str, deaths: int = 0) -> Any:
         key = f"pyro-vae-{folder_of(name)}-{token}-{deaths}"
@@ -147,18 +147,34 @@ def _arriving(
 # --- what workers do ------------------------------------------------------------------------------
 
 
-def _unpacked(blob: bytes) -> Any:
-    import cloudpickle
+class _Work:
+    """What all cells share: each process makes it from the bytes that were sent.
 
-    return cloudpickle.loads(blob)
+    A worker hands it on to another while it computes, and then a program may hold parameters with
+    which it is being probed: so what is handed on are those bytes, and never the program.
+    """
+
+    def __init__(self, blob: bytes) -> None:
+        self._blob = blob
+        self._opened: Any = None
+
+    def __reduce__(self) -> Any:
+        return _Work, (self._blob,)
+
+    def opened(self) -> tuple[Callable[..., Mapping[str, np.ndarray]], tuple[Any, ...]]:
+        import cloudpickle
+
+        if self._opened is None:
+            self._opened = cloudpickle.loads(self._blob)
+        return self._opened
 
 
 def _do(
-    work: Any, cell: Any, place: str, root: str, token: str, made: str
+    work: _Work, cell: Any, place: str, root: str, token: str, made: str
 ) -> dict[str, bytes] | None:
     """Do a cell unless it is done; its files where the caller cannot see them."""
-    function, shared = work
     with _turn, contextlib.ExitStack() as stack:
+        function, shared = work.opened()
         seen = Path(root, f".{token}").exists()
         base = Path(root if seen else stack.enter_context(tempfile.TemporaryDirectory()))
         folder = base / place

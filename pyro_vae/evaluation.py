@@ -72,13 +72,14 @@ class RowFunction:
         return code
 
 
-def row_chunks(x: Rows | Stored, size: int) -> Iterator[tuple[int, Rows]]:
+def row_chunks(x: Rows | Stored, size: int, *, fill: bool = False) -> Iterator[tuple[int, Rows]]:
     """Cut ``x`` into pieces of exactly ``size`` rows: ``(rows that count, rows)``.
 
-    The last piece repeats the last row, so that one captured graph serves all.
+    The last piece repeats the last row, so that one captured graph serves all.  Fewer rows than
+    ``size`` are one piece as they are, unless it is to be filled, too.
     """
     total = num_rows(x)
-    size = min(size, total)
+    size = size if fill else min(size, total)
     for start in range(0, total, size):
         if isinstance(x, Stored):
             index = torch.arange(start, start + size).clamp_max(total - 1)

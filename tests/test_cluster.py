@@ -1,6 +1,7 @@
 """Sweeps on a Dask cluster: workers die, sweeps are stopped, and no cell is lost or done twice."""
 
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -8,12 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
+from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import cluster
-from pyro_vae.models import bernoulli_vae, linear_gaussian
+from pyro_vae.inference_data import pieces
+from pyro_vae.models import bayesian_vae, bernoulli_vae, linear_gaussian
+
+from .quickly import slowly
+from .test_inference_data_files import groups_of
 
 distributed = pytest.importorskip("distributed", reason="needs pyro-vae[cluster]")
+cloudpickle = pytest.importorskip("cloudpickle")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Dask's own clean-up
 
 
@@ -140,6 +148,17 @@ def test_no_cluster_is_said_in_a_line(tmp_path, monkeypatch):
         list(cluster.sweep(squares, cells_of(1), out=tmp_path, cluster=0))
 
 
+def test_a_worker_hands_on_what_was_sent_and_not_what_it_computes_with():
+    """A program is probed with other parameters meanwhile, which another worker must not get."""
+    program = nn.Linear(2, 1)
+    work = cluster._Work(cloudpickle.dumps((squares, (program,))))
+    with torch.no_grad():
+        work.opened()[1][0].weight.fill_(9.0)
+    other = pickle.loads(pickle.dumps(work))
+    assert torch.equal(other.opened()[1][0].weight, program.weight)
+    assert work.opened() is work.opened()
+
+
 def assert_all_once(results, ran, killed, number):
     assert results == {f"cell {i}": i * i for i in range(number)}
     assert {word for word, _ in ran} == {"first"}
@@ -239,3 +258,37 @@ def test_a_diagnosis_takes_its_log_p_of_all_data_from_a_cluster(workers):
     alone = pv.log_evidence(program, x, num_particles=20, seed=0, progress=False)
     assert not torch.equal(alone.value, weights.value)
     assert found.parts["misspecification"] is not None
+
+
+# --- draws ----------------------------------------------------------------------------------------
+
+
+def rows(number):
+    return torch.randn(number, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def with_own_latents():
+    program = linear_gaussian.build(4, latent_dim=1).double()
+    return program, rows(25), {"predictions": rows(11) + 1, "num_prior": 3, "refined": "psis"}
+
+
+def with_shared_latents():
+    program = bayesian_vae.build(4, latent_dim=2, hidden_dim=3, num_data=25).double()
+    return program, (rows(25) > 0).double(), {"predictions": (rows(11) > 0).double()}
+
+
+@pytest.mark.filterwarnings("ignore:khat exceeds:pyro_vae.PyroVaeWarning")
+@pytest.mark.parametrize("build", [with_own_latents, slowly(with_shared_latents)])
+def test_draws_are_those_of_one_process(workers, monkeypatch, build):
+    """The noise of a batch goes by its number, wherever it is drawn; the last one is short.
+
+    (Its third batch a process draws by a graph, so by other roundings.)
+    """
+    monkeypatch.setattr(pieces, "PIECE", 10)
+    program, x, options = build()
+    options |= {"num_draws": 6, "batch_size": 5, "progress": False}
+    alone = groups_of(pv.to_inference_data(program, x, **options))
+    found = groups_of(pv.to_inference_data(program, x, cluster=workers, **options))
+    assert list(found) == list(alone)
+    for name, group in alone.items():
+        xr.testing.assert_allclose(found[name].drop_attrs(), group.drop_attrs(), rtol=1e-10)

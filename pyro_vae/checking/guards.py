@@ -20,7 +20,7 @@ from pyro_vae.densities.plates import Role
 from pyro_vae.densities.sites import Site
 from pyro_vae.densities.traces import sites_of_both
 from pyro_vae.errors import PyroVaeWarning, users_line
-from pyro_vae.program.rows import Rows, map_rows, num_rows, parts
+from pyro_vae.program.rows import Rows, map_rows, num_rows, parts, rows_from
 from pyro_vae.program.stored import Stored
 
 
@@ -99,7 +99,7 @@ def _possible_in_all_rows(
     size = max(1, num_rows(look.x))
     for first, rows in parts(x):
         for start in range(0, num_rows(rows), size):
-            part = map_rows(lambda t, start=start: t[start : start + size], rows)  # type: ignore[misc]
+            part = rows_from(rows, start, size)
             found = Look.at(look.program, part, rows=None)
             for name in names:
                 if name in found.model:

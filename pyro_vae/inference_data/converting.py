@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from pyro_vae.checking.guards import require_numbers
+from pyro_vae.cluster import connected
 from pyro_vae.densities.missing import usable_rows
 from pyro_vae.evidence.weights import warn_about_tails
 from pyro_vae.inference_data import assembling
@@ -19,11 +20,12 @@ from pyro_vae.inference_data.assembling import Variables
 from pyro_vae.inference_data.chains import Batch, Chain, Sizes
 from pyro_vae.inference_data.constants import beside, true_values
 from pyro_vae.inference_data.datasets import attributes_of, container, notes_of
-from pyro_vae.inference_data.draws import Groups, observed_values
+from pyro_vae.inference_data.draws import Groups, observed_values, rows_at_once
 from pyro_vae.inference_data.further import Refined, calibration_places, require_own_latents
 from pyro_vae.inference_data.judging import judged
 from pyro_vae.inference_data.limits import bytes_of, mebibytes, refuse_size
 from pyro_vae.inference_data.naming import Naming, columns_of, refuse_names, rows_of, written
+from pyro_vae.inference_data.pieces import batches_of
 from pyro_vae.inference_data.programs import (
     Plan,
     Source,
@@ -63,6 +65,7 @@ class Options:
     max_bytes: int
     out: Any
     progress: bool | Callable | None
+    cluster: Any = None
 
 
 def converted(sources: Sequence[Source], x: Any, options: Options) -> Any:
@@ -76,6 +79,8 @@ def converted(sources: Sequence[Source], x: Any, options: Options) -> Any:
         conversion.refuse_size(path is None)
         conversion.store = store_for(path, conversion.about, conversion.needed)
         try:
+            if options.cluster is not None:
+                conversion.cluster = stack.enter_context(connected(options.cluster))
             conversion.fill(None if path is None else path.name)
             datasets = conversion.store.finish()
         except BaseException:
@@ -93,9 +98,11 @@ class Conversion:
         naming: of dimensions.
         needed: bytes of the result.
         store: where variables go.
+        cluster: a client of the one that draws, where one does.
     """
 
     store: Any
+    cluster: Any = None
 
     def __init__(self, sources: Sequence[Source], x: Any, options: Options) -> None:
         self.sources, self.x, self.options = sources, x, options
@@ -183,8 +190,12 @@ class Conversion:
     def fill(self, name: str | None) -> None:
         """Draw everything into the store; ``name`` is that of a file."""
         o = self.options
-        sizes = Sizes(self.particles, o.num_prior, o.predictive, o.batch_size, o.seed)
-        drawing = [Chain(p, self.rows, number, sizes) for number, p in enumerate(self.plans)]
+        size, programs = rows_at_once(self.rows, o.batch_size), len(self.plans)
+        sizes = Sizes(self.particles, o.num_prior, o.predictive, size, o.seed)
+        drawing = []
+        for number, plan in enumerate(self.plans):
+            refined = None if o.refined is None else Refined(plan.program, number, programs, o)
+            drawing.append(Chain(plan, self.rows, number, sizes, refined))
         self._put_whole()
         if o.num_simulations:
             self._put("prior_sbc", calibration_places(self.plans, self.rows, o, self.naming))
@@ -231,29 +242,24 @@ class Conversion:
             self.store.add("training", curves)
 
     def _put_batches(self, drawing: Sequence[Chain], advance: Callable[[int], Any]) -> None:
-        joint: list[dict[str, np.ndarray]] = [{} for _ in drawing]
+        joint: dict[int, list[Joint]] = {}  # by the number of the first row
         shared, own = bool(self.plans[0].shared), bool(self.plans[0].own)
-        refined = None if self.options.refined is None else Refined(self.plans, self.options)
-        start = 0
-        for batch in zip(*(chain.batches() for chain in drawing), strict=True):
-            count = next(iter(batch[0].draws["log_likelihood"].values())).shape[1]
+        for start, batch in batches_of(drawing, "batches", self.rows, self.cluster):
             stats = assembling.kl_terms([b.kl for b in batch], self.plans[0].terms, self.naming)
-            if shared:
-                for each, sums in zip(batch, joint, strict=True):
-                    sum_up(each, sums)
-            else:
+            if any(later > start for later in joint):  # of all rows: the last batch has its word
+                stats = {name: v for name, v in stats.items() if "data" in v.dims}
+            joint[start] = [Joint.of(each) for each in batch] if shared else []
+            if not shared:
                 stats |= self._judged([each.draws["sample_stats"] for each in batch], ("data",))
+            if self.options.refined is not None:
+                stats |= assembling.statistics([each.refined for each in batch])
             self._put_draws([each.draws for each in batch], start)
             self._put("sample_stats", stats, start)
-            if refined is not None:
-                better, said = refined.draws(self.rows, start, count)
-                self._put_draws(better, start)
-                self._put("sample_stats", assembling.statistics(said), start)
-            start += count
-            advance(count)
+            advance(batch[0].size)
         if shared:
-            stats = {} if own else self._judged(joint, ())
-            self._put_draws([{"sample_stats": sums} for sums in joint], of_data=False)
+            tables = [together(each) for each in zip(*map(joint.get, sorted(joint)), strict=True)]
+            stats = {} if own else self._judged(tables, ())
+            self._put_draws([{"sample_stats": table} for table in tables], of_data=False)
             self._put("sample_stats", stats)
 
     def _judged(self, tables: Sequence[dict[str, np.ndarray]], rows: tuple[str, ...]) -> Variables:
@@ -278,17 +284,27 @@ class Conversion:
         self._put(
             "predictions_constant_data", assembling.whole({**seen, **constants}, naming), 0, naming
         )
-        start = 0
-        for groups in zip(*(chain.predictions(rows) for chain in drawing), strict=True):
-            self._put_draws(groups, start, naming)
-            done = next(iter(groups[0]["predictions"].values())).shape[1]
-            start += done
-            advance(done)
+        for start, batch in batches_of(drawing, "predictions", rows, self.cluster):
+            self._put_draws([each.draws for each in batch], start, naming)
+            advance(batch[0].size)
 
 
-def sum_up(batch: Batch, sums: dict[str, np.ndarray]) -> None:
-    """Add the log densities of a batch's rows to those of all rows together, (K,)."""
-    for name, table in batch.draws.pop("sample_stats").items():
-        if name not in sums:
-            sums[name] = batch.joint[name].astype(np.float64)
-        sums[name] = sums[name] + table.sum(1, dtype=np.float64)
+class Joint(NamedTuple):
+    """Log densities (K,) where rows share latents: of a batch of rows, and of what is shared."""
+
+    rows: dict[str, np.ndarray]
+    shared: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, batch: Batch) -> Joint:
+        """Taken out of the batch's draws."""
+        tables = batch.draws.pop("sample_stats")
+        shared = {name: batch.joint[name].astype(np.float64) for name in tables}
+        return cls({n: t.sum(1, dtype=np.float64) for n, t in tables.items()}, shared)
+
+
+def together(parts: Sequence[Joint]) -> dict[str, np.ndarray]:
+    """The log densities of all rows, in their order, and of what they share."""
+    return {
+        name: sum((p.rows[name] for p in parts), given) for name, given in parts[0].shared.items()
+    }

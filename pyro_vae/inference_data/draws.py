@@ -117,11 +117,27 @@ def by_particle(groups: Groups, particles: int, rows: int) -> Groups:
     }
 
 
-def pieces(x: Rows, particles: int, batch_size: int, max_elements: int = 2**21) -> tuple[int, int]:
+def pieces(
+    x: Rows, particles: int, batch_size: int, max_elements: int = 2**21, first: int = 0
+) -> tuple[int, int]:
     """How many rows and how many particles of each are drawn at a time."""
-    event = event_size(x)
-    batch_size = max(1, min(batch_size, num_rows(x), max_elements // event))
-    return batch_size, max(1, min(particles, max_elements // (event * batch_size)))
+    rows = rows_at_once(x, batch_size, max_elements)
+    rows = rows if first else min(rows, num_rows(x))
+    return rows, max(1, min(particles, max_elements // (event_size(x) * rows)))
+
+
+def numbered(x: Rows, batch_size: int, first: int) -> Iterator[tuple[int, int, Rows]]:
+    """Batches of rows, ``(number, rows that count, rows)``; ``first`` is the number of the first.
+
+    Rows that are not the first of the data are cut as they would be among all of them.
+    """
+    chunks = row_chunks(x, batch_size, fill=first > 0)
+    for number, (count, rows) in enumerate(chunks, first):
+        yield number, count, rows
+
+
+def rows_at_once(x: Rows, batch_size: int, max_elements: int = 2**21) -> int:
+    return max(1, min(batch_size, max_elements // event_size(x)))
 
 
 def drawn(
@@ -132,19 +148,21 @@ def drawn(
     key: tuple[int, ...],
     batch_size: int,
     max_elements: int = 2**21,
+    first: int = 0,
 ) -> Iterator[Groups]:
     """All particles of a batch of rows after the other, (K, B, ...).
 
-    Chunks of particles bound what is held besides.
+    Chunks of particles bound what is held besides.  ``first`` is the number of the first batch,
+    by which its noise goes.
     """
-    batch_size, size = pieces(x, particles, batch_size, max_elements)
+    batch_size, size = pieces(x, particles, batch_size, max_elements, first)
     if size > 1 and not takes_repeated(program, next(row_chunks(x, batch_size))[1]):
         size = 1
     functions: dict[int, RowFunction] = {}
-    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+    for number, count, rows in numbered(x, batch_size, first):
         result: Groups = {}
-        for part, first in enumerate(range(0, particles, size)):
-            now = min(size, particles - first)
+        for part, start in enumerate(range(0, particles, size)):
+            now = min(size, particles - start)
             if now not in functions:
                 functions[now] = RowFunction(program, of_size(now))
             for group, values in functions[now](rows, *key, number, part).items():
@@ -154,7 +172,7 @@ def drawn(
                     if name not in whole:
                         shape = (particles, count, *array.shape[2:])
                         whole[name] = np.empty(shape, array.dtype)
-                    whole[name][first : first + now] = array[:, :count]
+                    whole[name][start : start + now] = array[:, :count]
         yield result
 
 

@@ -44,6 +44,7 @@ def to_inference_data(
     max_bytes: int = 2**30,
     out: str | Path | None = None,
     progress: bool | Callable[[Any], Any] | None = None,
+    cluster: Any = None,
 ) -> Any:
     """Draw from the guide and put draws, weights, predictions and data into one ArviZ object.
 
@@ -124,6 +125,8 @@ def to_inference_data(
         out: a file .nc or .zarr that is written a batch of rows at a time, so that the result is
             never in memory as a whole.  It must not exist, and has its name only when it is whole.
         progress: as of ``pv.fit``, of a file by default; the line says how large it will be.
+        cluster: rows go in pieces to a Dask cluster, as of :func:`~pyro_vae.compare`, and the
+            numbers are those of one process; simulated data stay here.
 
     Returns:
         ``arviz.InferenceData`` for ArviZ below 1, ``xarray.DataTree`` from 1 on; of a file, opened
@@ -181,5 +184,6 @@ def to_inference_data(
         max_bytes=errors.whole("max_bytes", max_bytes),
         out=out,
         progress=progress,
+        cluster=cluster,
     )
     return converted(sources, x, options)

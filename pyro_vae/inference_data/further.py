@@ -14,7 +14,7 @@ from pyro_vae.inference_data.draws import Groups
 from pyro_vae.inference_data.naming import Naming, written
 from pyro_vae.inference_data.programs import Plan
 from pyro_vae.noise import Stream, seed_of
-from pyro_vae.program.rows import Rows, map_rows
+from pyro_vae.program.rows import Rows
 from pyro_vae.refinement import refine
 
 CHAINS = 4  # of Hamiltonian Monte Carlo, for one of several programs
@@ -54,34 +54,27 @@ def _is_of(key: str, site: str) -> bool:
 
 
 class Refined:
-    """Draws of ``refine`` for a batch of rows after the other."""
+    """Draws of ``refine`` by one of so many programs, for a batch of rows after the other."""
 
-    def __init__(self, plans: Sequence[Plan], options: Any) -> None:
-        self.plans, self.options = plans, options
-        alone = len(plans) == 1
+    def __init__(self, program: Any, number: int, programs: int, options: Any) -> None:
+        self.program, self.number = program, number
+        self.method, self.seed = options.refined, options.seed
+        alone = programs == 1
         self.particles = options.num_draws * (options.chains if alone else 1)
         # Those of one program are the object's; one of several programs has them all in its own.
         self.chains = options.chains if alone else max(1, min(CHAINS, self.particles // 4))
 
-    def draws(
-        self, x: Rows, start: int, count: int
-    ) -> tuple[list[Groups], list[dict[str, np.ndarray]]]:
-        """The group of these rows, and what says how far to trust it, of each program."""
-        rows = map_rows(lambda t: t[start : start + count], x)
-        parts, said = [], []
-        for number, plan in enumerate(self.plans):
-            seed = seed_of(*Stream.REFINED.key(self.options.seed, number, start)) >> 1
-            better = refine(
-                plan.program, rows, method=self.options.refined, num_draws=self.particles,
-                chains=self.chains, seed=seed, progress=False,
-            )  # fmt: skip
-            draws = {name: value.cpu().numpy() for name, value in better.values.items()}
-            parts.append({"posterior_refined": draws})
-            judged = {"khat": better.khat, "ess": better.ess, "rhat": better.rhat}
-            said.append(
-                {f"refined_{n}": v.cpu().numpy() for n, v in judged.items() if v is not None}
-            )
-        return parts, said
+    def draws(self, rows: Rows, start: int) -> tuple[Groups, dict[str, np.ndarray]]:
+        """The group of these rows, and what says how far to trust it; ``start`` is the first's."""
+        seed = seed_of(*Stream.REFINED.key(self.seed, self.number, start)) >> 1
+        better = refine(
+            self.program, rows, method=self.method, num_draws=self.particles,
+            chains=self.chains, seed=seed, progress=False,
+        )  # fmt: skip
+        draws = {name: value.cpu().numpy() for name, value in better.values.items()}
+        judged = {"khat": better.khat, "ess": better.ess, "rhat": better.rhat}
+        said = {f"refined_{n}": v.cpu().numpy() for n, v in judged.items() if v is not None}
+        return {"posterior_refined": draws}, said
 
 
 def require_own_latents(plan: Plan, options: Any) -> None:

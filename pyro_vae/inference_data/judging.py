@@ -25,7 +25,7 @@ from pyro_vae.densities.sites import Site, latents_of, values_of
 from pyro_vae.densities.traces import sites_of
 from pyro_vae.evaluation import RowFunction, row_chunks
 from pyro_vae.evidence.weights import from_log_weights
-from pyro_vae.inference_data.draws import as_array, pieces
+from pyro_vae.inference_data.draws import as_array, numbered, pieces
 from pyro_vae.program.rows import Rows, num_rows, repeated
 
 MOST_DRAWS = 100  # that a KL term is averaged over, where one does not do
@@ -126,7 +126,14 @@ def _term(q: Site, p: Site, closed: Tensor | None, by_coordinate: bool) -> Tenso
 
 
 def kl_batches(
-    program: Any, terms: Terms, x: Rows, key: tuple[int, ...], batch_size: int, *, alone: bool
+    program: Any,
+    terms: Terms,
+    x: Rows,
+    key: tuple[int, ...],
+    batch_size: int,
+    *,
+    alone: bool,
+    first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The KL terms of a batch of rows after the other, (B, ...) by latent.
 
@@ -137,15 +144,16 @@ def kl_batches(
         key: of the noise.
         batch_size: rows at a time.
         alone: one draw at a time, because rows share latents.
+        first: the number of the first batch.
     """
-    batch_size, size = pieces(x, terms.draws, batch_size)
+    batch_size, size = pieces(x, terms.draws, batch_size, first=first)
     if alone or not takes_repeated(program, next(row_chunks(x, batch_size))[1]):
         size = 1
     functions: dict[int, RowFunction] = {}
-    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+    for number, count, rows in numbered(x, batch_size, first):
         total: dict[str, np.ndarray] = {}
-        for part, first in enumerate(range(0, terms.draws, size)):
-            now = min(size, terms.draws - first)
+        for part, start in enumerate(range(0, terms.draws, size)):
+            now = min(size, terms.draws - start)
             if now not in functions:
                 functions[now] = RowFunction(program, terms.of_size(now))
             for name, value in functions[now](rows, *key, number, part).items():

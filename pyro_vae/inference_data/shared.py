@@ -18,7 +18,7 @@ from pyro_vae.densities.sites import latents_of, values_of
 from pyro_vae.densities.tables import tabulated
 from pyro_vae.densities.traces import At, sites_of
 from pyro_vae.evaluation import RowFunction, row_chunks
-from pyro_vae.inference_data.draws import Cast, Groups, as_array, by_particle, by_site
+from pyro_vae.inference_data.draws import Cast, Groups, as_array, by_particle, by_site, numbered
 from pyro_vae.program.rows import Rows, num_rows
 
 Shared = dict[str, Tensor]  # site -> value, one for all rows
@@ -119,13 +119,15 @@ def drawn_together(
     given: list[Shared],
     key: tuple[int, ...],
     batch_size: int,
+    first: int = 0,
 ) -> Iterator[Groups]:
     """What a batch of rows has at each of these draws after the other, (S, B, ...).
 
-    The group ``JOINT`` has log densities that belong to no row, (S,).
+    The group ``JOINT`` has log densities that belong to no row, (S,).  ``first`` is the number of
+    the first batch.
     """
     draw_rows = RowFunction(program, function)
-    for number, (count, rows) in enumerate(row_chunks(x, batch_size)):
+    for number, count, rows in numbered(x, batch_size, first):
         result: Groups = {}
         for draw, shared in enumerate(given):
             found = draw_rows((rows, shared), *key, draw, number + 1)

@@ -45,6 +45,11 @@ def first_rows(x: Rows | Stored, number: int) -> Rows:
     return x.first(number) if isinstance(x, Stored) else map_rows(lambda t: t[:number], x)
 
 
+def rows_from(x: Rows, start: int, number: int) -> Rows:
+    """So many rows from ``start`` on."""
+    return map_rows(lambda t: t[start : start + number], x)
+
+
 def parts(x: Rows | Stored) -> Iterator[tuple[int, Rows]]:
     """All rows, ``(number of the first, rows)``: at once, or as they are read."""
     if isinstance(x, Stored):

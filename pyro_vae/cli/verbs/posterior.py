@@ -8,7 +8,7 @@ from typing import Literal
 from pyro_vae import defaults
 from pyro_vae.cli.building import Model
 from pyro_vae.cli.judged import open_judged
-from pyro_vae.cli.sources import Binarization, Header
+from pyro_vae.cli.sources import Binarization, Header, cluster_of
 
 
 def run_posterior(
@@ -33,6 +33,7 @@ def run_posterior(
     key: str | None = None,
     labels_key: str | None = None,
     header: Header = "auto",
+    cluster: str | None = None,
 ) -> int:
     """Write draws of the posterior of test data, and what judges them, for ArviZ.
 
@@ -54,6 +55,8 @@ def run_posterior(
         key: which array of a .npz is x; not needed for one named x, or for the only one.
         labels_key: the array of a .npz, or the column of a .csv, that holds labels.
         header: whether the first line of a .csv names the columns; auto finds out.
+        cluster: where rows are drawn for: local for a process a core, a number of processes, or
+            the address of a Dask scheduler.
     """
     if out is None:
         raise ValueError("where to? --out posterior.nc, or posterior.zarr")
@@ -74,6 +77,7 @@ def run_posterior(
         judged.program if judged.run is None else judged.run, judged.test, num_draws=num_draws,
         chains=chains, num_prior=num_prior, predictive=predictive, num_simulations=num_simulations,
         refined=None if refined == "none" else refined, seed=seed, batch_size=batch_size, out=out,
+        cluster=cluster_of(cluster),
     )  # fmt: skip
     rows = len(judged.test)
     print(f"{judged.name} on {rows:,} test rows of {judged.loaded.name}")
