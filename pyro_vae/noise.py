@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -159,8 +160,19 @@ def seeded(*key: int) -> Iterator[None]:
     """Run with torch's global generators seeded by ``key``, and put them back afterwards."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed_of(*key))
+        # Where there is an accelerator that nobody has used yet torch.manual_seed keeps the whole
+        # call stack, as text, in case that fails later: a tenth of a millisecond, or a whole one.
+        seed = torch.manual_seed if _has_accelerator() else torch.default_generator.manual_seed
+        seed(seed_of(*key))
         yield
+
+
+@functools.cache
+def _has_accelerator() -> bool:
+    """Whether some generator besides the CPU's is to be seeded; a process keeps its devices."""
+    found = torch.accelerator.current_accelerator()  # of those that this torch was built for
+    # Counting starts nothing, so that a process may fork afterwards.
+    return found is not None and (found.type != "cuda" or torch.cuda.device_count() > 0)
 
 
 # --- the random operations ----------------------------------------------------------------------
@@ -263,6 +275,11 @@ class _PlainLSTM(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@functools.cache
+def _draws(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
 class NoiseMode(TorchDispatchMode):
     """Answer every random draw from ``source(index, noise)``, and record what was asked for.
 
@@ -298,6 +315,6 @@ class NoiseMode(TorchDispatchMode):
         answer = LIFTED.get(func)
         if answer is not None and not (kwargs and kwargs.get("generator") is not None):
             return answer(self._ask, *args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if _draws(func):
             self.kept.append(str(func))
         return func(*args, **(kwargs or {}))

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -28,7 +30,8 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def clean_slate():
     """One seed before each test; afterwards one dtype, and nothing in Pyro's global store."""
-    pyro.set_rng_seed(0)
+    for seed in (torch.default_generator.manual_seed, random.seed, np.random.seed):
+        seed(0)  # as pyro.set_rng_seed does, which has torch note the whole call stack
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)

@@ -167,9 +167,9 @@ def assert_all_once(results, ran, killed, number):
 
 
 def test_a_killed_worker_loses_nothing_and_no_cell_is_done_twice(workers, tmp_path):
-    results, ran, killed = swept_under_fire(workers, tmp_path, 60, every=25, seconds=0.01)
-    assert killed == 2
-    assert_all_once(results, ran, killed, 60)
+    results, ran, killed = swept_under_fire(workers, tmp_path, 40, every=25, seconds=0.01)
+    assert killed == 1
+    assert_all_once(results, ran, killed, 40)
 
 
 @pytest.mark.slow
@@ -190,8 +190,7 @@ def compare(**options):
     x = (torch.rand(60, 12, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     data = pv.datasets.split(pv.datasets.from_array(x))
     return pv.compare(
-        data, builds={"small": build}, objectives=[pv.objectives.AEVB(), pv.objectives.IWAE(3)],
-        seeds=2, samples=100, batch_size=20, proposal="guide", num_particles=20, engine="pyro",
+        data, builds={"small": build}, objectives=[pv.objectives.AEVB()], seeds=2, samples=100, batch_size=20, proposal="guide", num_particles=20, engine="pyro",
         **options,
     )  # fmt: skip
 
@@ -248,6 +247,7 @@ def test_evidence_by_rows_is_that_of_one_process_up_to_its_error(workers):
     assert not torch.allclose(pieces[:500], pieces[500:1000]), "pieces share their noise"
 
 
+@pytest.mark.slow
 def test_a_diagnosis_takes_its_log_p_of_all_data_from_a_cluster(workers):
     program = linear_gaussian.build(4, latent_dim=1)
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(2))
@@ -269,7 +269,7 @@ def rows(number):
 
 def with_own_latents():
     program = linear_gaussian.build(4, latent_dim=1).double()
-    return program, rows(25), {"predictions": rows(11) + 1, "num_prior": 3, "refined": "psis"}
+    return program, rows(17), {"predictions": rows(11) + 1, "num_prior": 3, "refined": "psis"}
 
 
 def with_shared_latents():

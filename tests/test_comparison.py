@@ -32,7 +32,7 @@ def build(data, **options):
 def comparison(digits):
     return pv.compare(
         digits, builds={"bernoulli": lambda: build(digits)}, objectives=[AEVB(), WakeSleep()],
-        seeds=2, samples=5_000, num_particles=50, optimizer=torch.optim.Adam, progress=False,
+        seeds=2, samples=2_000, num_particles=50, optimizer=torch.optim.Adam, progress=False,
     )  # fmt: skip
 
 

@@ -164,6 +164,7 @@ def test_more_modes_than_chains_are_found(dim, alarms):
     "ignore:R-hat exceeds", "ignore:khat exceeds", "ignore:the reciprocal estimate", "ignore:HMC",
     "ignore:more than 1 %"
 )  # fmt: skip
+@pytest.mark.slow
 def test_more_modes_than_can_be_looked_for_are_an_alarm():
     z, quiet, evidence = judged(squares(20, 6))  # 64 modes
     assert float((quiet & (z.abs() > 3)).double().mean()) < 0.1

@@ -1,10 +1,12 @@
 """Draws from given noise have the laws of torch's own."""
 
+import traceback
+
 import pytest
 import torch
 from scipy import stats
 
-from pyro_vae.noise import NoiseMode, keyed
+from pyro_vae.noise import NoiseMode, keyed, seed_of, seeded
 
 from .programs import KEY
 
@@ -59,3 +61,16 @@ def test_counts_from_given_noise_have_the_frequencies_of_torchs_own():
     both = ((pairs[:, 0] == 2) & (pairs[:, 1] == 1)).double().mean()
     expected = 0.7 * 0.2 / 0.3
     assert abs(both - expected) < 4.5 * (expected * (1 - expected) / DRAWS) ** 0.5
+
+
+def test_seeding_is_torchs_own_and_keeps_no_call_stack(monkeypatch):
+    """torch.manual_seed writes the stack down three times where a GPU might be used later."""
+    before = torch.get_rng_state()
+    torch.manual_seed(seed_of(1, 2))
+    expected = torch.randn(3)
+    torch.set_rng_state(before)
+    if not torch.accelerator.is_available():
+        monkeypatch.delattr(traceback, "format_stack")
+    with seeded(1, 2):
+        assert torch.equal(torch.randn(3), expected)
+    assert torch.equal(torch.get_rng_state(), before)

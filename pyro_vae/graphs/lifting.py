@@ -135,7 +135,7 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
     live = _clean(graph, len(leaves), keep_detach=differentiable)
     if not first.kept:  # two equal draws are two draws; two equal products are one
         merge_equal(graph.graph)
-        graph.recompile()
+    graph.recompile()
     return Lifted(
         graph,
         tuple(first.asked[i] for i in live),
@@ -170,7 +170,10 @@ def _writes(graph: fx.GraphModule) -> bool:
 
 
 def _clean(graph: fx.GraphModule, num_args: int, keep_detach: bool) -> list[int]:
-    """Drop what costs time and means nothing; return which noise inputs are still used."""
+    """Drop what costs time and means nothing; return which noise inputs are still used.
+
+    The graph is to be recompiled.
+    """
     for node in list(graph.graph.nodes):
         if node.target is aten.copy.default:  # empty.normal_() became copy(empty, noise)
             into, source = node.args[0].meta["tensor_meta"], node.args[1].meta["tensor_meta"]
@@ -192,7 +195,6 @@ def _clean(graph: fx.GraphModule, num_args: int, keep_detach: bool) -> list[int]
         else:
             graph.graph.erase_node(node)
     graph.graph.set_codegen(fx.graph.CodeGen())  # flat arguments in, a flat list out
-    graph.recompile()
     return live
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import platform
+import weakref
 from typing import Any
 
 import torch
@@ -55,12 +56,28 @@ def source_digest(program: nn.Module) -> str | None:
     functions = (getattr(program, name, None) for name in ("_model", "_guide"))
     found = []
     for part in [*own, *(each for each in functions if each is not None)]:
-        try:
-            found.append(inspect.getsource(part))
-        except (OSError, TypeError):
-            if part is type(program):
-                return None
+        source = _source_of(part)
+        if source is not None:
+            found.append(source)
+        elif part is type(program):
+            return None
     return hashlib.sha256("\0".join(found).encode()).hexdigest()
+
+
+# Finding a class in its file takes milliseconds.  One that is defined anew is another class.
+_sources: weakref.WeakKeyDictionary[type, str | None] = weakref.WeakKeyDictionary()
+
+
+def _source_of(part: Any) -> str | None:
+    if part in _sources:
+        return _sources[part]
+    try:
+        source = inspect.getsource(part)
+    except (OSError, TypeError):
+        source = None
+    if isinstance(part, type):
+        _sources[part] = source
+    return source
 
 
 def parts_record(program: nn.Module) -> dict[str, Form]:
