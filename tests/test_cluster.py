@@ -190,7 +190,8 @@ def compare(**options):
     x = (torch.rand(60, 12, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     data = pv.datasets.split(pv.datasets.from_array(x))
     return pv.compare(
-        data, builds={"small": build}, objectives=[pv.objectives.AEVB()], seeds=2, samples=100, batch_size=20, proposal="guide", num_particles=20, engine="pyro",
+        data, builds={"small": build}, objectives=[pv.objectives.AEVB()], seeds=2,
+        samples=100, batch_size=20, proposal="guide", num_particles=20, engine="pyro",
         **options,
     )  # fmt: skip
 

@@ -107,7 +107,7 @@ def test_where_rows_are_the_sum_the_bits_are_those_of_one_process(ranks):
 
 FIT = [
     "-m", "pyro_vae.cli", "fit", "bernoulli_vae", "--model.latent_dim", "2", "--model.hidden_dim",
-    "8", "--steps", "1200", "--engine", "pyro", "--checkpoint_every", "50", "--resume",
+    "8", "--steps", "1500", "--engine", "pyro", "--checkpoint_every", "0.2", "--resume",
 ]  # fmt: skip
 
 
@@ -131,14 +131,15 @@ def test_a_killed_process_ends_the_job_in_a_line_and_another_number_goes_on(tmp_
     said = job.communicate(timeout=120)[1]
     assert job.returncode
     ours = [line for line in said.splitlines() if line.startswith("pyro-vae fit: ")]
-    assert len(ours) == 1 and ("lost another one" in ours[0] or "terminated" in ours[0]), said
+    ours = [line for line in ours if "warning" not in line]
+    assert len(ours) == 1 and "--resume" in ours[0].replace("resume=True", "--resume"), said
     stopped = pv.load(out).manifest
-    assert stopped["stopped"] == "unfinished" and 0 < stopped["steps"] < 1200
+    assert stopped["stopped"] == "unfinished" and 0 < stopped["steps"] < 1500
     for size, folder in ((3, out), (1, tmp_path / "alone")):
         last = torchrun(size, folder)
         assert "Traceback" not in last.communicate(timeout=200)[1] and not last.returncode
     found, expected = pv.load(out), pv.load(tmp_path / "alone")
-    assert found.manifest["steps"] == expected.manifest["steps"] == 1200
+    assert found.manifest["steps"] == expected.manifest["steps"] == 1500
     for (name, p), q in zip(
         found.program.named_parameters(), expected.program.parameters(), strict=True
     ):
