@@ -14,9 +14,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import re
 import tempfile
-import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,13 +27,13 @@ import numpy as np
 from filelock import FileLock
 
 from pyro_vae import errors
+from pyro_vae.turns import in_turn, out_of_turn
 
 Arrays = dict[str, np.ndarray]
 RESULT = "result.npz"
 MADE = "made of"  # beside the arrays: what they follow from
 WARNED = "warned of"  # and what was warned of on the way, told where all come together
 MOST_DEATHS = 10  # workers that may die with a cell before it is taken to have killed them
-_turn = threading.Lock()  # Pyro's handlers are a process's, so its threads take turns
 
 
 def sweep(
@@ -63,10 +63,9 @@ def sweep(
         RuntimeError: with a cell so many workers died that it is taken to be the reason.
         ConnectionError: the scheduler is gone.  What is done stays done.
 
-    What a cell raises is raised here, with the cell's name as a note.
+    What a cell raises is raised here, with the cell's folder as a note.
     """
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     made_of, warned = made_of or {}, dict[str, None]()
 
     def result(name: str) -> Arrays:
@@ -81,8 +80,9 @@ def sweep(
         else:
             waiting[name] = cell
     if waiting:
+        blob = _packed((function, tuple(shared)))
         with connected(cluster) as client, _known(folder) as token:
-            for name, sent in _arriving(client, function, shared, waiting, folder, token, made_of):
+            for name, sent in _arriving(client, blob, waiting, folder, token, made_of):
                 for file, content in (sent or {}).items():  # the result comes last
                     _write(folder / folder_of(name) / file, content)
                 yield name, result(name)
@@ -91,16 +91,14 @@ def sweep(
 
 
 def _arriving(
-    client: Any, function: Any, shared: Any, cells: Any, folder: Path, token: str, made_of: Any
+    client: Any, blob: bytes, cells: Any, folder: Path, token: str, made_of: Any
 ) -> Iterator[tuple[str, dict[str, bytes] | None]]:
-    import cloudpickle
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
     # A task of its own, and no data that were scattered: those are lost with their last holder.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-        blob = cloudpickle.dumps((function, tuple(shared)))
         work = client.submit(_Work, blob, key=f"pyro-vae-work-{token}", pure=False)
 
     def submitted(name: str, deaths: int = 0) -> Any:
@@ -113,11 +111,13 @@ def _arriving(
     names = {submitted(name): (name, 0) for name in cells}
     arriving = as_completed(list(names))
     try:
-        for future in arriving:
+        # Meanwhile others may have their turn, as workers within this process must.
+        while (future := out_of_turn(next, arriving, None)) is not None:
             name, deaths = names.pop(future)
             error = future.exception() if future.status == "error" else None
             if future.status in ("cancelled", "lost") or isinstance(error, KilledWorker):
                 if client.status != "running":
+                    names[future] = (name, deaths)
                     break
                 if deaths == MOST_DEATHS:
                     raise RuntimeError(
@@ -125,14 +125,22 @@ def _arriving(
                         f"own count of {error}: give workers more memory, or fewer threads; what "
                         f"is done lies in {folder}"
                     )
-                again = submitted(name, deaths + 1)
+                try:
+                    again = submitted(name, deaths + 1)
+                except Exception:  # Dask has many kinds
+                    if client.status == "running":
+                        raise
+                    names[future] = (name, deaths)
+                    break
                 names[again] = (name, deaths + 1)
                 arriving.add(again)
                 continue
             if error is not None:
-                error.add_note(f"in cell {name}; what is done lies in {folder}")
                 raise error
-            yield name, future.result()
+            found = future.result()
+            if isinstance(found, _Failed):
+                raise found.error
+            yield name, found
             future.release()
         if names:
             raise ConnectionError(
@@ -141,10 +149,31 @@ def _arriving(
             )
     finally:
         if names and client.status == "running":
-            client.cancel(list(names), force=True)
+            with contextlib.suppress(Exception):  # of a cluster that is just being closed
+                client.cancel(list(names), force=True)
+
+
+def _packed(work: tuple[Any, ...]) -> bytes:
+    import cloudpickle
+
+    try:
+        return cloudpickle.dumps(work)
+    except Exception as error:  # whatever an object of the user's raises
+        raise ValueError(
+            f"a cluster is sent the program, and it cannot be packed ({error}): let its functions "
+            "and attributes hold no locks, open files, generators or modules of code; or do "
+            "without cluster"
+        ) from error
 
 
 # --- what workers do ------------------------------------------------------------------------------
+
+
+class _Failed:
+    """What a cell raised: told where it is asked for, and not in the log of a worker."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 class _Work:
@@ -171,9 +200,28 @@ class _Work:
 
 def _do(
     work: _Work, cell: Any, place: str, root: str, token: str, made: str
-) -> dict[str, bytes] | None:
+) -> dict[str, bytes] | _Failed | None:
     """Do a cell unless it is done; its files where the caller cannot see them."""
-    with _turn, contextlib.ExitStack() as stack:
+    try:
+        return in_turn(_done, work, cell, place, root, token, made)
+    except Exception as error:
+        error.add_note(f"in cell {place}")
+        return _Failed(
+            error if _can_be_sent(error) else RuntimeError(f"{type(error).__name__}: {error}")
+        )
+
+
+def _can_be_sent(error: Exception) -> bool:
+    try:
+        return isinstance(pickle.loads(pickle.dumps(error)), Exception)
+    except Exception:
+        return False
+
+
+def _done(
+    work: _Work, cell: Any, place: str, root: str, token: str, made: str
+) -> dict[str, bytes] | None:
+    with contextlib.ExitStack() as stack:
         function, shared = work.opened()
         seen = Path(root, f".{token}").exists()
         base = Path(root if seen else stack.enter_context(tempfile.TemporaryDirectory()))
@@ -238,6 +286,7 @@ def folder_of(name: str) -> str:
 def _known(folder: Path) -> Iterator[str]:
     """A file by which a worker knows that it sees this folder and not one of the same name."""
     token = uuid.uuid4().hex
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f".{token}").touch()
     try:
         yield token
@@ -259,11 +308,16 @@ def connected(cluster: Any) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     if isinstance(cluster, Client):
+        if cluster.status != "running":
+            raise ValueError(
+                f"cluster is a distributed.Client that is {cluster.status}, expected one that "
+                "runs: make another"
+            )
         yield cluster
         return
     if isinstance(cluster, str) and cluster != "local":
         try:
-            client = Client(cluster, timeout=10)
+            client = Client(cluster, timeout=4)
         except (OSError, ValueError, ImportError) as error:
             why = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
@@ -274,7 +328,14 @@ def connected(cluster: Any) -> Iterator[Any]:
             yield client
         return
     if hasattr(cluster, "scheduler_address"):
-        with Client(cluster) as client:
+        try:
+            client = Client(cluster)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"cluster is a {type(cluster).__name__} that takes no client "
+                f"({' '.join(str(error).split())}): make another"
+            ) from error
+        with client:
             yield client
         return
     number = os.cpu_count() if cluster == "local" else errors.whole(

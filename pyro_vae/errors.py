@@ -151,7 +151,7 @@ def _is_whole(given: Any, below: int) -> bool:
 
 def _bounded(name: str, value: Any, interval: str, expected: str, why: str) -> float:
     given = _number(name, value, expected, why)
-    if abs(given) >= 2**1023:  # an infinity, or a whole number that no float can hold
+    if abs(given) > sys.float_info.max:  # an infinity, or a whole number that no float can hold
         raise ValueError(_message(name, value, expected, why))
     low, high = map(float, interval[1:-1].split(","))
     above = given >= low if interval[0] == "[" else given > low

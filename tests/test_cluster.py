@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pyro_vae as pv
 from pyro_vae import cluster
 from pyro_vae.inference_data import pieces
 from pyro_vae.models import bayesian_vae, bernoulli_vae, linear_gaussian
+from pyro_vae.predictive.simulating import simulate
 
 from .quickly import slowly
 from .test_inference_data_files import groups_of
@@ -159,6 +161,55 @@ def test_a_worker_hands_on_what_was_sent_and_not_what_it_computes_with():
     assert work.opened() is work.opened()
 
 
+def closed_client():
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as local:
+        client = distributed.Client(local)
+        client.close()
+        return client
+
+
+def closed_cluster():
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as local:
+        return local
+
+
+@pytest.mark.parametrize("made", [closed_client, closed_cluster])
+def test_a_cluster_that_is_closed_is_refused_in_a_line(made, tmp_path):
+    with pytest.raises(ValueError, match="make another"):
+        list(cluster.sweep(squares, cells_of(1), out=tmp_path / "out", cluster=made()))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_program_that_cannot_be_sent_is_refused_in_a_line(workers):
+    program = linear_gaussian.build(4, latent_dim=1)
+    program.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"cannot be packed \(.*lock.*or do without cluster"):
+        pv.log_evidence(program, torch.zeros(3, 4), cluster=workers)
+
+
+@pytest.fixture
+def threads():
+    """A cluster whose workers are threads of this process."""
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=3, processes=False, dashboard_address=":0"
+        ) as local,
+        distributed.Client(local) as client,
+    ):
+        yield client
+
+
+def test_workers_that_are_threads_of_this_process_have_their_turn(threads, monkeypatch):
+    """Before, a comparison trained from other parameters, and refining waited for ever."""
+    result, alone = compare(cluster=threads), compare(progress=False)
+    for name in ("bound", "log_evidence"):
+        np.testing.assert_allclose(result.dataset[name], alone.dataset[name], rtol=1e-4)
+    monkeypatch.setattr(pieces, "PIECE", 10)
+    program, x, options = with_own_latents()
+    options |= {"num_draws": 6, "batch_size": 5, "progress": False}
+    assert_same_draws(program, x, options, threads)
+
+
 def assert_all_once(results, ran, killed, number):
     assert results == {f"cell {i}": i * i for i in range(number)}
     assert {word for word, _ in ran} == {"first"}
@@ -248,6 +299,36 @@ def test_evidence_by_rows_is_that_of_one_process_up_to_its_error(workers):
     assert not torch.allclose(pieces[:500], pieces[500:1000]), "pieces share their noise"
 
 
+REFUSED = {
+    "too few draws": ({"proposal": "hmc", "num_draws": 4}, "num_draws"),
+    "short truths": (
+        {"method": "sandwich", "true_latents": {"z": np.zeros((400, 1))}},
+        r"shape \(400, 1\).*expected 501 rows",
+    ),
+    "a number": ({"method": "sandwich", "true_latents": {"z": 3}}, r"shape \(\).*501 rows"),
+    "no dict": ({"method": "sandwich", "true_latents": torch.zeros(501, 1)}, "a dict by site"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_before_anything_is_sent(name):
+    options, said = REFUSED[name]
+    program = linear_gaussian.build(4, latent_dim=1)
+    with pytest.raises((ValueError, TypeError), match=said):
+        pv.log_evidence(program, torch.zeros(501, 4), cluster="tcp://127.0.0.1:1", **options)
+
+
+def test_true_latents_that_are_arrays_go_to_a_cluster(workers):
+    program = linear_gaussian.build(4, latent_dim=1).double()
+    pairs = simulate(program, 20, like=rows(2), seed=3)
+    truths = {name: value.numpy() for name, value in pairs.latents.items()}
+    found = pv.log_evidence(
+        program, pairs.x, method="sandwich", true_latents=truths, num_temperatures=8,
+        progress=False, cluster=workers,
+    )  # fmt: skip
+    assert len(found.value) == 20
+
+
 @pytest.mark.slow
 def test_a_diagnosis_takes_its_log_p_of_all_data_from_a_cluster(workers):
     program = linear_gaussian.build(4, latent_dim=1)
@@ -288,8 +369,12 @@ def test_draws_are_those_of_one_process(workers, monkeypatch, build):
     monkeypatch.setattr(pieces, "PIECE", 10)
     program, x, options = build()
     options |= {"num_draws": 6, "batch_size": 5, "progress": False}
+    assert_same_draws(program, x, options, workers)
+
+
+def assert_same_draws(program, x, options, client):
     alone = groups_of(pv.to_inference_data(program, x, **options))
-    found = groups_of(pv.to_inference_data(program, x, cluster=workers, **options))
+    found = groups_of(pv.to_inference_data(program, x, cluster=client, **options))
     assert list(found) == list(alone)
     for name, group in alone.items():
         xr.testing.assert_allclose(found[name].drop_attrs(), group.drop_attrs(), rtol=1e-10)

@@ -34,6 +34,17 @@ def learnt(vae, *options):
     return torch.cat([p.detach().flatten() for p in train(vae, *options).program.parameters()])
 
 
+def compared(build):
+    """Two objectives, each trained and scored; of every kind of run a number."""
+    data = pv.datasets.split(pv.datasets.from_array(X))
+    found = pv.compare(
+        data, builds={"small": build}, objectives=[pv.objectives.AEVB(), pv.objectives.IWAE(3)],
+        seeds=1, samples=80, batch_size=20, engine="pyro", proposal="guide", num_particles=10,
+        progress=False,
+    )  # fmt: skip
+    return torch.from_numpy(found.dataset["log_evidence"].values)
+
+
 # A program, which is made beforehand, and what is done with it.
 CALLS = {
     "elbo": (net, lambda vae: pv.elbo(vae, X, batch_size=8)),
@@ -47,6 +58,10 @@ CALLS = {
     "log_evidence": (
         lambda seed: small(seed, linear_gaussian.build),
         lambda vae: pv.log_evidence(vae, X, num_particles=20, batch_size=10).value,
+    ),
+    "compare": (
+        lambda seed: lambda: net(seed),
+        lambda build: compared(build),
     ),
     "encode": (net, lambda vae: pv.encode(vae, X, num_draws=3)),
     "reconstruct": (net, lambda vae: pv.reconstruct(vae, X, num_draws=2)),
@@ -93,7 +108,7 @@ def unchanged(before):
 
 
 def test_two_threads_get_what_each_gets_alone():
-    calls = [(name, 1) for name in CALLS] + [("sample", 2), ("elbo", 3)]
+    calls = [(name, 1) for name in CALLS] + [("sample", 2), ("elbo", 3), ("compare", 4)]
     assert checked(calls, 2) == len(calls)
 
 

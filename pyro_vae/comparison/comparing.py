@@ -36,7 +36,9 @@ from pyro_vae.optimizers import Adagrad
 from pyro_vae.program.calling import evaluating
 from pyro_vae.program.inputs import as_rows
 from pyro_vae.runs.run import Run
+from pyro_vae.runs.storage import MANIFEST
 from pyro_vae.training.fitting import fit
+from pyro_vae.turns import in_turn, taking_turns
 
 MOST_SEEDS = 10_000
 
@@ -120,11 +122,11 @@ def compare(
         )
     _refuse_different_binarizations(data)
     programs = {name: built(build, 0) for name, build in builds.items()}
-    _refuse_different_likelihoods(programs, data.train)
+    in_turn(_refuse_different_likelihoods, programs, data.train)
     if proposal == "hmc":
         for program in programs.values():  # before anything is trained
             with evaluating(program):
-                dim = Latents.of(program, as_rows(data.train[:2], program)).dim
+                dim = in_turn(Latents.of, program, as_rows(data.train[:2], program)).dim
             require_enough_draws(scoring["num_draws"], CHAINS, dim)
     scoring["proposal"] = proposal
     options |= {"samples": samples, "optimizer": optimizer}
@@ -167,7 +169,8 @@ def _run(
     """Train one run in a folder, going on from what is there, and score it."""
     model, name, seed = key
     objective = objectives[name]
-    options = {"progress": False, **options, "seed": seed, "out": folder, "resume": True}
+    goes_on = (folder / MANIFEST).exists()
+    options = {"progress": False, **options, "seed": seed, "out": folder, "resume": goes_on}
     run = fit(built(builds[model], seed), data.train, objective, **options)
     has_bound = getattr(objective, "has_bound", True)
     return run, _score(run.program, data.test, has_bound, scoring)
@@ -186,6 +189,7 @@ def _with_data(data: Any) -> Any:
     return DataSet(getattr(data, "name", "data"), made(train), held_out, made(test))
 
 
+@taking_turns
 def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with seeded(*Stream.PARAMETERS.key(seed)):
         program = build()

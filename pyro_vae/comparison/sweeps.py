@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ def swept(
     }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
+        if out is not None:
+            stack.enter_context(_saying(folder))
         for name, score in sweep(
             _train_and_score, names, out=folder, cluster=cluster, shared=(work, data),
             made_of=made_of,
@@ -73,6 +75,17 @@ def swept(
             if arrived is not None:
                 arrived(key, score)
     return {key: runs[key] for key in keys}, {key: scores[key] for key in keys}
+
+
+@contextmanager
+def _saying(folder: Path) -> Iterator[None]:
+    """Where what is done lies, if it ends with an error."""
+    try:
+        yield
+    except Exception as error:
+        if folder.exists():
+            error.add_note(f"what is done lies in {folder}")
+        raise
 
 
 def _train_and_score(key: Key, folder: Path, work: Work, data: Any) -> Score:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pyro_vae.engine.functions import NO_PRIOR, WeightPrior, gradient_function, refresh_function
 from pyro_vae.graphs.lifted import Lifted, Refusal
-from pyro_vae.graphs.lifting import lift
+from pyro_vae.graphs.lifting import holds, lift
 from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.calling import (
@@ -36,6 +36,7 @@ from pyro_vae.program.calling import (
     materialize,
     trainable,
 )
+from pyro_vae.program.remembered import changed, put_back, remembered
 from pyro_vae.program.rows import Rows, device_of, num_rows
 from pyro_vae.turns import taking_turns
 
@@ -75,8 +76,33 @@ def capture(
         that depends on data, or Python values that change from run to run.
     """
     materialize(program, x)
+    before = remembered(program)
     with left_as_it_was(program, parameters=False):  # the program runs some times
-        return _captured(program, objective, x, state, prior)
+        graph = _captured(program, objective, x, state, prior)
+        if not changed(before, after := remembered(program)):
+            return graph
+        _captured(program, objective, x, state, prior)  # what its first run sets stays
+        said = changed(after, remembered(program))
+    if not said:
+        return graph
+    put_back(program, before)
+    return Refusal(f"the program changes {said} as it runs, which a graph would freeze")
+
+
+def still_holds(
+    graph: Graph, program: nn.Module, objective: Objective, prior: WeightPrior, args: tuple
+) -> bool:
+    """Whether a graph says what the program says now, at (x, weight, rows, shared).
+
+    Somebody may have changed an attribute that was frozen into it.
+    """
+    params = {name: p.detach() for name, p in trainable(program).items()}
+    function = gradient_function(program, objective, prior)
+    with left_as_it_was(program, parameters=False):
+        if not holds(function, graph.grads, (params, *args)):
+            return False
+        refresh = refresh_function(program, objective)
+        return graph.refresh is None or holds(refresh, graph.refresh, (params, *args))
 
 
 def _captured(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pyro_vae.engine.learner import Answer, Ask, Learner
 from pyro_vae.engine.sources import GradientSource
@@ -14,10 +15,12 @@ class Step:
     Attributes:
         engine: its name.
         reason: why this engine, one line; empty where it is what was asked for.
+        graph: the captured step that it runs, where there is one.
     """
 
     engine: str
     reason: str
+    graph: Any = None
 
     def bind(self, learners: Sequence[Learner]) -> None:
         """Work for these learners from now on."""
@@ -50,6 +53,7 @@ class OneByOne(Step):
     def __init__(self, source: GradientSource, partial: GradientSource | None = None) -> None:
         self.source, self.partial = source, partial
         self.engine, self.reason = source.engine, source.reason
+        self.graph = getattr(source, "graph", None)
 
     def bind(self, learners: Sequence[Learner]) -> None:
         self._learners = [(learner, self.source.on(learner.program)) for learner in learners]

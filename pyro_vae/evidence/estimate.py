@@ -16,8 +16,8 @@ from pyro_vae.densities.look import Look
 from pyro_vae.densities.missing import usable_rows
 from pyro_vae.evidence.annealed import CHAINS as ANNEALED_CHAINS
 from pyro_vae.evidence.annealed import Annealing, annealed
-from pyro_vae.evidence.exact import advice, discrete_latents, exact
-from pyro_vae.evidence.importance import importance, require_weights
+from pyro_vae.evidence.exact import exact
+from pyro_vae.evidence.importance import importance
 from pyro_vae.evidence.judging import (
     consequence,
     warn_about_bounds,
@@ -25,16 +25,16 @@ from pyro_vae.evidence.judging import (
     warn_about_dimensions,
     warn_about_rising,
 )
-from pyro_vae.evidence.markov import CHAINS, fitted_proposal, reciprocal, require_enough_draws
+from pyro_vae.evidence.markov import CHAINS, fitted_proposal, reciprocal
 from pyro_vae.evidence.measured import measured
 from pyro_vae.evidence.quadrature import quadrature
+from pyro_vae.evidence.requirements import require_possible
 from pyro_vae.evidence.sandwich import sandwich
 from pyro_vae.evidence.spread import spread
-from pyro_vae.evidence.truths import unconstrained
 from pyro_vae.evidence.weights import Evidence, warn_about_tails
 from pyro_vae.predictive.simulating import simulate
 from pyro_vae.program.calling import evaluating, require_program
-from pyro_vae.program.rows import Rows, map_rows, num_rows
+from pyro_vae.program.rows import Rows, first_rows, num_rows
 from pyro_vae.progress import counting
 from pyro_vae.turns import taking_turns
 
@@ -47,6 +47,8 @@ PROPOSALS: dict[str, tuple[str, ...]] = {
     "exact": ("guide", "hmc", "prior"),
     "quadrature": ("guide", "hmc", "prior"),
 }
+
+MOST = 10**7  # of anything that is counted for each datum: more would take for ever
 
 
 @taking_turns
@@ -185,16 +187,21 @@ def log_evidence(
     options = _Options(
         method,
         proposal,
-        num_particles=errors.whole("num_particles", num_particles),
-        num_draws=errors.whole("num_draws", num_draws),
-        chains=errors.whole("chains", chains),
-        num_temperatures=errors.whole("num_temperatures", num_temperatures),
-        warmup=errors.whole("warmup", warmup, LEAST_WARMUP, why="they tune the step"),
-        leapfrog_steps=errors.whole("leapfrog_steps", leapfrog_steps),
+        num_particles=errors.whole("num_particles", num_particles, 1, MOST),
+        num_draws=errors.whole("num_draws", num_draws, 1, MOST),
+        chains=errors.whole("chains", chains, 1, MOST),
+        num_temperatures=errors.whole("num_temperatures", num_temperatures, 1, MOST),
+        warmup=errors.whole("warmup", warmup, LEAST_WARMUP, MOST, why="they tune the step"),
+        leapfrog_steps=errors.whole("leapfrog_steps", leapfrog_steps, 1, MOST),
         seed=errors.seed_number(seed),
         batch_size=errors.whole("batch_size", batch_size),
         max_elements=errors.whole("max_elements", max_elements),
     )
+    if true_latents is not None and not isinstance(true_latents, Mapping):
+        raise TypeError(
+            f"true_latents is {type(true_latents).__name__}, expected a dict by site, such as "
+            '{"z": z}'
+        )
     require_program(program)
     with torch.no_grad(), evaluating(program):
         rows, drawn = _rows(program, x, like, options.seed)
@@ -202,6 +209,8 @@ def log_evidence(
         look = Look.at(program, rows)
         require_possible_data(look, rows)
         with counting(progress, num_rows(rows), label="log p(x)") as advance:
+            if cluster is not None:  # refused here, and not by a worker
+                require_possible(program, rows, look, options, truth)
             if cluster is None:
                 evidence = _estimate(program, rows, look, options, truth, advance)
             else:
@@ -268,17 +277,15 @@ def _estimate(
     advance: Any,
 ) -> Evidence:
     method, particles = options.method, options.num_particles
+    truth = require_possible(program, rows, look, options, true_latents)
     if method == "exact":
         bounds = options.some("batch_size", "max_elements")
         return exact(program, rows, look, advance, **bounds)
     if method == "importance" and options.proposal == "guide":
-        require_weights(look)
         found = importance(program, rows, advance, num_particles=particles, **options.pieces)
         return found[0]
-    _require_real(look, method)
     if method == "quadrature":
         return quadrature(program, rows, advance, **options.pieces)
-    few = map_rows(lambda t: t[:2], rows)
     if method in ("annealed", "sandwich"):
         how = Annealing(
             options.proposal,  # type: ignore[arg-type]
@@ -286,31 +293,17 @@ def _estimate(
         )  # fmt: skip
         if method == "annealed":
             return annealed(program, rows, how, advance).below
-        truth = None
-        if true_latents is not None:
-            truth = unconstrained(Latents.of(program, few), true_latents, rows)
         return sandwich(
             program, rows, how, advance, moves=options.warmup, truth=truth,
             num_particles=particles, from_guide=options.proposal == "guide",
         )  # fmt: skip
-    dim = Latents.of(program, few).dim
-    require_enough_draws(options.num_draws, options.chains, dim)
     chains = options.some("num_draws", "chains", "warmup", "leapfrog_steps")
     if method == "importance":
         run = fitted_proposal
     else:
         run = reciprocal
-        warn_about_dimensions(dim)
+        warn_about_dimensions(Latents.of(program, first_rows(rows, 2)).dim)
     return run(program, rows, advance, num_particles=particles, **chains, **options.pieces)
-
-
-def _require_real(look: Look, method: str) -> None:
-    """Refuse discrete latents where a method moves along gradients, with what to use."""
-    for name, site in discrete_latents(look).items():
-        raise ValueError(
-            f'latent site "{name}" is discrete ({site.family}), expected latents that move along '
-            f"gradients for method={method!r}: {advice(look)}"
-        )
 
 
 def _in_words(method: str, proposal: str, known: bool) -> str:

@@ -42,7 +42,11 @@ def spread(
     cells = {}
     for number, start in enumerate(range(0, total, size)):
         piece = slice(start, start + size)
-        known = None if truth is None else {n: v[piece].cpu() for n, v in truth.items()}
+        known = (
+            None
+            if truth is None
+            else {n: torch.as_tensor(v)[piece].cpu() for n, v in truth.items()}
+        )
         seed = seed_of(*Stream.SHARES.key(options.seed, number)) >> 1
         rows_of_it = map_rows(partial(_part, piece=piece), rows)
         cells[f"{start}"] = (rows_of_it, options._replace(seed=seed), known)

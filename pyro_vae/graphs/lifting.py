@@ -91,6 +91,12 @@ def lift(
     return lifted
 
 
+def holds(function: Callable[..., Any], lifted: Lifted, args: tuple) -> bool:
+    """Whether a graph that was made of a function still says what that says, at ``args``."""
+    with no_modes(), pyro.validation_enabled(False), _capture_scope(None):
+        return differs(function, lifted, args, False, twice=False) is None
+
+
 def _reason(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     if "data-dependent" in text or "tracing tensor" in text or "item" in text.lower():

@@ -16,9 +16,11 @@ which it is stored, to see whether the program takes it and to know the data aga
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,15 +207,68 @@ def array_reader(value: Any, convert: Callable[[Any], Tensor]) -> tuple[Read, in
         return (lambda places: value[torch.from_numpy(places)]), len(value)
     if isinstance(value, np.ndarray):
         plain = value.view(np.ndarray)
-        return (lambda places: convert(plain.take(places, axis=0))), len(value)
+
+        def taken(places: np.ndarray) -> Tensor:
+            _require_file(value)
+            return convert(plain.take(places, axis=0))
+
+        return taken, len(value)
     by_rows = getattr(value, "oindex", value)  # of zarr; h5py has it as its own
 
     def read(places: np.ndarray) -> Tensor:
-        if len(places) and places[-1] - places[0] + 1 == len(places):  # as fast as it can be
-            return convert(np.asarray(value[int(places[0]) : int(places[-1]) + 1]))
-        return convert(np.asarray(by_rows[places]))
+        with _asking(value, places):
+            if len(places) and places[-1] - places[0] + 1 == len(places):  # as fast as it can be
+                rows = np.asarray(value[int(places[0]) : int(places[-1]) + 1])
+            else:
+                rows = np.asarray(by_rows[places])
+        _require_all(value, rows.shape[:1], places)
+        if rows.shape[1:] != tuple(value.shape[1:]):
+            raise ValueError(
+                f"rows of the {type(value).__name__} have shape {rows.shape[1:]}, expected "
+                f"{tuple(value.shape[1:])}, as its own shape says"
+            )
+        return convert(rows)
 
     return read, int(value.shape[0])
+
+
+def _require_file(value: np.ndarray) -> None:
+    """Refuse a file that has been cut since it was opened: reading on would end the process."""
+    whole = value
+    while isinstance(whole, np.memmap) and isinstance(whole.base, np.memmap):
+        whole = whole.base
+    path = getattr(whole, "filename", None)
+    if path is None:
+        return
+    needed = whole.offset + whole.nbytes  # type: ignore[attr-defined]
+    if (found := os.stat(path).st_size) < needed:
+        raise ValueError(
+            f"{path} has {found:,} bytes, expected {needed:,}, as when it was opened: it has been "
+            "cut or written anew; open it again"
+        )
+
+
+@contextlib.contextmanager
+def _asking(value: Any, places: Sequence[int] | np.ndarray) -> Iterator[None]:
+    try:
+        yield
+    except LookupError as error:
+        raise ValueError(
+            f"the {type(value).__name__} has no rows {_told(places)} "
+            f"({type(error).__name__}: {error}), of the {len(value):,} that its len() says"
+        ) from error
+
+
+def _require_all(value: Any, found: tuple[int, ...], places: Sequence[int] | np.ndarray) -> None:
+    if found != (len(places),):
+        raise ValueError(
+            f"the {type(value).__name__} was asked for {len(places)} rows, {_told(places)}, and "
+            f"gave {found[0] if found else 'none'}: rows would be taken for others"
+        )
+
+
+def _told(places: Sequence[int] | np.ndarray) -> str:
+    return f"{places[0]} to {places[-1]}" if len(places) > 1 else str(list(places))[1:-1]
 
 
 def together(read: dict[Any, Read]) -> Read:
@@ -228,7 +283,10 @@ def item_reader(data: Any) -> Read:
 
 def items_at(data: Any, numbers: list[int]) -> list[Any]:
     several = getattr(data, "__getitems__", None)
-    return list(several(numbers)) if several is not None else [data[i] for i in numbers]
+    with _asking(data, numbers):
+        items = list(several(numbers)) if several is not None else [data[i] for i in numbers]
+    _require_all(data, (len(items),), numbers)
+    return items
 
 
 def stacked(data: Any, items: list[Any]) -> Any:

@@ -15,14 +15,17 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_vae import defaults
+from pyro_vae.engine.capture import still_holds
 from pyro_vae.engine.choosing import make_step, require_alike, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask
 from pyro_vae.engine.ranked import step_among
 from pyro_vae.engine.ranks import current
+from pyro_vae.engine.steps import Step
 from pyro_vae.noise import LOOK
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import Objective
+from pyro_vae.program.calling import trainable
 from pyro_vae.program.inputs import gathered
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs.run import Run
@@ -190,10 +193,11 @@ def fit(
             in_turn(require_alike, programs, chosen, ask)
         prior = WeightPrior(settings[0].weight_prior, first.batches.num_data)
         make = make_step if ranks.size == 1 else partial(step_among, ranks)
-        step = in_turn(
+        making = partial(
             make, first.learner, engine, ask, prior=prior, num_steps=num_steps,
             replicas=len(loops) if many else 0,
         )  # fmt: skip
+        step = in_turn(making)
         if step.reason:
             logger.info("engine %s: %s", step.engine, step.reason)
         manifests = [
@@ -202,6 +206,33 @@ def fit(
         if writer is not None and resume:
             in_turn(go_on, writer.folder, first, manifests[0], num_steps)
         begin(ranks, loops, manifests, num_steps, None if writer is None else writer.folder)
+
+        def renewed(step: Step, values: str, tensors: str) -> Step:
+            """The step of a program that a callback has changed, if that changes what it does."""
+            for loop in loops:
+                if loop.learner.parameters.keys() != trainable(loop.learner.program).keys():
+                    raise ValueError(
+                        "a callback has changed which parameters are trained, which an optimizer "
+                        "is not told: train in two runs, and freeze between them"
+                    )
+            if ranks.size > 1:
+                raise ValueError(
+                    f"a callback has changed {values or tensors} in process 0 alone, where "
+                    f"callbacks run, so {ranks.size} processes would train different programs: "
+                    "train in one process"
+                )
+            if step.graph is None or not isinstance(chosen, Objective):
+                return step
+            rows = (*ask[1:3], *ask.state)
+            own = [loop.learner.program for loop in loops]
+            graph, copied = step.graph, tensors and step.engine == "compiled"
+            same = (in_turn(still_holds, graph, p, chosen, prior, rows) for p in own)
+            if not copied and all(same):
+                return step
+            if many:
+                in_turn(require_alike, own, chosen, ask)
+            return in_turn(making)
+
         label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
         with (
             # Left from below: what is stopped is saved first, and trackers are told afterwards.
@@ -212,7 +243,7 @@ def fit(
             told = list(callbacks)
             for loop, track in zip(loops, tracked, strict=True):
                 loop.listeners = [*([report] if loop is first else []), track, *told]
-            stopped = in_lockstep(loops, step, num_steps)
+            stopped = in_lockstep(loops, step, num_steps, renewed)
         runs = []
         for loop, manifest in zip(loops, manifests, strict=True):
             loop.finish()

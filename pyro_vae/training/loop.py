@@ -67,6 +67,7 @@ class Loop:
     kept: dict[str, Any] | None = None
     booked: bool = True  # all that was answered; not so after an error in the midst of that
     listeners: Sequence[Callable[[Record], Any]] = ()
+    told: int = 0  # records that they were told
     after_step: Callable[[Loop], Any] = lambda loop: None  # saves, where a folder was named
     first: Callable[[Callable[[], Any]], Any] = lambda function: function()  # run by rank 0 alone
     pause_every: int = 0  # updates after which `after_step` must see the loop, whatever else
@@ -230,6 +231,7 @@ class Loop:
 
     def _told(self, record: Record) -> bool:
         """Whether a listener wants the run to end; all of them are told."""
+        self.told += 1
         return True in [listen(record) for listen in self.listeners]
 
     def _snapshot(self) -> dict[str, Any]:
