@@ -11,8 +11,8 @@ PACKAGE = ROOT / "pyro_vae"
 # A room is a file or a folder at the top of the package.  It may use the rooms of the lines above.
 LEVELS = (
     "defaults errors recording torch_internals",
-    "noise turns distributions networks cluster",
-    "optimizers progress graphs program",
+    "noise turns distributions networks",
+    "optimizers progress graphs program cluster",
     "priors likelihoods posteriors densities evaluation",
     "models predictive chains checking",
     "objectives evidence datasets",
