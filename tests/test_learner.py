@@ -109,8 +109,8 @@ def reads(monkeypatch):
     """(updates, reads) of each turn: a step answers, and the loops book it and ask again."""
     found = []
 
-    def counted(loops, step, num_steps):
-        run = lockstep(loops, step, num_steps)
+    def counted(loops, step, num_steps, renewed):
+        run = lockstep(loops, step, num_steps, renewed)
         while True:
             with Reads() as mode:
                 try:

@@ -67,6 +67,26 @@ def test_what_a_callback_changes_is_trained_on(name, engine):
     assert abs(float(bias(Shifted().double(), engine)[0])) < 0.5
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_objective_that_a_callback_changes_is_what_is_trained_by(engine):
+    """Annealing by hand, and by the program's own handlers, to the same parameters."""
+
+    def trained(engine):
+        objective = AEVB(kl_weight=0.5)
+
+        def change(record):
+            objective.kl_weight = 2.0
+
+        run = pv.fit(
+            Shifted().double(), X, objective, steps=60, batch_size=20, engine=engine,
+            callbacks=[change], progress=False,
+        )  # fmt: skip
+        assert run.history.kl_weight.iloc[0] == 0.5 and run.history.kl_weight.iloc[-1] == 2.0
+        return dict(run.program.named_parameters())
+
+    torch.testing.assert_close(trained(engine), trained("pyro"), rtol=1e-9, atol=1e-10)
+
+
 def test_so_it_is_of_replicas_and_only_where_all_of_them_change():
     def change(record):
         record.program.shift = 5.0

@@ -79,7 +79,7 @@ def capture(
     before = remembered(program)
     with left_as_it_was(program, parameters=False):  # the program runs some times
         graph = _captured(program, objective, x, state, prior)
-        if not changed(before, after := remembered(program)):
+        if isinstance(graph, Refusal) or not changed(before, after := remembered(program)):
             return graph
         _captured(program, objective, x, state, prior)  # what its first run sets stays
         said = changed(after, remembered(program))

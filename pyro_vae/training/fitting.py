@@ -123,7 +123,9 @@ def fit(
             the highest held-out bound, "last" those of the last step.  Default: "best" under
             early stopping, else "last"; the manifest says ``kept_step``.  A run that goes on does
             so from its last weights, whatever was kept.
-        callbacks: each called with a :class:`Record`; one that returns True ends the run.
+        callbacks: each called with a :class:`Record`; one that returns True ends the run.  One may
+            change the program or the objective, whose step is then made anew; what is no tensor is
+            not saved, so a resumed run has it again from its first record on.
         out: a folder where the run is saved at regular times, at its end, on Ctrl-C, SIGTERM or
             SIGHUP, and at an error; ``pv.load(out)`` reads it.  One process may write there at a
             time.  Where the folder fails (a full disk), the state lies in one beside it, or in the

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro_vae.engine.learner import Ask
 from pyro_vae.engine.steps import Step
-from pyro_vae.program.remembered import changed, fixed_tensors, remembered
+from pyro_vae.program.remembered import changed, fixed_tensors, plain_values, remembered
 from pyro_vae.training.loop import Loop
 from pyro_vae.turns import in_turn
 from pyro_vae.turns.state import Whole
@@ -84,14 +84,15 @@ def lockstep(
 def _memory(loops: Sequence[Loop]) -> list[dict[str, Any]]:
     """What a graph of these programs has frozen, and what machine code has besides."""
     programs = {f"program[{n}] ": loop.learner.program for n, loop in enumerate(loops)}
-    return [
+    values, tensors = (
         {
             (place if len(loops) > 1 else "") + name: value
             for place, program in programs.items()
             for name, value in look(program).items()
         }
         for look in (remembered, fixed_tensors)
-    ]
+    )
+    return [values | plain_values(loops[0].learner.objective), tensors]
 
 
 def _next(
