@@ -49,9 +49,7 @@ def test_what_is_returned_stays_apart():
     assert len({t.data_ptr() for t in found}) == 4
 
 
-@pytest.mark.parametrize(
-    "name", some_quickly(["linear_gaussian", "bernoulli_vae"], "bernoulli_vae")
-)
+@pytest.mark.parametrize("name", ["bernoulli_vae", slowly("linear_gaussian")])
 @pytest.mark.parametrize("objective", [AEVB("A"), AEVB("B"), IWAE(3), WakeSleep()], ids=repr)
 def test_a_captured_step_is_as_small_as_by_torchs_own_pass(name, objective, monkeypatch):
     from torch._functorch.compile_utils import fx_graph_cse
