@@ -15,6 +15,7 @@ from pyro_vae.objectives import AEVB, IWAE, WakeSleep
 from pyro_vae.objectives.base import EMPTY
 
 from .programs import program_and_rows
+from .quickly import slowly
 
 
 def merged(function, *tensors):
