@@ -315,7 +315,7 @@ def connected(cluster: Any) -> Iterator[Any]:
             )
         yield cluster
         return
-    if isinstance(cluster, str) and cluster != "local":
+    if isinstance(cluster, str) and cluster != "local" and not cluster.isdecimal():
         try:
             client = Client(cluster, timeout=4)
         except (OSError, ValueError, ImportError) as error:
@@ -338,9 +338,9 @@ def connected(cluster: Any) -> Iterator[Any]:
         with client:
             yield client
         return
-    number = os.cpu_count() if cluster == "local" else errors.whole(
-        "cluster", cluster, why='a number of processes; else "local", an address or a Client'
-    )  # fmt: skip
+    given = int(cluster) if str(cluster).isdecimal() else cluster
+    why = 'a number of processes; else "local", an address or a Client'
+    number = os.cpu_count() if given == "local" else errors.whole("cluster", given, why=why)
     with (
         LocalCluster(
             n_workers=number, threads_per_worker=1, memory_limit=0, dashboard_address=":0"

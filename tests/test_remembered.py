@@ -1,5 +1,7 @@
 """Python values that change while a program is trained: no graph keeps what they were before."""
 
+import types
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -93,7 +95,7 @@ def test_so_it_is_of_replicas_and_only_where_all_of_them_change():
 
     assert abs(float(bias(Shifted().double(), callbacks=[change], replicas=2)[0]) + 5.0) < 0.5
     programs = [Shifted().double(), Shifted().double()]
-    with pytest.raises(ValueError, match=r"program\[1\] has loss"):
+    with pytest.raises(ValueError, match=r"Shifted.shift .* of some of the 2 .*record.program"):
         bias(programs, callbacks=[lambda record: setattr(programs[0], "shift", 5.0)])
 
 
@@ -159,3 +161,90 @@ def test_what_is_looked_at():
     assert not changed(remembered(program), remembered(program))
     program.moved.fill_(1.0)
     assert changed(tensors, fixed_tensors(program)).startswith("moved ")
+
+
+class Annealed(Shifted):
+    """Whose shift is what ``look`` finds, wherever that is."""
+
+    def __init__(self, look):
+        super().__init__()
+        self.look = look
+        self.value, self.config = torch.zeros(()), types.SimpleNamespace(shift=0.0)
+        self.act = torch.tanh
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.zeros(2), 1.0).to_event(1))
+            mean = self.decoder(self.act(z)) + self.look(self)
+            pyro.sample("x", normal(mean), obs=x)
+
+
+HIDDEN = types.SimpleNamespace(shift=0.0)
+PLACES = {
+    "a tensor of its own": (
+        lambda p: p.value, lambda p: p.value.fill_(5.0)
+    ),
+    "a tensor replaced": (lambda p: p.value, lambda p: setattr(p, "value", torch.tensor(5.0))),
+    "an object": (lambda p: p.config.shift, lambda p: setattr(p.config, "shift", 5.0)),
+    "elsewhere": (lambda p: HIDDEN.shift, lambda p: setattr(HIDDEN, "shift", 5.0)),
+    "a number of a buffer": (lambda p: p.moved.item(), lambda p: p.moved.fill_(5.0)),
+    "a hook": (
+        lambda p: 0.0,
+        lambda p: p.decoder._forward_hooks
+        or p.decoder.register_forward_hook(lambda m, i, out: out + 5.0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_a_callback_touches_is_noticed(place):
+    look, change = PLACES[place]
+    HIDDEN.shift = 0.0
+    found, _ = bias(Annealed(look).double(), callbacks=[lambda r: change(r.program)])
+    assert abs(float(found) + 5.0) < 0.7
+
+
+def test_who_changes_it_all_the_time_is_told_and_has_the_right_numbers():
+    def trained(engine):
+        program = Shifted().double()
+
+        def anneal(record):
+            program.shift = record.step / 100
+
+        bias(program, engine, [anneal], steps=60)
+        return dict(program.named_parameters())
+
+    with pytest.warns(pv.PyroVaeWarning, match=r"changed Shifted.shift .* again and again"):
+        found = trained("eager")
+    torch.testing.assert_close(found, trained("pyro"), rtol=1e-6, atol=1e-7)
+
+
+def test_who_replaces_a_layer_meanwhile_is_told_so():
+    def replace(record):
+        record.program.decoder = nn.Linear(2, 3).double()
+
+    for name in ("eager", "pyro"):
+        with pytest.raises(ValueError, match="changed which parameters are trained"):
+            bias(Shifted().double(), name, [replace])
+
+
+def test_a_replica_that_a_callback_cannot_reach_is_told_of_by_every_engine():
+    for name in ("eager", "pyro"):
+        program = Shifted().double()
+        with pytest.raises(ValueError, match=r"not of number 1: change record\.program"):
+            bias(program, name, [lambda r, p=program: setattr(p, "shift", 5.0)], replicas=2)
+
+
+def test_a_resumed_run_reads_the_buffers_that_were_saved(tmp_path):
+    def fit(steps, folder, **options):
+        def change(record):
+            if record.step >= 10:
+                record.program.moved.fill_(5.0)
+
+        program = Annealed(PLACES["a number of a buffer"][0]).double()
+        bias(program, callbacks=[change], steps=steps, out=folder, **options)
+        return dict(program.named_parameters())
+
+    fit(15, tmp_path / "parts")
+    found = fit(40, tmp_path / "parts", resume=True)
+    torch.testing.assert_close(found, fit(40, tmp_path / "whole"), rtol=0, atol=0)

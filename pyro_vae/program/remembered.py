@@ -39,12 +39,6 @@ def remembered(program: nn.Module) -> dict[str, Any]:
     return found
 
 
-def plain_values(thing: Any) -> dict[str, Any]:
-    """Those of an object that is no program, such as an objective."""
-    held = vars(thing) if hasattr(thing, "__dict__") else {}
-    return {f"{type(thing).__name__}.{n}": _copied(v) for n, v in held.items() if _is_simple(v)}
-
-
 def fixed_tensors(program: nn.Module) -> dict[str, Any]:
     """What tells whether somebody has written into a buffer or a frozen parameter, and which train.
 

@@ -15,17 +15,14 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_vae import defaults
-from pyro_vae.engine.capture import still_holds
 from pyro_vae.engine.choosing import make_step, require_alike, translate
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask
 from pyro_vae.engine.ranked import step_among
 from pyro_vae.engine.ranks import current
-from pyro_vae.engine.steps import Step
 from pyro_vae.noise import LOOK
 from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import Objective
-from pyro_vae.program.calling import trainable
 from pyro_vae.program.inputs import gathered
 from pyro_vae.progress import Record, reporter
 from pyro_vae.runs.run import Run
@@ -40,6 +37,7 @@ from pyro_vae.training.checkpoint import engine_of, go_on, keeping
 from pyro_vae.training.lockstep import in_lockstep
 from pyro_vae.training.loop import rows_of
 from pyro_vae.training.ranks import among_ranks, begin
+from pyro_vae.training.renewing import Renewal
 from pyro_vae.training.replicas import is_several, side_by_side
 from pyro_vae.training.setting_up import described, set_up
 from pyro_vae.training.settings import Settings
@@ -206,35 +204,14 @@ def fit(
             in_turn(described, loop, x, s, step) for loop, s in zip(loops, settings, strict=True)
         ]
         if writer is not None and resume:
+            held = {n: b.clone() for n, b in first.learner.program.named_buffers()}
             in_turn(go_on, writer.folder, first, manifests[0], num_steps)
+            now = dict(first.learner.program.named_buffers())
+            if any(not torch.equal(now[name], value) for name, value in held.items()):
+                step = in_turn(making)  # which may have read them as numbers
         begin(ranks, loops, manifests, num_steps, None if writer is None else writer.folder)
 
-        def renewed(step: Step, values: str, tensors: str) -> Step:
-            """The step of a program that a callback has changed, if that changes what it does."""
-            for loop in loops:
-                if loop.learner.parameters.keys() != trainable(loop.learner.program).keys():
-                    raise ValueError(
-                        "a callback has changed which parameters are trained, which an optimizer "
-                        "is not told: train in two runs, and freeze between them"
-                    )
-            if ranks.size > 1:
-                raise ValueError(
-                    f"a callback has changed {values or tensors} in process 0 alone, where "
-                    f"callbacks run, so {ranks.size} processes would train different programs: "
-                    "train in one process"
-                )
-            if step.graph is None or not isinstance(chosen, Objective):
-                return step
-            rows = (*ask[1:3], *ask.state)
-            own = [loop.learner.program for loop in loops]
-            graph, copied = step.graph, tensors and step.engine == "compiled"
-            same = (in_turn(still_holds, graph, p, chosen, prior, rows) for p in own)
-            if not copied and all(same):
-                return step
-            if many:
-                in_turn(require_alike, own, chosen, ask)
-            return in_turn(making)
-
+        renewal = Renewal(loops, making, ask, prior, ranks.size)
         label = type(chosen).__name__ + (f" x {len(loops)}" if many else "")
         with (
             # Left from below: what is stopped is saved first, and trackers are told afterwards.
@@ -245,7 +222,7 @@ def fit(
             told = list(callbacks)
             for loop, track in zip(loops, tracked, strict=True):
                 loop.listeners = [*([report] if loop is first else []), track, *told]
-            stopped = in_lockstep(loops, step, num_steps, renewed)
+            stopped = in_lockstep(loops, step, num_steps, renewal if told else None)
         runs = []
         for loop, manifest in zip(loops, manifests, strict=True):
             loop.finish()

@@ -9,14 +9,15 @@ from typing import Any
 
 from pyro_vae.engine.learner import Ask
 from pyro_vae.engine.steps import Step
-from pyro_vae.program.remembered import changed, fixed_tensors, plain_values, remembered
 from pyro_vae.training.loop import Loop
 from pyro_vae.turns import in_turn
 from pyro_vae.turns.state import Whole
 
+Renewed = Callable[[Step], Step]
+
 
 def in_lockstep(
-    loops: Sequence[Loop], step: Step, num_steps: int, renewed: Callable[[Step, str, str], Step]
+    loops: Sequence[Loop], step: Step, num_steps: int, renewed: Renewed | None = None
 ) -> str:
     """Run loops side by side, all of them answered by one step; why they ended.
 
@@ -24,8 +25,8 @@ def in_lockstep(
         loops: which.
         step: the step.
         num_steps: the budget.
-        renewed: the step to go on with once a listener has changed values that a program
-            remembers, or tensors: called with the step and with what these were, in words.
+        renewed: from a step to the one to go on with, once listeners have been told a record and
+            may have changed a program.
     """
     run = lockstep(loops, step, num_steps, renewed)
     while True:
@@ -36,10 +37,7 @@ def in_lockstep(
 
 
 def lockstep(
-    loops: Sequence[Loop],
-    step: Step,
-    num_steps: int,
-    renewed: Callable[[Step, str, str], Step] = lambda step, values, tensors: step,
+    loops: Sequence[Loop], step: Step, num_steps: int, renewed: Renewed | None = None
 ) -> Generator[int, None, str]:
     """The same bit by bit: it yields how many updates each of the loops has just taken."""
     # A turn for each step, so that a long training keeps no other thread waiting.
@@ -47,7 +45,7 @@ def lockstep(
     programs = [Whole.of(loop.learner.program) for loop in loops]
     turns = [loop.turns(num_steps) for loop in loops]
     sends = [each.send for each in turns]
-    memory, told = _memory(loops), 0
+    told = 0
     try:
         asks = _next(sends, [None] * len(loops))
         while not isinstance(asks, str):
@@ -61,10 +59,9 @@ def lockstep(
             most = step.most_at_once(asks[0], time.perf_counter() - started)
             updates = sum(not ask.refresh for ask in asks[0])
             asks = _next(sends, [(answer, most) for answer in answers])
-            if loops[0].told > told and not isinstance(asks, str):
-                told, before, memory = loops[0].told, memory, _memory(loops)
-                said = [changed(was, now) for was, now in zip(before, memory, strict=True)]
-                if any(said) and (other := renewed(step, *said)) is not step:
+            if renewed is not None and loops[0].told > told and not isinstance(asks, str):
+                told, other = loops[0].told, renewed(step)
+                if other is not step:
                     in_turn(step.release)
                     step = other
                     in_turn(step.bind, [loop.learner for loop in loops])
@@ -79,20 +76,6 @@ def lockstep(
     finally:
         in_turn(step.release)
     return asks
-
-
-def _memory(loops: Sequence[Loop]) -> list[dict[str, Any]]:
-    """What a graph of these programs has frozen, and what machine code has besides."""
-    programs = {f"program[{n}] ": loop.learner.program for n, loop in enumerate(loops)}
-    values, tensors = (
-        {
-            (place if len(loops) > 1 else "") + name: value
-            for place, program in programs.items()
-            for name, value in look(program).items()
-        }
-        for look in (remembered, fixed_tensors)
-    )
-    return [values | plain_values(loops[0].learner.objective), tensors]
 
 
 def _next(
