@@ -248,3 +248,33 @@ def test_a_resumed_run_reads_the_buffers_that_were_saved(tmp_path):
     fit(15, tmp_path / "parts")
     found = fit(40, tmp_path / "parts", resume=True)
     torch.testing.assert_close(found, fit(40, tmp_path / "whole"), rtol=0, atol=0)
+
+
+class Normed(Shifted):
+    """A batch norm sees the rows of a batch, and must not see what fills up the last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def guide(self, x):
+        super().guide(self.norm(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*again and again:pyro_vae.PyroVaeWarning")
+def test_a_batch_norm_sees_no_filling_after_the_handlers_have_taken_over():
+    def trained(engine):
+        program = Normed().double()
+        anneal = [lambda record: setattr(program, "shift", record.step / 50)]
+        bias(program, engine, anneal, steps=40, batch_size=25)  # 25, 25 and 10 rows
+        return dict(program.named_parameters()), dict(program.named_buffers())
+
+    torch.testing.assert_close(trained("eager"), trained("pyro"), rtol=1e-6, atol=1e-7)
+
+
+def test_what_a_callback_counts_in_one_of_several_replicas_is_no_reason_to_end():
+    program = Shifted().double()
+    count = [lambda record: setattr(program, "calls", program.calls + 1)]
+    for name in ("eager", "pyro"):
+        bias(program, name, count, replicas=2, steps=20)
+    assert program.calls > 2

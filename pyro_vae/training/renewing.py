@@ -12,6 +12,7 @@ from typing import Any
 
 from pyro_vae import errors
 from pyro_vae.engine.capture import still_holds
+from pyro_vae.engine.choosing import require_alike
 from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask
 from pyro_vae.engine.sources import HandlerSource
@@ -47,6 +48,7 @@ class Renewal:
         self._programs = [loop.learner.program for loop in loops]
         self._loops, self._making, self._prior = loops, making, prior
         self._rows, self._processes = (ask.x, ask.weight, *ask.state), processes
+        self._ask = ask
         self._objective = loops[0].learner.objective
         self._memory, self._made = self._now(), 0
 
@@ -85,7 +87,9 @@ class Renewal:
             errors.PyroVaeWarning,
             stacklevel=errors.users_line(),
         )
-        return OneByOne(HandlerSource(self._programs[0], objective, self._prior, reason))
+        # Batches that are filled up stay with what leaves the filling out of a batch norm.
+        handlers = HandlerSource(self._programs[0], objective, self._prior, reason)
+        return OneByOne(handlers, getattr(step, "partial", None))
 
     def _require(self, values: Sequence[str], tensors: Sequence[str]) -> None:
         for loop in self._loops:
@@ -103,9 +107,12 @@ class Renewal:
             )
         for each in (values, tensors):
             if any(each) and not all(each):
-                number = next(n for n, one in enumerate(each) if not one)
-                raise ValueError(
-                    f"a callback has changed {next(filter(None, each))} of some of the "
-                    f"{len(each)} replicas, and not of number {number}: change "
-                    "record.program, which is each one's own"
-                )
+                try:  # what a callback counts for itself matters to nobody
+                    in_turn(require_alike, self._programs, self._objective, self._ask)
+                except ValueError as error:
+                    number = next(n for n, one in enumerate(each) if not one)
+                    raise ValueError(
+                        f"a callback has changed {next(filter(None, each))} of some of the "
+                        f"{len(each)} replicas, and not of number {number}: change "
+                        "record.program, which is each one's own"
+                    ) from error
