@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import sys
+import types
 from pathlib import Path
 
 import pyro
@@ -45,6 +46,23 @@ class Normed(pv.Program):
     def guide(self, x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+class Shifted(Normed):
+    """Rows by themselves, and a number that the model adds."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(12, 2)
+        self.held = types.SimpleNamespace(shift=0.0)  # which no list of plain values has
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x) + self.held.shift, 1.0).to_event(1))
+
+
+def shifts(record):
+    record.program.held.shift = 5.0
 
 
 def fit(program=None, x=X, objective=None, **options):
@@ -104,6 +122,7 @@ REFUSED = {
     "a callback's error": lambda: plain(callbacks=[raising]),
     "one rank's error": lambda: plain(x=X if rank() == 0 else "nothing"),
     "not finite": lambda: fit(lr=1e300, optimizer=torch.optim.SGD),
+    "a callback that changes it": lambda: fit(Shifted().double(), callbacks=[shifts]),
     "interrupted": lambda: plain(steps=400, callbacks=[interrupting]),
 }
 # What takes a compiler, and so is asked for by name.

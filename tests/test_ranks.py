@@ -87,6 +87,7 @@ SAID = {
     "a callback's error": "LookupError: the callback's own",
     "one rank's error": "TypeError: data is str",
     "not finite": "(of the rows of process 0)",
+    "a callback that changes it": "or the objective in process 0 alone, where callbacks run",
     "interrupted": "KeyboardInterrupt: stopped by SIGINT after step 2",
 }
 

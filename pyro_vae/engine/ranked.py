@@ -187,6 +187,7 @@ class RankedSource(GradientSource):
     def __init__(self, own: GradientSource, ranks: Ranks, draws: Draws) -> None:
         self._own, self._ranks, self._draws = own, ranks, draws
         self.engine, self.reason = own.engine, own.reason
+        self.graph = getattr(own, "graph", None)
         own.noise = draws
 
     def on(self, program: nn.Module) -> RankedSource:

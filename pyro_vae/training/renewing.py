@@ -75,6 +75,8 @@ class Renewal:
             for p in self._programs
         ):
             return step
+        if self._processes > 1:
+            raise self._apart("the program or the objective")
         self._made += 1
         if self._made <= MOST:
             return in_turn(self._making)
@@ -101,10 +103,7 @@ class Renewal:
                 )
         said = next(filter(None, [*values, *tensors]), "")
         if said and self._processes > 1:
-            raise ValueError(
-                f"a callback has changed {said} in process 0 alone, where callbacks run, so "
-                f"{self._processes} processes would train different programs: train in one process"
-            )
+            raise self._apart(said)
         for each in (values, tensors):
             if any(each) and not all(each):
                 try:  # what a callback counts for itself matters to nobody
@@ -116,3 +115,9 @@ class Renewal:
                         f"{len(each)} replicas, and not of number {number}: change "
                         "record.program, which is each one's own"
                     ) from error
+
+    def _apart(self, said: str) -> ValueError:
+        return ValueError(
+            f"a callback has changed {said} in process 0 alone, where callbacks run, so "
+            f"{self._processes} processes would train different programs: train in one process"
+        )
