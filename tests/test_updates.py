@@ -9,7 +9,7 @@ from torch import nn, optim
 
 import pyro_vae as pv
 from pyro_vae import engine
-from pyro_vae.engine.fused import fuse
+from pyro_vae.engine.fusing import fuse
 from pyro_vae.engine.sources import GraphSource
 from pyro_vae.engine.steps import OneByOne
 from pyro_vae.engine.updates import bind, numbers_of, rebind, rules_of

@@ -26,7 +26,7 @@ from torch import nn
 from pyro_vae.densities.sites import Sites, latents_of
 from pyro_vae.engine.capture import Graph, capture
 from pyro_vae.engine.functions import NO_PRIOR, WeightPrior, gradient_function
-from pyro_vae.engine.fused import fuse
+from pyro_vae.engine.fusing import fuse
 from pyro_vae.engine.learner import Ask, Learner
 from pyro_vae.engine.sources import GradientSource, GraphSource, HandlerSource
 from pyro_vae.engine.steps import OneByOne, Step

@@ -1,187 +1,45 @@
-r"""A whole training step as one graph: gradients, their checks, and the update in place.
+r"""Steps whose update is a part of their graph, for one learner or for replicas in lockstep.
 
-.. code-block:: text
+Several updates are prepared and run in a row, from a copy of what was there before the first.
+Where one of them made what is no number, everything is put back and those before it are made again,
+from the same tensors.  Python is left with drawing noise, choosing rows and reading a handful of
+numbers, and does each for several updates in a row: between two large matrix products, which sweep
+the caches, it takes five times as long.
 
-    (params, x, weight, rows, shared, noise, numbers, alive, count, optimizer's state) -> sums
-
-Parameters and the optimizer's state are written in place.  A step whose loss or gradient is not
-finite writes nothing, and its sums say so; neither does any step after it, so several can be
-prepared and run before Python looks at the sums of the first.  Python is left with drawing noise,
-choosing rows and reading a handful of numbers, and does each for several steps in a row: between
-two large matrix products, which sweep the caches, it takes five times as long.
-
-Replicas are the same graph under ``vmap``: every tensor has a leading dimension of R, and the
-programs and optimizers of the R loops hold views of what is stacked.
+Of replicas the programs and optimizers hold views of what is stacked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_vae.engine.capture import Graph, capture_unit
+from pyro_vae.engine.capture import Graph
 from pyro_vae.engine.functions import sums_of
 from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite, means_of, stack
 from pyro_vae.engine.steps import Step
 from pyro_vae.engine.updates import Rules, bind, numbers_of, rebind, unbind
-from pyro_vae.graphs.compiling import compiled, machine_code
-from pyro_vae.graphs.lifted import Lifted, Refusal
+from pyro_vae.graphs.lifted import Lifted
 from pyro_vae.noise import keyed, seeded
 from pyro_vae.objectives.base import Objective
-from pyro_vae.program.calling import trainable
-from pyro_vae.torch_internals import sources_forgotten, traced
 
 Flat = Callable[..., Sequence[Tensor]]
 
 AT_ONCE = 32  # updates that are prepared together, at most; and what their rows take
-BYTES_AT_ONCE = 4 << 20
+BYTES_AT_ONCE = 16 << 20
 SECONDS_AT_ONCE = 0.1
 
 
-def _update_function(
-    lifted: Lifted, num_params: int, rule: Rules, clip: float | None
-) -> tuple[Callable[..., list[Tensor]], list[str]]:
-    """Flat tensors -> new parameters, count and state, stacked sums; once run, the sums' names."""
-    names: list[str] = []
-    width = len(rule.names)
-
-    def update(num_inputs: int, *tensors: Tensor) -> list[Tensor]:
-        inputs, (now, alive, count, *state) = tensors[:num_inputs], tensors[num_inputs:]
-        numbers = now.unbind()
-        grads, sums = lifted.unflatten(lifted.graph(*inputs))
-        names[:] = sums
-        norm = sums["grad_norm"] / sums["weight"]
-        good = alive & norm.isfinite() & sums["loss"].isfinite()
-        share = 1.0 if clip is None else (clip / norm).clamp_max(1.0)
-        given = list(zip(inputs[:num_params], batched(state, width, num_params), strict=True))
-        made = [
-            rule.moved(i, p, grad * share, old, numbers)
-            for i, ((p, old), grad) in enumerate(zip(given, grads.values(), strict=True))
-        ]
-        # A sum is a number where all of its terms are.
-        bad = ~torch.stack([p.sum(dtype=_wide(p)).isfinite() for p, _ in made])
-        burst = good & bad.any()
-        good = good & ~burst
-        named = -(1 + bad.int().argmax()) * sums["weight"]  # as `require_finite` reads it
-        sums = {**sums, "grad_norm": torch.where(burst, named, sums["grad_norm"])}
-        moved = [torch.where(good, new, p) for (p, _), (new, _) in zip(given, made, strict=True)]
-        memory = [
-            torch.where(good, n, o)
-            for (_, old), (_, new) in zip(given, made, strict=True)
-            for n, o in zip(new, old, strict=True)
-        ]
-        return [*moved, good, torch.where(good, count + 1, count), *memory, stack(sums)[1]]
-
-    return update, names
-
-
-def batched(state: Sequence[Tensor], width: int, most: int) -> list[tuple[Tensor, ...]]:
-    """The optimizer's tensors, parameter by parameter."""
-    if not width:
-        return [()] * most
-    return [tuple(state[i : i + width]) for i in range(0, len(state), width)]
-
-
-def _wide(p: Tensor) -> torch.dtype:
-    """In which a sum of many does not overflow."""
-    return torch.promote_types(p.dtype, torch.float32)
-
-
-def _in_place(graph: Flat, num_params: int, num_inputs: int) -> Flat:
-    """The same function, writing what is new where the old was."""
-
-    def run(*tensors: Tensor) -> list[Tensor]:
-        *new, sums = graph(*tensors)
-        old = [*tensors[:num_params], *tensors[num_inputs + 1 :]]
-        for target, value in zip(old, new, strict=True):
-            target.copy_(value)
-        return [sums]
-
-    return run
-
-
-def fuse(
-    graph: Graph,
-    learner: Learner,
-    rule: Rules,
-    ask: Ask,
-    *,
-    replicas: int = 0,
-    machine: bool = True,
-) -> FusedStep | Refusal:
-    """The step of a captured graph with its update inside, compiled where ``machine`` says so.
-
-    Args:
-        graph: the captured step of one program, with the prior of its weights.
-        learner: that program with its objective, and the largest norm of a gradient.
-        rule: the optimizer's update.
-        ask: what is asked for, as an example.
-        replicas: R programs side by side, each tensor stacked; 0 is one program as it is.
-        machine: compile, or run operation by operation.
-    """
-    program, objective = learner.program, learner.objective
-    kept = graph.grads.kept + (graph.refresh.kept if graph.refresh else ())
-    if replicas and kept:
-        return Refusal(
-            f"{', '.join(kept)} draws by itself, which would be one draw for all of them"
-        )
-    params = [p.detach().clone() for p in trainable(program).values()]
-    inputs = [*params, *pytree.tree_leaves(ask[1:4])]
-    update, names = _update_function(graph.grads, len(params), rule, learner.clip)
-    memory = [torch.ones_like(p) for p in params for _ in rule.names]
-    numbers = params[0].new_full((rule.num_numbers,), 0.5)
-    count = torch.zeros((), device=params[0].device)
-    tensors = [*inputs, *graph.grads.draw(ask.key), numbers, count == 0, count, *memory]
-    num_inputs = len(tensors) - len(memory) - 3
-    update = partial(update, num_inputs)
-    if replicas:
-        tensors = [torch.stack([t] * replicas) for t in tensors]
-        update = torch.vmap(update)
-    # Tracing runs the draws that stay in the graph.
-    with torch.no_grad(), seeded(*ask.key), sources_forgotten():
-        code: Flat = _in_place(traced(update, *tensors), len(params), num_inputs)
-        refresh: Any = None if graph.refresh is None else graph.refresh.run
-        if machine:
-            whole = traced(code, *[t.clone() for t in tensors])
-            made = machine_code(whole, *tensors, kept=bool(kept))
-            if isinstance(made, Refusal):
-                return made
-            code = made
-        if refresh is not None and replicas:
-            given = [*inputs, *graph.refresh.draw(ask.key)]  # type: ignore[union-attr]
-            refresh = traced(torch.vmap(refresh), *[torch.stack([t] * replicas) for t in given])
-    unit = None
-    if machine and graph.refresh is not None and not replicas:
-        unit = _compiled_unit(program, objective, ask)  # type: ignore[arg-type]
-        if isinstance(unit, Refusal):
-            return unit
-    return FusedStep(
-        graph, objective, rule, tuple(names), code, refresh, unit, bool(replicas), machine
-    )
-
-
-def _compiled_unit(program: nn.Module, objective: Objective, ask: Ask) -> Lifted | Refusal | None:
-    """What a refresh calls over and over, where it is one function: quicker to compile than all."""
-    if objective.unit is None:
-        return None
-    unit = capture_unit(program, objective, ask.x, ask.state)
-    if isinstance(unit, Refusal):
-        return unit
-    params = {name: p.detach() for name, p in trainable(program).items()}
-    return compiled(unit, params, ask.x, ask.state.rows)
-
-
 class FusedStep(Step):
-    """Gradients and update as one graph, for one learner or for replicas in lockstep."""
+    """Gradients and update as one graph; see `engine/fusing.py`."""
 
     reason = ""
 
-    def __init__(self, graph, objective, rule, names, code, refresh, unit, stacked, machine):
+    def __init__(self, graph, objective, rule, names, code, refresh, unit, stacked, machine, forms):
         self.graph: Graph = graph
         self.objective: Objective = objective
         self.rule: Rules = rule
@@ -192,6 +50,7 @@ class FusedStep(Step):
         self._refresh: Any = refresh
         self._kept = tuple(bool(g.kept) if g else False for g in (graph.grads, graph.refresh))
         self._unit: Lifted | None = unit
+        self._written_forms, self._given_forms = forms
 
     def bind(self, learners: Sequence[Learner]) -> None:
         """Work in place on the parameters and the optimizers' states of these learners.
@@ -214,8 +73,9 @@ class FusedStep(Step):
                     p.data = whole[r]
                 own = [*learner.parameters.values()]
                 rebind(learner.optimizer, self.rule, own, [whole[r] for whole in self._memory])
-        lead = (len(learners),) if self.stacked else ()
-        self._alive = torch.ones(lead, dtype=torch.bool, device=self._params[0].device)
+        self._written = [*self._params, *self._memory]
+        _require("parameters and optimizer's state", self._written, self._written_forms)
+        self._before = [torch.empty_like(t) for t in self._written]
 
     def release(self) -> None:
         for r, learner in enumerate(self._learners):
@@ -229,39 +89,70 @@ class FusedStep(Step):
         if asks[0][0].refresh:
             return [[answer] for answer in self._refreshed([ask for (ask,) in asks])]
         numbers = self._numbers(len(asks[0]))
+        given = [self._given(self.graph.grads, each) for each in zip(*asks, strict=True)]
+        for each in given:
+            _require("a batch with its state and noise", each, self._given_forms)
         prepared = [
-            [*self._params, *self._given(self.graph.grads, each), now, self._alive, *self._memory]
-            for each, now in zip(zip(*asks, strict=True), numbers, strict=True)
+            [*self._params, *each, now, *self._memory]
+            for each, now in zip(given, numbers, strict=True)
         ]
-        for learner in self._learners:
-            learner.whole = False
-        sums = [
-            self._run(self._code, ask, *tensors)[0]
-            for ask, tensors in zip(asks[0], prepared, strict=True)
-        ]
-        return self._answers(asks, torch.stack(sums))
-
-    def _answers(self, asks: Sequence[Sequence[Ask]], sums: Tensor) -> list[list[Answer]]:
-        """Sums of (updates, replicas, names), or without replicas, as answers to each learner."""
-        by_learner = sums.movedim(1, 0) if self.stacked else sums[None]
-        numbers = by_learner.tolist()  # the one wait for a device
-        answers = [
-            [
-                Answer(None, self.names, s, means_of(self.names, n))
-                for s, n in zip(some.unbind(), many, strict=True)
-            ]
-            for some, many in zip(by_learner.unbind(), numbers, strict=True)
-        ]
-        for learner in self._learners:
-            learner.whole = True
-        for learner, its, found in zip(self._learners, asks, answers, strict=True):
-            for number, (ask, answer) in enumerate(zip(its, found, strict=True)):
+        torch._foreach_copy_(self._before, self._written)
+        self._whole(False)
+        answers, error = self._answered(asks[0], prepared)
+        for number, at in enumerate(answers):
+            if not all(answer.finite for answer in at):  # what comes after it is of no use
+                self._again(asks[0], prepared[:number])
+            for learner, its, answer in zip(self._learners, asks, at, strict=True):
                 try:
-                    learner.require_finite(answer.means, ask)
-                except NotFinite as error:
-                    error.answers = found[:number]
+                    learner.require_finite(answer.means, its[number])
+                except NotFinite as bad:
+                    self._again(asks[0], prepared[:number])
+                    before = [[*own] for own in zip(*answers[:number], strict=True)]
+                    bad.made = [*zip(self._learners, before, strict=False)]
                     raise
-        return answers
+        if error is not None:
+            self._again(asks[0], [])
+            raise error
+        self._whole(True)
+        return [[*own] for own in zip(*answers, strict=True)]
+
+    def _again(self, asks: Sequence[Ask], prepared: Sequence[Sequence[Tensor]]) -> None:
+        """All that is written as it was, and after these updates; so often as it is called."""
+        torch._foreach_copy_(self._written, self._before)
+        for ask, tensors in zip(asks, prepared, strict=False):
+            self._run(self._code, ask, *tensors)
+        self._whole(True)
+
+    def _whole(self, whole: bool) -> None:
+        for learner in self._learners:
+            learner.whole = whole
+
+    def _answered(
+        self, asks: Sequence[Ask], prepared: Sequence[Sequence[Tensor]]
+    ) -> tuple[list[tuple[Answer, ...]], BaseException | None]:
+        """Answers to all learners, update by update, as far as these came, and what stopped them.
+
+        What stops one may be what an update that was no number has led to.
+        """
+        sums: list[Tensor] = []
+        error: BaseException | None = None
+        try:
+            for ask, tensors in zip(asks, prepared, strict=True):
+                sums.append(self._run(self._code, ask, *tensors)[0])
+        except BaseException as raised:
+            if not sums:
+                return [], raised
+            error = raised
+        stacked = torch.stack(sums)
+        stacked = stacked if self.stacked else stacked[:, None]
+        numbers = stacked.tolist()  # the one wait for a device
+        return [
+            tuple(
+                Answer(None, self.names, s, means_of(self.names, n))
+                for s, n in zip(at.unbind(), own, strict=True)
+            )
+            for at, own in zip(stacked.unbind(), numbers, strict=True)
+        ], error
 
     def most_at_once(self, asks: Sequence[Ask], seconds: float) -> int:
         """So many that neither memory nor a user who wants to stop them would notice.
@@ -322,3 +213,18 @@ class FusedStep(Step):
                 with seeded(*ask.key):
                     return code(*tensors)
             return code(*tensors)
+
+
+def form_of(tensor: Tensor) -> tuple:
+    """What machine code takes for granted of a tensor."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _require(what: str, tensors: Sequence[Tensor], expected: Sequence[tuple]) -> None:
+    """Machine code reads and writes where tensors of these forms would lie, and looks at none."""
+    if (found := [form_of(t) for t in tensors]) != expected:
+        got, wanted = next(pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"{what} has a tensor of shape, strides, type and device {got}, expected {wanted}, as "
+            'at the first step: let all be of one form, or train with engine="pyro"'
+        )

@@ -52,20 +52,30 @@ class Answer(NamedTuple):
         names, stacked = stack(sums)
         return cls(rows, names, stacked, means_of(names, stacked.tolist()))
 
+    @property
+    def finite(self) -> bool:
+        """Whether an update has a loss, a gradient and new parameters that are numbers."""
+        return finite(self.means)
+
 
 class NotFinite(ValueError):
     """A loss, a gradient or a parameter that is no number; nothing was changed by its step.
 
     Attributes:
         learner: whose.
-        answers: of the updates that were made before it, of those that were asked for with it.
+        made: answers to the updates that were made before it, of those that were asked for with
+            it, by learner.
         row: of the batch, where one is at fault.
     """
 
     def __init__(self, message: str, learner: Learner, row: int | None = None) -> None:
         super().__init__(message)
         self.learner, self.row = learner, row
-        self.answers: list[Answer] = []
+        self.made: list[tuple[Learner, list[Answer]]] = []
+
+    def answers_to(self, learner: Learner) -> list[Answer]:
+        """Those of ``made`` that are its own."""
+        return next((answers for each, answers in self.made if each is learner), [])
 
     def tell_row(self, indices: Sequence[Tensor]) -> None:
         """Say which row of the data it is; ``indices`` begins with the rows of its batch."""
@@ -118,12 +128,13 @@ class Learner:
     ) -> None:
         """Refuse an update that is not finite, and say what was not.
 
-        A norm below 0 says that parameter number -norm - 1 would not be.
+        The parameters are those before it.  A norm below 0 says that parameter number -norm - 1
+        would not be.
 
         Raises:
             NotFinite: a ValueError naming the step, and the site and row, or the parameters.
         """
-        if math.isfinite(means["loss"]) and 0 <= means["grad_norm"] < math.inf:
+        if finite(means):
             return
         step = f"{self.name}step {ask.key[-1] + 1}"
         if (norm := means["grad_norm"]) < 0:
@@ -177,6 +188,11 @@ def stack(sums: Sums) -> tuple[tuple[str, ...], Tensor]:
     """Names and one tensor, so that a device is waited for once."""
     like = sums["weight"].dtype
     return tuple(sums), torch.stack([value.to(like) for value in sums.values()])
+
+
+def finite(means: dict[str, float]) -> bool:
+    """Whether an update has a loss, a gradient and new parameters that are numbers."""
+    return math.isfinite(means["loss"]) and 0 <= means["grad_norm"] < math.inf
 
 
 def means_of(names: tuple[str, ...], sums: Sequence[float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyro_vae.engine.learner import Answer, Ask, Learner
+from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite
 from pyro_vae.engine.sources import GradientSource
 
 
@@ -59,10 +59,16 @@ class OneByOne(Step):
         self._learners = [(learner, self.source.on(learner.program)) for learner in learners]
 
     def answer(self, asks: Sequence[Sequence[Ask]]) -> list[list[Answer]]:
-        return [
-            [_one(learner, self._source_of(source, ask), ask) for ask in its]
-            for (learner, source), its in zip(self._learners, asks, strict=True)
-        ]
+        made: list[tuple[Learner, list[Answer]]] = []
+        for (learner, source), its in zip(self._learners, asks, strict=True):
+            made.append((learner, []))
+            try:
+                for ask in its:
+                    made[-1][1].append(_one(learner, self._source_of(source, ask), ask))
+            except NotFinite as error:
+                error.made = made
+                raise
+        return [answers for _, answers in made]
 
     def _source_of(self, source: GradientSource, ask: Ask) -> GradientSource:
         whole = self.partial is None or bool(ask.weight.all())

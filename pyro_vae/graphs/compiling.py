@@ -35,7 +35,7 @@ APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + a
 
 
 def machine_code(
-    graph: fx.GraphModule, *tensors: Tensor, kept: bool = False
+    graph: fx.GraphModule, *tensors: Tensor, kept: bool = False, checked: bool = True
 ) -> Callable[..., Sequence[Tensor]] | Refusal:
     """A flat graph as machine code, compiled now and compared once on these tensors.
 
@@ -43,12 +43,14 @@ def machine_code(
         graph: flat tensors in, a flat list out; it may write into its inputs.
         tensors: example inputs; they stay as they are.
         kept: whether random draws are left in the graph.
+        checked: let the code look at shapes and strides at every call; on small nets that takes a
+            tenth of a step, and who calls it with others without it reads memory at random.
 
     Returns:
         The code, or a refusal: there is no C++ compiler, the compiler fails, or its code gives
         other numbers than the graph.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"size_asserts": checked}
     if kept:  # draws that stay in the graph shall be those of the graph run eagerly
         options["fallback_random"] = True
     if any(t.is_cuda for t in tensors):
@@ -62,27 +64,35 @@ def machine_code(
     def copies() -> list[Tensor]:
         return [t.detach().clone() for t in tensors]
 
-    def built(afresh: bool) -> Callable[..., Sequence[Tensor]]:
+    def built(afresh: bool = False, **more: Any) -> Callable[..., Sequence[Tensor]]:
         # Not torch.compile: its guards ask at every call whether Python has changed, and a graph
         # has none; on small nets they take as long as the arithmetic.
         apart = traced(graph, *copies(), apart=APART)
         if not options.get("triton.cudagraphs"):
             quicken(apart)
-        return machine_code_of(apart, copies(), options, afresh=afresh)
+        return machine_code_of(apart, copies(), options | more, afresh=afresh)
 
     mine, theirs = copies(), copies()
     try:
         with torch.no_grad(), seeded(*LOOK), sources_forgotten(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, of its own code
             cache.sweep()
-            try:
-                code = built(afresh=False)
-            except Exception as error:
-                # What was left half written once and is loaded again and again: the next process
-                # shall find it gone, and this one needs none of it.
-                if not cache.removed_as_named(error) and not _may_end_well(error):
-                    raise
-                code = built(afresh=True)
+            # Kernels that are called by C++ give the same bits as those that Python calls, a sixth
+            # of a small net's step earlier; not every operation can be called so.  The last way has
+            # no need of the cache, where something may have been left half written once.
+            ways: list[dict[str, Any]] = [{}, {"afresh": True}]
+            if not options.get("triton.cudagraphs"):
+                ways.insert(0, {"cpp_wrapper": True})
+            while True:
+                try:
+                    code = built(**ways.pop(0))
+                    break
+                except Exception as error:
+                    # What it names shall be gone for the next process.
+                    gone = cache.removed_as_named(error)
+                    if not ways or not (gone or _may_end_well(error)):
+                        raise
+                    logger.info("compiled another way, after this: %s", _reason(error))
             with seeded(*LOOK):
                 got = code(*mine)
             with seeded(*LOOK):

@@ -130,10 +130,12 @@ class Loop:
                     indices.append(index[:count])
                 answers, most = yield asks
             except BaseException as error:  # what was done before it is booked, the rest undone
-                if isinstance(error, NotFinite) and error.learner is self.learner:
-                    self._take(error.answers, indices, fresh)
+                if isinstance(error, NotFinite):
+                    made = error.answers_to(self.learner)
+                    self._take(made, indices, fresh)
                     done.seconds = time.perf_counter() - started
-                    error.tell_row(indices[len(error.answers) :])
+                    if error.learner is self.learner:
+                        error.tell_row(indices[len(made) :])
                 if undo is not None:
                     undo()
                 raise
