@@ -13,6 +13,7 @@ BATCH_SIZE: Final = 100
 LR: Final = 0.02
 WEIGHT_PRIOR: Final = 0.0
 ENGINE: Final = "auto"
+MATMUL_PRECISION: Final = "highest"
 
 # Comparisons
 SAMPLES: Final = 150_000

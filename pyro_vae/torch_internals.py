@@ -18,6 +18,7 @@ A graph is captured, compared and compiled by parts of torch that it does not pr
   code, and Python forgets that it was to die of SIGINT.  ``ready_to_end`` imports it before.
 * ``modes`` are those of this thread, to be put back where one was left behind.
 * ``graph_module`` keeps the source of every graph; ``sources_forgotten`` drops those of ours.
+* ``has_bfloat16_products`` asks what the processor has.
 * ``StorageWeakRef`` names the memory of a tensor without keeping it.
 
 To try another version of torch: ``make matrix``.
@@ -52,6 +53,7 @@ __all__ = [
     "StorageWeakRef",
     "TorchDispatchMode",
     "compile_cache",
+    "has_bfloat16_products",
     "machine_code_of",
     "modes",
     "no_modes",
@@ -90,6 +92,11 @@ def put_back_modes(before: Modes) -> None:
                 own._pop_mode()
             for mode in kept:
                 own._push_mode(mode)
+
+
+def has_bfloat16_products() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 by instructions of its own."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @contextlib.contextmanager

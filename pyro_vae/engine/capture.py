@@ -28,6 +28,7 @@ from pyro_vae.engine.functions import NO_PRIOR, WeightPrior, gradient_function, 
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.lifting import holds, lift
 from pyro_vae.graphs.probing import nudged, others
+from pyro_vae.graphs.products import in_bfloat16
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.program.calling import (
     Parameters,
@@ -48,10 +49,19 @@ class Graph:
     Attributes:
         grads: the gradient function; ``grads.draw(key)`` gives the noise that belongs to a key.
         refresh: the refresh function, where the objective has one.
+        exact: the gradient function that programs are compared with, where ``grads`` is a rough
+            one.
     """
 
     grads: Lifted
     refresh: Lifted | None
+    exact: Lifted | None = None
+
+    def at(self, precision: str) -> Graph:
+        """The same with gradients whose large products are in that precision."""
+        if precision == "highest":
+            return self
+        return Graph(in_bfloat16(self.grads), self.refresh, exact=self.grads)
 
 
 @taking_turns
@@ -99,7 +109,7 @@ def still_holds(
     params = {name: p.detach() for name, p in trainable(program).items()}
     function = gradient_function(program, objective, prior)
     with left_as_it_was(program, parameters=False):
-        if not holds(function, graph.grads, (params, *args)):
+        if not holds(function, graph.exact or graph.grads, (params, *args)):
             return False
         refresh = refresh_function(program, objective)
         return graph.refresh is None or holds(refresh, graph.refresh, (params, *args))

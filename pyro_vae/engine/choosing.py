@@ -23,6 +23,7 @@ from pyro.infer import ReweightedWakeSleep as PyroReweightedWakeSleep
 from pyro.infer.elbo import ELBO
 from torch import nn
 
+from pyro_vae import defaults
 from pyro_vae.densities.sites import Sites, latents_of
 from pyro_vae.engine.capture import Graph, capture
 from pyro_vae.engine.functions import NO_PRIOR, WeightPrior, gradient_function
@@ -40,9 +41,11 @@ from pyro_vae.objectives.aevb import AEVB
 from pyro_vae.objectives.base import Objective, State
 from pyro_vae.objectives.enumerated import EnumeratedELBO, MixedELBO
 from pyro_vae.program.calling import batch_norm_of, left_as_it_was, trainable
-from pyro_vae.program.rows import Rows
+from pyro_vae.program.rows import Rows, device_of
+from pyro_vae.torch_internals import has_bfloat16_products
 
 ENGINES = ("auto", "compiled", "eager", "pyro")
+PRECISIONS = (PRECISION := defaults.MATMUL_PRECISION, "medium")  # of large matrix products
 
 
 # Pyro's own that cannot say what a datum loses, and what to pass in their place.
@@ -117,6 +120,7 @@ def gradient_source(
     x: Rows,
     state: State,
     prior: WeightPrior = NO_PRIOR,
+    precision: str = PRECISION,
 ) -> GradientSource:
     """Gradients by a captured graph, or by the next best thing and why, where there is none.
 
@@ -126,14 +130,49 @@ def gradient_source(
         x: an example batch.
         state: the objective's for these rows.
         prior: of the weights.
+        precision: of matrix products.
+
+    Raises:
+        ValueError: where that precision is not at hand.
     """
+    require_precision(precision, device_of(x))
     if not isinstance(objective, Objective):
         reason = f"{type(objective).__name__} is Pyro's own objective"
-        return SVISource(program, objective, prior, reason)
+        return in_full(precision, SVISource(program, objective, prior, reason))
     graph = capture(program, objective, x, state, prior)
     if isinstance(graph, Refusal):
-        return HandlerSource(program, objective, prior, f"not captured: {graph}")
-    return GraphSource(graph)
+        handlers = HandlerSource(program, objective, prior, f"not captured: {graph}")
+        return in_full(precision, handlers)
+    return GraphSource(graph.at(precision))
+
+
+def in_full(precision: str, source: GradientSource) -> GradientSource:
+    """A source without a graph, whose products are in full precision and no other.
+
+    Raises:
+        ValueError: another was asked for.
+    """
+    if precision != PRECISION:
+        why = source.reason or 'engine="pyro" runs the program as it is'
+        raise ValueError(
+            f"matmul_precision={precision!r} changes the products of a captured graph, and there "
+            f"is none ({why}): leave it out"
+        )
+    return source
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision of products that this machine has no instructions for.
+
+    Raises:
+        ValueError: naming those that it has.
+    """
+    if precision == PRECISION or device.type != "cpu" or has_bfloat16_products():
+        return
+    raise ValueError(
+        f"matmul_precision is {precision!r}, for which this processor has no instructions (AVX-512 "
+        f"BF16 or AMX), so it would be slower: leave it out, or pass {PRECISION!r}"
+    )
 
 
 def make_step(
@@ -144,6 +183,7 @@ def make_step(
     prior: WeightPrior,
     num_steps: int = 0,
     replicas: int = 0,
+    precision: str = PRECISION,
 ) -> Step:
     """The step for an engine's name, captured for batches of the form of ``ask.x``.
 
@@ -157,20 +197,23 @@ def make_step(
         prior: of the weights.
         num_steps: the budget.
         replicas: how many learners side by side; 0 is one as it is.
+        precision: of large matrix products, "highest" or "medium".
 
     Raises:
-        ValueError: for an unknown engine, or what cannot be compiled although it was asked for.
+        ValueError: for an unknown engine, or what cannot be compiled although it was asked for; or
+            a precision that is not at hand.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
     program, objective = learner.program, learner.objective
     if engine == "pyro":
-        return OneByOne(SVISource(program, objective, prior))
-    source = gradient_source(program, objective, ask.x, ask.state, prior)
+        return OneByOne(in_full(precision, SVISource(program, objective, prior)))
+    source = gradient_source(program, objective, ask.x, ask.state, prior, precision)
     tied = tied_rows(learner, ask)
     if replicas and tied:
         reason = f"not batched over replicas: {tied}"
-        return unless_asked(engine, OneByOne(SVISource(program, objective, prior, reason)))
+        handlers = in_full(precision, SVISource(program, objective, prior, reason))
+        return unless_asked(engine, OneByOne(handlers))
     # Rows that fill up a batch would count in its statistics.
     partial = SVISource(program, objective, prior) if tied else None
     if not isinstance(source, GraphSource) or not isinstance(objective, Objective):

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.capture import Graph, capture_unit
-from pyro_vae.engine.fused import Flat, FusedStep, form_of
+from pyro_vae.engine.fused import Flat, FusedStep, form_of, leaves_of
 from pyro_vae.engine.learner import Ask, Learner, stack
 from pyro_vae.engine.updates import Rules
 from pyro_vae.graphs.compiling import compiled, machine_code
@@ -119,7 +118,7 @@ def fuse(
             f"{', '.join(kept)} draws by itself, which would be one draw for all of them"
         )
     params = [p.detach().clone() for p in trainable(program).values()]
-    inputs = [*params, *pytree.tree_leaves(ask[1:4])]
+    inputs = [*params, *leaves_of(ask)]
     update, names = _update_function(graph.grads, len(params), rule, learner.clip)
     memory = [torch.ones_like(p) for p in params for _ in rule.names]
     numbers = params[0].new_full((rule.num_numbers,), 0.5)
@@ -136,7 +135,9 @@ def fuse(
         refresh: Any = None if graph.refresh is None else graph.refresh.run
         if machine:
             whole = traced(code, *[t.clone() for t in tensors])
-            made = machine_code(whole, *tensors, kept=bool(kept), checked=False)
+            made = machine_code(
+                whole, *tensors, kept=bool(kept), checked=False, rough=graph.grads.rough
+            )
             if isinstance(made, Refusal):
                 return made
             code = made

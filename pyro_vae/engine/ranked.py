@@ -14,6 +14,7 @@ numbers.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +25,14 @@ from torch import Tensor, nn
 
 from pyro_vae.densities.plates import name_of_rows_plate
 from pyro_vae.densities.traces import DataScale
-from pyro_vae.engine.choosing import gradient_source, pays, tied_rows, unless_asked
+from pyro_vae.engine.choosing import (
+    PRECISION,
+    gradient_source,
+    in_full,
+    pays,
+    tied_rows,
+    unless_asked,
+)
 from pyro_vae.engine.functions import NO_PRIOR, WeightPrior, norm_of
 from pyro_vae.engine.learner import Ask, Learner, stack
 from pyro_vae.engine.ranks import Ranks
@@ -59,6 +67,7 @@ def step_among(
     prior: WeightPrior,
     num_steps: int,
     replicas: int = 0,
+    precision: str = PRECISION,
 ) -> Step:
     """The step of one of several ranks, by the engine that a single process would take.
 
@@ -73,6 +82,7 @@ def step_among(
         prior: of the weights.
         num_steps: the budget.
         replicas: how many learners, which several ranks take one after another.
+        precision: of large matrix products.
 
     Raises:
         ValueError: what ties the rows of a batch together, as a batch normalization does.
@@ -85,9 +95,9 @@ def step_among(
         )
     program, objective = learner.program, learner.objective
     own: GradientSource = (
-        SVISource(program, objective, prior)
+        in_full(precision, SVISource(program, objective, prior))
         if engine == "pyro"
-        else gradient_source(program, objective, ask.x, ask.state, prior)
+        else gradient_source(program, objective, ask.x, ask.state, prior, precision)
     )
     if isinstance(own, GraphSource) and isinstance(objective, Objective):
         own = _perhaps_compiled(own, learner, objective, engine, ask, num_steps)
@@ -111,7 +121,7 @@ def _perhaps_compiled(
     if isinstance(code, Refusal):
         compiling.warn_not_compiled(str(code))
         return GraphSource(graph, f"not compiled: {code}")
-    made = GraphSource(type(graph)(code, graph.refresh))
+    made = GraphSource(dataclasses.replace(graph, grads=code))
     made.engine = "compiled"
     return made
 

@@ -35,7 +35,11 @@ APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + a
 
 
 def machine_code(
-    graph: fx.GraphModule, *tensors: Tensor, kept: bool = False, checked: bool = True
+    graph: fx.GraphModule,
+    *tensors: Tensor,
+    kept: bool = False,
+    checked: bool = True,
+    rough: bool = False,
 ) -> Callable[..., Sequence[Tensor]] | Refusal:
     """A flat graph as machine code, compiled now and compared once on these tensors.
 
@@ -45,6 +49,7 @@ def machine_code(
         kept: whether random draws are left in the graph.
         checked: let the code look at shapes and strides at every call; on small nets that takes a
             tenth of a step, and who calls it with others without it reads memory at random.
+        rough: compare to the precision of bfloat16, in which products are.
 
     Returns:
         The code, or a refusal: there is no C++ compiler, the compiler fails, or its code gives
@@ -99,7 +104,12 @@ def machine_code(
                 expected = graph(*theirs)
     except Exception as error:  # whatever the compiler's many parts raise is the reason
         return Refusal(_reason(error))
-    pairs = zip([*expected, *theirs], [*got, *mine], strict=True)  # inputs may have been written
+    # Inputs may have been written.
+    pairs = [*zip([*expected, *theirs], [*got, *mine], strict=True)]
+    if rough:
+        pairs = [
+            (a.bfloat16(), b.bfloat16()) if a.is_floating_point() else (a, b) for a, b in pairs
+        ]
     if not all(close(a, b) for a, b in pairs):
         return Refusal("the compiled code gives other numbers than the graph")
     return code
@@ -108,7 +118,9 @@ def machine_code(
 def compiled(lifted: Lifted, *args: Any) -> Lifted | Refusal:
     """The same function of the same arguments and noise as machine code; see above."""
     noise = lifted.draw((2,))
-    code = machine_code(lifted.graph, *pytree.tree_leaves(args), *noise, kept=bool(lifted.kept))
+    code = machine_code(
+        lifted.graph, *pytree.tree_leaves(args), *noise, kept=bool(lifted.kept), rough=lifted.rough
+    )
     if isinstance(code, Refusal):
         return code
     made = copy.copy(lifted)

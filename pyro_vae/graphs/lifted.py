@@ -38,6 +38,7 @@ class Lifted:
         self.graph = graph
         self.run: Callable[..., Sequence[Tensor]] = graph  # or machine code that does the same
         self._shapes = shapes
+        self.rough = False  # with products in bfloat16: two ways to compute it differ visibly
         self.noise: tuple[Noise, ...] = noise
         self.positions: tuple[int, ...] = positions  # of each noise among all draws asked for
         self.kept: tuple[str, ...] = kept

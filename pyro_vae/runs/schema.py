@@ -195,6 +195,7 @@ RUN: dict[str, Any] = {
         "optimizer_record?": is_form,
         "engine": _text,
         "engine_reason?": _text,
+        "matmul_precision?": _text,
         "optimizer": _text,
         "optimizer_options": _each(lambda v: _options(v) or is_form(v)),
         "schedule": _optional(_text),

@@ -33,6 +33,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_vae import defaults
 from pyro_vae.objectives.base import State
 from pyro_vae.optimizers import SWITCHES, restore_optimizer, takes_a_step
 from pyro_vae.recording import differences
@@ -52,8 +53,9 @@ from pyro_vae.turns import in_turn
 
 # A run that goes on must have these in common with the one that was saved.
 SETTINGS = (
-    "program", "dtype", "data_digest", "num_data", "engine", "seed", "batch_size", "optimizer",
-    "schedule", "clip", "weight_prior", "validation_digest", "binarize", "row",
+    "program", "dtype", "data_digest", "num_data", "engine", "matmul_precision", "seed",
+    "batch_size", "optimizer", "schedule", "clip", "weight_prior", "validation_digest", "binarize",
+    "row",
 )  # fmt: skip
 # Of these whatever is in both; what a version before did not write cannot be compared.
 RECORDS = {
@@ -208,7 +210,8 @@ def go_on(folder: Path, loop: Loop, manifest: dict[str, Any], num_steps: int) ->
     if "optimizer" not in saved:
         raise ValueError(f"{folder} was written by Run.save, without the optimizer: use pv.load")
     theirs = saved["manifest"]
-    mine, expected = _settings(manifest), _settings(theirs)
+    before = {"matmul_precision": defaults.MATMUL_PRECISION}  # of runs that do not say
+    mine, expected = _settings(manifest), before | _settings(theirs)
     wrong = [f"{name} is {mine[name]!r}, the checkpoint has {expected[name]!r}" for name in mine
              if name in expected and mine[name] != expected[name]]  # fmt: skip
     between = ", the checkpoint has "

@@ -67,6 +67,7 @@ def fit(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     engine: str = defaults.ENGINE,
+    matmul_precision: str = defaults.MATMUL_PRECISION,
     validation: Any = None,
     evaluate_every: int | None = None,
     early_stopping: int | None = None,
@@ -113,6 +114,10 @@ def fit(
             "compiled" runs it as machine code, with the optimizer's update inside; "auto"
             compiles where the budget repays it, and the log and the manifest say why where it
             cannot.
+        matmul_precision: "medium" takes large matrix products of the gradients in bfloat16, where
+            the processor has instructions for them: rounded to three digits, summed in single
+            precision.  On such machines large nets train one and a half times as fast; MNIST's
+            test bound differed by less than 0.3 nats.  All that is evaluated stays "highest".
         validation: held-out data, scored by ``pv.elbo`` at the same noise each time.
         evaluate_every: updates between held-out evaluations (default: 20 in the whole run).
         early_stopping: stop once the held-out bound has not risen by more than the standard error
@@ -195,7 +200,7 @@ def fit(
         make = make_step if ranks.size == 1 else partial(step_among, ranks)
         making = partial(
             make, first.learner, engine, ask, prior=prior, num_steps=num_steps,
-            replicas=len(loops) if many else 0,
+            replicas=len(loops) if many else 0, precision=matmul_precision,
         )  # fmt: skip
         step = in_turn(making)
         if step.reason:

@@ -121,6 +121,7 @@ def described(loop: Loop, x: Any, settings: Settings, step: Step) -> dict[str, A
         objective_code=objective_code(objective),
         engine=step.engine,
         engine_reason=step.reason,
+        matmul_precision=settings.matmul_precision,
         optimizer=type(optimizer).__name__,
         optimizer_options=options,
         optimizer_record=optimizer_record(optimizer, loop.learner.parameters),

@@ -12,6 +12,7 @@ import torch
 from pyro.optim.optim import PyroOptim
 
 from pyro_vae import errors
+from pyro_vae.engine.choosing import PRECISIONS
 from pyro_vae.optimizers import step_size
 from pyro_vae.progress import Record
 from pyro_vae.training.batches import Batches
@@ -40,6 +41,7 @@ class Settings:
     device: torch.device | str | None
     dtype: torch.dtype | None
     engine: str
+    matmul_precision: str
     validation: Any
     evaluate_every: int | None
     early_stopping: int | None
@@ -139,6 +141,12 @@ def _check_together(options: dict[str, Any]) -> None:
         )
     if options["early_stopping"] is not None and options["validation"] is None:
         raise ValueError("early_stopping needs held-out data: pass validation=data.validation")
+    if (precision := options["matmul_precision"]) not in PRECISIONS:
+        tf32 = " (TF32 is torch.set_float32_matmul_precision's, for a process)"
+        raise ValueError(
+            f"matmul_precision is {precision!r}, expected one of "
+            f"{', '.join(map(repr, PRECISIONS))}{tf32 if precision == 'high' else ''}"
+        )
     if options["keep"] not in ("best", "last"):
         raise ValueError(f'keep is {options["keep"]!r}, expected "best" or "last"')
     if options["keep"] == "best" and options["validation"] is None:

@@ -37,6 +37,7 @@ def run_fit(
     weight_prior: float = defaults.WEIGHT_PRIOR,
     seed: int = defaults.SEED,
     engine: str = defaults.ENGINE,
+    matmul_precision: str = defaults.MATMUL_PRECISION,
     device: str | None = None,
     early_stopping: int | None = None,
     evaluate_every: int | None = None,
@@ -67,6 +68,7 @@ def run_fit(
         weight_prior: precision of a normal prior on weight matrices; the paper's is 1.
         seed: of initial parameters, data order and noise.
         engine: auto, compiled or eager (the captured graph), or pyro.
+        matmul_precision: highest, or medium for large matrix products in bfloat16.
         device: cpu or cuda.
         early_stopping: stop after so many evaluations without a better held-out bound.
         evaluate_every: updates between held-out evaluations.
@@ -99,9 +101,10 @@ def run_fit(
         run = pv.fit(
             program, loaded.train, chosen, samples=samples, epochs=epochs, steps=steps,
             batch_size=batch_size, optimizer=maker, lr=lr, clip=clip, weight_prior=weight_prior,
-            seed=seed, device=device, engine=engine, early_stopping=early_stopping,
-            validation=loaded.validation, evaluate_every=evaluate_every, out=out, resume=resume,
-            keep=keep, checkpoint_every=checkpoint_every, tracker=track,
+            seed=seed, device=device, engine=engine, matmul_precision=matmul_precision,
+            early_stopping=early_stopping, validation=loaded.validation,
+            evaluate_every=evaluate_every, out=out, resume=resume, keep=keep,
+            checkpoint_every=checkpoint_every, tracker=track,
         )  # fmt: skip
         if not first:
             return 0
