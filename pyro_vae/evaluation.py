@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pyro_vae.graphs.compiling import compiled, pays, warn_not_compiled
-from pyro_vae.graphs.lifted import Lifted, Refusal
+from pyro_vae.graphs.compiling import repaid
+from pyro_vae.graphs.lifted import Lifted
 from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.probing import nudged, others
 from pyro_vae.noise import NoiseMode, keyed, seeded
@@ -54,22 +54,15 @@ class RowFunction:
             probes = [(moved, other) for other in others(rows)]
             lifted = lift(self._run, self._parameters, rows, probes=probes)
             if isinstance(lifted, Lifted) and not lifted.kept:
-                self._graphs[form] = self._perhaps_compiled(lifted, rows)
+                example = pytree.tree_leaves((self._parameters, rows))
+                lifted.run = repaid(lifted.graph, self._expected, *example, *lifted.draw(key))
+                self._graphs[form] = lifted
         if form in self._graphs:
             graph = self._graphs[form]
             with torch.no_grad():
                 return graph(self._parameters, rows, noise=graph.draw(key))
         with NoiseMode(keyed(*key)), seeded(*key), pyro.validation_enabled(False):
             return self._run(self._parameters, rows)
-
-    def _perhaps_compiled(self, lifted: Lifted, rows: Any) -> Lifted:
-        if not pays({lifted: self._expected}):
-            return lifted
-        code = compiled(lifted, self._parameters, rows)
-        if isinstance(code, Refusal):
-            warn_not_compiled(str(code))
-            return lifted
-        return code
 
 
 def row_chunks(x: Rows | Stored, size: int, *, fill: bool = False) -> Iterator[tuple[int, Rows]]:

@@ -16,7 +16,9 @@ import pyro_vae as pv
 from pyro_vae.engine import choosing
 from pyro_vae.engine.fused import FusedStep
 from pyro_vae.objectives import AEVB, MonteCarloEM, ScoreFunction, WakeSleep
-from pyro_vae.training import fitting
+from pyro_vae.training import fitting, setting_up
+from pyro_vae.training.batches import Batches
+from pyro_vae.training.loop import Loop
 
 from .quickly import some_quickly
 from .saved_runs import assert_same
@@ -92,6 +94,17 @@ def test_replicas_are_their_single_runs(name, made):
         assert runs[0].program is own
         assert [run.manifest["seed"] for run in runs] == [5, 6, 7]
         assert [run.manifest["lr"] for run in runs] == RATES
+
+
+def test_moves_of_all_replicas_are_one_compiled_function(made):
+    """Each with its own step of the chains, which differ from the first refresh on."""
+    program, objective = bernoulli(), MonteCarloEM(2, 0.9, 2)
+    options = {"objective": objective, "steps": 12}
+    singles = [fit(copy.deepcopy(program), seed=5 + r, lr=RATES[r], **options) for r in range(2)]
+    runs = fit(program, replicas=2, seed=5, lr=RATES[:2], engine="compiled", **options)
+    assert made[-1]._unit is not None and made[-1].stacked
+    assert_alike(runs, singles)
+    assert runs[0].state.shared["log_step"] != runs[1].state.shared["log_step"]
 
 
 def halving(optimizer):
@@ -220,6 +233,35 @@ def test_an_error_says_which_replica(engine):
         fit(programs, seed=5, lr=RATES, engine=engine)
     assert torch.equal(weights(programs[1]), before)
     assert all(p.untyped_storage().nbytes() == 8 * p.numel() for p in programs[0].parameters())
+
+
+@pytest.mark.parametrize("engine", ["eager", "pyro"])
+def test_where_one_fails_the_others_have_taken_what_their_records_say(engine, monkeypatch):
+    """The second breaks at its fourth step, before the third is asked, or together with it."""
+    loops = []
+
+    class Spoilt(Batches):
+        def __call__(self, number):
+            index, x, weight, count = super().__call__(number)
+            return index, x * math.inf if number == 3 and self._seed == 6 else x, weight, count
+
+    def loop(**options):
+        loops.append(Loop(**options))
+        return loops[-1]
+
+    monkeypatch.setattr(setting_up, "Batches", Spoilt)
+    monkeypatch.setattr(setting_up, "Loop", loop)
+    programs = [bernoulli(seed) for seed in range(3)]
+    with pytest.raises(ValueError, match=r"^replica 1 \(seed 6, lr 0.05\), step 4: "):
+        fit(programs, seed=5, lr=RATES, engine=engine)
+    monkeypatch.setattr(setting_up, "Batches", Batches)
+    assert [one.progress.steps for one in loops[:3]] == (
+        [3] * 3 if engine == "eager" else [4, 3, 3]
+    )
+    for r, (program, one) in enumerate(zip(programs, loops[:3], strict=True)):
+        again = bernoulli(r)
+        fit(again, seed=5 + r, lr=RATES[r], engine=engine, steps=one.progress.steps)
+        torch.testing.assert_close(weights(program), weights(again), rtol=1e-10, atol=1e-10)
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pyro_vae.chains.latents import Latents
 from pyro_vae.densities.look import looking
 from pyro_vae.densities.sites import Sites, latents_of
 from pyro_vae.densities.traces import At, sites_of
+from pyro_vae.graphs.compiling import repaid
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.probing import nudged, others
@@ -71,14 +72,17 @@ class Path:
         latents, program: whose.
         origin: "guide", from q(z | x), or "prior", from the latents' own laws.
         x: example rows.
+        calls: how often both densities will be asked for, about.
 
     Raises:
         ValueError: for latents under a mask; for a guide whose density at given latents is not
             known, or that does not reach where the prior does.
     """
 
-    def __init__(self, latents: Latents, program: nn.Module, origin: Origin, x: Rows) -> None:
-        self.latents, self.program, self.origin = latents, program, origin
+    def __init__(
+        self, latents: Latents, program: nn.Module, origin: Origin, x: Rows, calls: int = 0
+    ) -> None:
+        self.latents, self.program, self.origin, self._calls = latents, program, origin, calls
         self._parameters = {name: p.detach() for name, p in program.named_parameters()}
         self._graphs: dict[Any, Any] = {}
         _require_unmasked(program, x)
@@ -102,7 +106,10 @@ class Path:
                 logger.info("annealing runs the program's handlers: not captured: %s", lifted)
                 self._graphs[form] = lifted
             else:
-                self._graphs[form] = (*split(lifted.graph, len(leaves)), lifted)
+                head, tail = split(lifted.graph, len(leaves))
+                with torch.no_grad():
+                    code = repaid(tail, self._calls, *head(*leaves), u)
+                self._graphs[form] = (head, code, lifted)
         graph = self._graphs[form]
         if isinstance(graph, Refusal):
             return lambda u: self._both(self._parameters, x, u)

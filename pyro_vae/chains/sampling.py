@@ -47,7 +47,8 @@ class Draws(NamedTuple):
         step_size: as it was frozen after warm-up; () where data share it, else (B,).
         divergences: how many moves after warm-up diverged, (B,).
         evaluations: gradients of log p(x, z) that each datum cost, warm-up included.
-        engine: "graph" where log p and its gradient were captured, else "handlers".
+        engine: "graph" where log p and its gradient were captured, "compiled" where so many moves
+            repaid that, else "handlers".
         log_joint: log p(u, x) of each draw, (S, B).
     """
 
@@ -123,7 +124,8 @@ def sample_posterior(
             than 1 % of them diverge (a few do, where jitter lengthens a step).
 
     Cost: (warmup + S thin) L + 1 gradients.  They run as a captured graph where the program can be
-    captured (logged where it cannot), so that Pyro's handlers cost nothing after the first ones.
+    captured (logged where it cannot), so that handlers cost nothing after the first ones, and as
+    machine code where there are enough of them.
 
     Departures from the paper: chains start from the prior but their steps are tuned per datum, each
     move's step is jittered, and there is warm-up to converge (its authors' code made 5 moves).
@@ -148,7 +150,8 @@ def sample_posterior(
             u = _start(latents, program, rows, start, seed)
         check_move(u, 1.0 if step_size is None else step_size)
         _check_whiten(whiten, len(u), warmup)
-        evaluate, engine = captured(latents, program, rows, u)
+        calls = (warmup + num_draws * thin) * leapfrog_steps
+        evaluate, engine = captured(latents, program, rows, u, calls)
         return run_chains(
             latents, evaluate, engine, u, num_draws=num_draws, warmup=warmup,
             leapfrog_steps=leapfrog_steps, target_accept=target_accept, adapt=adapt,

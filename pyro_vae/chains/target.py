@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.chains.hmc import Evaluate, value_and_gradient
 from pyro_vae.chains.latents import Latents
+from pyro_vae.graphs.compiling import repaid
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.probing import nudged, others
@@ -20,8 +21,20 @@ from pyro_vae.program.rows import Rows
 logger = logging.getLogger("pyro_vae")
 
 
-def captured(latents: Latents, program: nn.Module, x: Rows, u: Tensor) -> tuple[Evaluate, str]:
-    """log p and its gradient at fixed parameters; and "graph", or "handlers" where it is none."""
+def captured(
+    latents: Latents, program: nn.Module, x: Rows, u: Tensor, calls: int
+) -> tuple[Evaluate, str]:
+    """log p and its gradient at fixed parameters, and how they are computed.
+
+    Args:
+        latents, program, x: whose.
+        u: an example of positions.
+        calls: how often they will be asked for.
+
+    Returns:
+        The function; and "compiled" where so many calls repay that, "graph", or "handlers" where
+        the program cannot be captured.
+    """
     parameters = {name: p.detach() for name, p in program.named_parameters()}
 
     def unit(parameters: dict[str, Tensor], x: Rows, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,14 +49,15 @@ def captured(latents: Latents, program: nn.Module, x: Rows, u: Tensor) -> tuple[
     if isinstance(lifted, Refusal):
         logger.info("HMC runs the program's handlers: not captured: %s", lifted)
         return partial(unit, parameters, x), "handlers"
-    graph, fixed = lifted, pytree.tree_leaves((parameters, x))
+    fixed = pytree.tree_leaves((parameters, x))
+    code = repaid(lifted.graph, calls, *fixed, u)
 
     def run(u: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            value, gradient = graph.flat(*fixed, u)
+            value, gradient = code(*fixed, u)
         return value, gradient
 
-    return run, "graph"
+    return run, "graph" if code is lifted.graph else "compiled"
 
 
 def in_coordinates(evaluate: Evaluate, factor: Tensor) -> Evaluate:

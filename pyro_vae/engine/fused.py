@@ -12,6 +12,7 @@ Of replicas the programs and optimizers hold views of what is stacked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,15 +20,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.capture import Graph
-from pyro_vae.engine.functions import sums_of
+from pyro_vae.engine.functions import Sums, sums_of
 from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite, means_of, stack
 from pyro_vae.engine.steps import Step
 from pyro_vae.engine.updates import Rules, bind, numbers_of, rebind, unbind
 from pyro_vae.graphs.lifted import Lifted
-from pyro_vae.noise import keyed, seeded
-from pyro_vae.objectives.base import Objective
+from pyro_vae.noise import Noise, keyed, seeded
+from pyro_vae.objectives.base import Objective, State
 
 Flat = Callable[..., Sequence[Tensor]]
+Refreshed = tuple[dict[str, Tensor], Sums]
 
 AT_ONCE = 32  # updates that are prepared together, at most; and what their rows take
 BYTES_AT_ONCE = 16 << 20
@@ -105,10 +107,10 @@ class FusedStep(Step):
             for learner, its, answer in zip(self._learners, asks, at, strict=True):
                 try:
                     learner.require_finite(answer.means, its[number])
-                except NotFinite as bad:
+                except NotFinite:
                     self._again(asks[0], prepared[:number])
-                    before = [[*own] for own in zip(*answers[:number], strict=True)]
-                    bad.made = [*zip(self._learners, before, strict=False)]
+                    before = [[at[r] for at in answers[:number]] for r in range(len(at))]
+                    self.made = [*zip(self._learners, before, strict=True)]
                     raise
         if error is not None:
             self._again(asks[0], [])
@@ -183,29 +185,56 @@ class FusedStep(Step):
         return [torch.stack(ts) for ts in zip(*each, strict=True)] if self.stacked else each[0]
 
     def _refreshed(self, asks: Sequence[Ask]) -> list[Answer]:
-        if self._unit is not None:
-            return [self._by_units(self._unit, asks[0])]
+        found = self._as_a_whole(asks) if self._unit is None else self._by_units(self._unit, asks)
+        stacked = [(rows, *stack(sums)) for rows, sums in found]
+        numbers = torch.stack([sums for *_, sums in stacked]).tolist()  # one wait for all of them
+        return [
+            Answer(rows, names, sums, means_of(names, own))
+            for (rows, names, sums), own in zip(stacked, numbers, strict=True)
+        ]
+
+    def _as_a_whole(self, asks: Sequence[Ask]) -> list[Refreshed]:
+        """New rows and sums of each learner."""
         lifted: Any = self.graph.refresh
         results = self._run(self._refresh, asks[0], *self._params, *self._given(lifted, asks))
         each = zip(*[r.unbind() for r in results], strict=True) if self.stacked else [results]
-        found = [(rows, *stack(sums)) for rows, sums in map(lifted.unflatten, each)]
-        numbers = torch.stack([sums for *_, sums in found]).tolist()  # one wait for all of them
-        return [
-            Answer(rows, names, sums, means_of(names, own))
-            for (rows, names, sums), own in zip(found, numbers, strict=True)
-        ]
+        return [lifted.unflatten(own) for own in each]
 
-    def _by_units(self, lifted: Lifted, ask: Ask) -> Answer:
-        """A refresh in Python around its one costly function, compiled."""
-        fixed = [*self._params, *pytree.tree_leaves(ask.x)]
+    def _by_units(self, lifted: Lifted, asks: Sequence[Ask]) -> list[Refreshed]:
+        """The same in Python around its one costly function, compiled.
+
+        Rows know nothing of one another, so those of all replicas are moved as if they were one's;
+        what its rows share comes once for each row.
+        """
+        count, size = len(asks), len(asks[0].weight)
+        states = [ask.state for ask in asks]
+        flat = partial(torch.flatten, end_dim=1)
+        leaves = zip(*[pytree.tree_leaves(ask.x) for ask in asks], strict=True)
+        fixed = [*self._params, *[torch.stack(ts) if self.stacked else ts[0] for ts in leaves]]
 
         def unit(rows: dict[str, Tensor]) -> Any:
-            return lifted.unflatten(lifted.run(*fixed, *rows.values()))
+            own = [t.unflatten(0, (count, size)) if self.stacked else t for t in rows.values()]
+            results = lifted.run(*fixed, *own)
+            return lifted.unflatten([flat(r) for r in results] if self.stacked else results)
 
+        def noise(index: int, wanted: Noise) -> Tensor:
+            own = wanted._replace(shape=(size, *wanted.shape[1:]))
+            return torch.cat([keyed(*ask.key)(index, own) for ask in asks])
+
+        rows = {name: torch.cat([s.rows[name] for s in states]) for name in states[0].rows}
+        shared = dict(states[0].shared)
+        if self.stacked:
+            for name in shared:
+                shared[name] = torch.stack([s.shared[name] for s in states]).repeat_interleave(size)
         with torch.no_grad():
             refresh: Any = self.objective.refresh  # of those that have a unit
-            rows, stats = refresh(None, ask.x, ask.state, unit=unit, noise=keyed(*ask.key))
-            return Answer.of(rows, sums_of(None, ask.weight, stats))
+            new, stats = refresh(None, None, State(rows, shared), unit=unit, noise=noise)
+            parts = [{n: v.split(size) for n, v in values.items()} for values in (new, stats)]
+            found = []
+            for r, ask in enumerate(asks):
+                own_rows, own_stats = ({n: v[r] for n, v in part.items()} for part in parts)
+                found.append((own_rows, sums_of(None, ask.weight, own_stats)))
+            return found
 
     def _run(self, code: Flat, ask: Ask, *tensors: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.capture import Graph, capture_unit
 from pyro_vae.engine.fused import Flat, FusedStep, form_of, leaves_of
@@ -145,8 +146,8 @@ def fuse(
             given = [*inputs, *graph.refresh.draw(ask.key)]  # type: ignore[union-attr]
             refresh = traced(torch.vmap(refresh), *[torch.stack([t] * replicas) for t in given])
     unit = None
-    if machine and graph.refresh is not None and not replicas:
-        unit = _compiled_unit(program, objective, ask)  # type: ignore[arg-type]
+    if machine and graph.refresh is not None:
+        unit = _compiled_unit(program, objective, ask, replicas)  # type: ignore[arg-type]
         if isinstance(unit, Refusal):
             return unit
     forms = [form_of(t) for t in tensors]
@@ -158,7 +159,9 @@ def fuse(
     )  # fmt: skip
 
 
-def _compiled_unit(program: nn.Module, objective: Objective, ask: Ask) -> Lifted | Refusal | None:
+def _compiled_unit(
+    program: nn.Module, objective: Objective, ask: Ask, replicas: int
+) -> Lifted | Refusal | None:
     """What a refresh calls over and over, where it is one function: quicker to compile than all."""
     if objective.unit is None:
         return None
@@ -166,4 +169,12 @@ def _compiled_unit(program: nn.Module, objective: Objective, ask: Ask) -> Lifted
     if isinstance(unit, Refusal):
         return unit
     params = {name: p.detach() for name, p in trainable(program).items()}
-    return compiled(unit, params, ask.x, ask.state.rows)
+    if not replicas:
+        return compiled(unit, params, ask.x, ask.state.rows)
+    leaves = pytree.tree_leaves((params, ask.x, ask.state.rows))
+    tensors = [torch.stack([t] * replicas) for t in leaves]
+    code = machine_code(traced(torch.vmap(unit.graph), *tensors), *tensors)
+    if isinstance(code, Refusal):
+        return code
+    unit.run = code
+    return unit

@@ -71,7 +71,7 @@ class NotFinite(ValueError):
     def __init__(self, message: str, learner: Learner, row: int | None = None) -> None:
         super().__init__(message)
         self.learner, self.row = learner, row
-        self.made: list[tuple[Learner, list[Answer]]] = []
+        self.made: Sequence[tuple[Learner, list[Answer]]] = ()
 
     def answers_to(self, learner: Learner) -> list[Answer]:
         """Those of ``made`` that are its own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite
+from pyro_vae.engine.learner import Answer, Ask, Learner
 from pyro_vae.engine.sources import GradientSource
 
 
@@ -16,11 +16,14 @@ class Step:
         engine: its name.
         reason: why this engine, one line; empty where it is what was asked for.
         graph: the captured step that it runs, where there is one.
+        made: where an error has stopped it, what it had answered of what it was asked, by learner;
+            the last of them is the one that was at work.
     """
 
     engine: str
     reason: str
     graph: Any = None
+    made: Sequence[tuple[Learner, list[Answer]]] = ()
 
     def bind(self, learners: Sequence[Learner]) -> None:
         """Work for these learners from now on."""
@@ -60,14 +63,11 @@ class OneByOne(Step):
 
     def answer(self, asks: Sequence[Sequence[Ask]]) -> list[list[Answer]]:
         made: list[tuple[Learner, list[Answer]]] = []
+        self.made = made
         for (learner, source), its in zip(self._learners, asks, strict=True):
             made.append((learner, []))
-            try:
-                for ask in its:
-                    made[-1][1].append(_one(learner, self._source_of(source, ask), ask))
-            except NotFinite as error:
-                error.made = made
-                raise
+            for ask in its:
+                made[-1][1].append(_one(learner, self._source_of(source, ask), ask))
         return [answers for _, answers in made]
 
     def _source_of(self, source: GradientSource, ask: Ask) -> GradientSource:

@@ -99,9 +99,12 @@ def annealed(
         truth: draws of the posterior, (N, J), unconstrained, which are started from instead.
     """
     latents = Latents.of(program, x)
-    path = Path(latents, program, how.origin, x)
     size = max(event_size(x), latents.dim) * how.chains
     batch = max(1, min(how.batch_size, num_rows(x), how.max_elements // size))
+    # The pilot and the chains go through all temperatures, and so do those that come back.
+    moves_of_all = (2 + back) * how.num_temperatures + moves
+    calls = -(-num_rows(x) // batch) * moves_of_all * how.leapfrog_steps
+    path = Path(latents, program, how.origin, x, calls)
     below, above = [], []
     for number, (count, rows) in enumerate(row_chunks(x, batch)):
         many = repeated(rows, how.chains)

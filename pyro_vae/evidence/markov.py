@@ -268,6 +268,8 @@ def _explored(
     *,
     num_draws: int,
     chains: int,
+    warmup: int,
+    leapfrog_steps: int,
     **options,
 ) -> _Explored:
     """At least ``num_draws`` draws of each row, dealt to chains of its own."""
@@ -279,10 +281,12 @@ def _explored(
     keep = max(LEAST_KEPT, max_elements // (num_rows(rows) * latents.dim))
     draw = prior_draws(latents, program)
     first = candidates(draw, many, seed, chains=chains, keep=keep)
-    evaluate, engine = captured(latents, program, many, first.start)
+    moves = -(-num_draws // chains)
+    calls = (warmup + moves) * leapfrog_steps
+    evaluate, engine = captured(latents, program, many, first.start, calls)
     draws = run_chains(
-        latents, evaluate, engine, first.start, num_draws=-(-num_draws // chains), whiten=chains,
-        seed=seed, **options,
+        latents, evaluate, engine, first.start, num_draws=moves, warmup=warmup,
+        leapfrog_steps=leapfrog_steps, whiten=chains, seed=seed, **options,
     )  # fmt: skip
     shape = (chains, num_rows(rows))
     u, log_joint = draws.u.unflatten(1, shape), draws.log_joint.unflatten(1, shape)

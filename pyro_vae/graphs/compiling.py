@@ -30,6 +30,7 @@ from pyro_vae.torch_internals import machine_code_of, sources_forgotten, traced
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
+Flat = Callable[..., Sequence[Tensor]]  # flat tensors in, a list of tensors out
 SAYS = "the C++ compiler says:"
 APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)}
 
@@ -40,7 +41,7 @@ def machine_code(
     kept: bool = False,
     checked: bool = True,
     rough: bool = False,
-) -> Callable[..., Sequence[Tensor]] | Refusal:
+) -> Flat | Refusal:
     """A flat graph as machine code, compiled now and compared once on these tensors.
 
     Args:
@@ -69,7 +70,7 @@ def machine_code(
     def copies() -> list[Tensor]:
         return [t.detach().clone() for t in tensors]
 
-    def built(afresh: bool = False, **more: Any) -> Callable[..., Sequence[Tensor]]:
+    def built(afresh: bool = False, **more: Any) -> Flat:
         # Not torch.compile: its guards ask at every call whether Python has changed, and a graph
         # has none; on small nets they take as long as the arithmetic.
         apart = traced(graph, *copies(), apart=APART)
@@ -126,6 +127,23 @@ def compiled(lifted: Lifted, *args: Any) -> Lifted | Refusal:
     made = copy.copy(lifted)
     made.run = code
     return made
+
+
+def repaid(graph: fx.GraphModule, calls: int, *tensors: Tensor) -> Flat:
+    """A flat graph as machine code where so many calls repay that, else the graph as it is.
+
+    Args:
+        graph: without random draws of its own.
+        calls: how often it will be run, about.
+        tensors: example inputs.
+    """
+    if not _gain(graph, calls) > 0:
+        return graph
+    code = machine_code(graph, *tensors)
+    if isinstance(code, Refusal):
+        warn_not_compiled(str(code))
+        return graph
+    return code
 
 
 @functools.cache  # a fact about the machine, so once a process and not once a run
@@ -197,14 +215,15 @@ PRODUCTS = (
 
 def pays(graphs: Mapping[Lifted, int]) -> bool:
     """Whether compiling these graphs saves more time over so many runs of each than it costs."""
-    saving = cost = 0.0
-    for lifted, runs in graphs.items():
-        fused = [node for node in lifted.graph.graph.nodes if _is_fused(node)]
-        saving += runs * sum(PER_OPERATION + PER_ENTRY * _entries(node) for node in fused)
-        products = sum(map(multiplications, lifted.graph.graph.nodes))
-        saving += runs * PER_MULTIPLICATION * products
-        cost += COMPILATION + COMPILATION_PER_OPERATION * len(fused)
-    return saving > cost
+    return sum(_gain(lifted.graph, runs) for lifted, runs in graphs.items()) > 0
+
+
+def _gain(graph: fx.GraphModule, runs: int) -> float:
+    """Seconds that so many runs are shorter, less those of compiling."""
+    fused = [node for node in graph.graph.nodes if _is_fused(node)]
+    saving = sum(PER_OPERATION + PER_ENTRY * _entries(node) for node in fused)
+    saving += PER_MULTIPLICATION * sum(map(multiplications, graph.graph.nodes))
+    return runs * saving - COMPILATION - COMPILATION_PER_OPERATION * len(fused)
 
 
 def _is_fused(node: fx.Node) -> bool:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor, fx
-
-Run = Callable[..., Sequence[Tensor]]
+from torch import fx
 
 
-def split(graph: fx.GraphModule, num_fixed: int) -> tuple[Run, Run]:
+def split(graph: fx.GraphModule, num_fixed: int) -> tuple[fx.GraphModule, fx.GraphModule]:
     """``graph(*fixed, *rest)`` is ``tail(*head(*fixed), *rest)``.
 
     Chains move latents many times at the same rows: an encoder, say, need run once.

@@ -89,7 +89,8 @@ class Objective(Recorded, ELBO, metaclass=_Made):
     scores_twice: bool = False  # the density of a draw, so the guide may draw nothing but its sites
     # Where ``refresh`` calls one costly pure function of its rows over and over: that function,
     # (program, x, rows) -> tensors.  An engine may compile it and call
-    # ``refresh(program, x, state, unit=compiled, noise=source)``, with which no program is needed.
+    # ``refresh(None, None, state, unit=compiled, noise=source)``: neither program nor x is needed.
+    # The rows may then be those of several replicas; what these share comes once for each row.
     unit: Callable[..., Any] | None = None
 
     def loss_per_datum(self, program: Any, x: Rows) -> Tensor:

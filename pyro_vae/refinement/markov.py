@@ -62,7 +62,8 @@ def chained(
         own = seed_of(*Stream.PIECES.key(seed, number)) >> 1
         many = repeated(rows, chains)
         start = _started(pool, many, own)
-        evaluate, engine = captured(latents, program, many, start)
+        calls = (warmup + num_draws // chains) * leapfrog_steps
+        evaluate, engine = captured(latents, program, many, start, calls)
         draws = run_chains(
             latents, evaluate, engine, start, num_draws=num_draws // chains, warmup=warmup,
             leapfrog_steps=leapfrog_steps, jitter=JITTER, whiten=chains, seed=own,

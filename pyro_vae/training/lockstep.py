@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from pyro_vae.engine.learner import Ask
+from pyro_vae.engine.learner import Ask, NotFinite
 from pyro_vae.engine.steps import Step
 from pyro_vae.training.loop import Loop
 from pyro_vae.turns import in_turn
@@ -53,8 +53,7 @@ def lockstep(
             try:
                 answers = in_turn(step.answer, asks)
             except ValueError as error:  # of a distribution, it may be, that got no number
-                for loop, its in zip(loops, asks, strict=True):
-                    in_turn(loop.learner.explain, error, its[0])
+                in_turn(_explain, step, error, asks)
                 raise
             most = step.most_at_once(asks[0], time.perf_counter() - started)
             updates = sum(not ask.refresh for ask in asks[0])
@@ -76,6 +75,20 @@ def lockstep(
     finally:
         in_turn(step.release)
     return asks
+
+
+def _explain(step: Step, error: ValueError, asks: Sequence[Sequence[Ask]]) -> None:
+    """Tell an error what was made before it; raise it anew where it can be said of what it is."""
+    try:
+        if step.made and not isinstance(error, NotFinite):
+            learner, answers = step.made[-1]
+            learner.explain(error, asks[len(step.made) - 1][len(answers)])
+    except NotFinite as found:
+        error = found
+        raise
+    finally:
+        if isinstance(error, NotFinite):
+            error.made = step.made
 
 
 def _next(
