@@ -1,10 +1,10 @@
 """What products in bfloat16 do to the bound that training ends at, beside what chance does.
 
-    python benchmarks/precision.py [--samples 1000000] [--seeds 5]
+    python benchmarks/precision.py [--samples 1000000] [--seeds 6]
 
-MNIST, the paper's net.  Each seed trains three times: in single precision; the same from parameters
-moved by a millionth, which is what any other rounding comes to; and with large products in
-bfloat16.  The bound is that of the test images, in single precision.
+MNIST, the paper's net.  Each seed trains three times: in single precision; the same with the data in
+another order and other noise, which is what chance comes to; and with large products in bfloat16.
+The bound is that of the test images, in single precision.
 """
 
 from __future__ import annotations
@@ -19,19 +19,16 @@ import torch
 import pyro_vae as pv
 from pyro_vae.models import bernoulli_vae
 
-WAYS = {"single precision": (0.0, "highest"), "moved by 1e-6": (1e-6, "highest"),
-        "bfloat16": (0.0, "medium")}  # fmt: skip
+WAYS = {"single precision": (0, "highest"), "another order": (1000, "highest"),
+        "bfloat16": (0, "medium")}  # fmt: skip
 
 
-def trained(data: pv.datasets.Data, seed: int, samples: int, moved: float, precision: str) -> float:
+def trained(data: pv.datasets.Data, seed: int, samples: int, more: int, precision: str) -> float:
     """The test bound after so many samples."""
     torch.manual_seed(seed)
     program = bernoulli_vae.build(data.dim, latent_dim=20, hidden_dim=500)
-    with torch.no_grad():
-        for p in program.parameters():
-            p.mul_(1 + moved * torch.randn_like(p))
     pv.fit(
-        program, data.train, samples=samples, seed=seed, progress=False, engine="compiled",
+        program, data.train, samples=samples, seed=seed + more, progress=False, engine="compiled",
         matmul_precision=precision,
     )  # fmt: skip
     return float(pv.elbo(program, data.test, seed=0).mean())
@@ -40,7 +37,7 @@ def trained(data: pv.datasets.Data, seed: int, samples: int, moved: float, preci
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=1_000_000)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=6)
     options = parser.parse_args()
     data = pv.datasets.load("mnist")
     bounds: dict[str, list[float]] = {way: [] for way in WAYS}

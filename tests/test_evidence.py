@@ -13,6 +13,7 @@ from scipy import stats
 import pyro_vae as pv
 from pyro_vae.evidence.bound import elbo
 from pyro_vae.evidence.weights import from_log_weights, pareto_khat
+from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.models import bernoulli_vae, linear_gaussian, logistic_lvm
 
 
@@ -198,22 +199,31 @@ def test_impossible_options_are_refused_by_name(options, message):
         pv.log_evidence(oracle(), torch.zeros(2, 5), **options)
 
 
-@pytest.mark.filterwarnings("ignore:khat exceeds 0.7")  # of one datum in fifty
-def test_compiled_evaluation_gives_the_same_numbers(monkeypatch):
+FEW = {"num_draws": 40, "warmup": 20, "chains": 2, "num_particles": 100}
+WAYS = {
+    "importance": {"num_particles": 100, "batch_size": 10},
+    "hmc": {"proposal": "hmc", **FEW},
+    "annealed": {"method": "annealed", "num_temperatures": 8, "chains": 2},
+}
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.errors.PyroVaeWarning")  # these are short runs
+@pytest.mark.parametrize("way", WAYS)
+def test_compiled_evaluation_gives_the_same_numbers(way, monkeypatch):
     """Whether it pays is one question, what it says another: here it is made to pay."""
-    from pyro_vae import evaluation
+    from pyro_vae.graphs import compiling
 
     program = linear_gaussian.build(3, latent_dim=2).double()
-    x = torch.randn(50, 3, dtype=torch.float64)
-    plain = pv.log_evidence(program, x, num_particles=100, batch_size=10, seed=1)
-    compilations = []
+    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain = pv.log_evidence(program, x, seed=1, **WAYS[way])
+    made = []
 
-    def compiled(lifted, *args, make=evaluation.compiled):
-        compilations.append(make(lifted, *args))
-        return compilations[-1]
+    def machine_code(*args, make=compiling.machine_code, **options):
+        made.append(make(*args, **options))
+        return made[-1]
 
-    monkeypatch.setattr(evaluation, "pays", lambda graphs: True)
-    monkeypatch.setattr(evaluation, "compiled", compiled)
-    found = pv.log_evidence(program, x, num_particles=100, batch_size=10, seed=1)
-    assert [type(c).__name__ for c in compilations] == ["Lifted"]
-    torch.testing.assert_close(found.value, plain.value, rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr(compiling, "_gain", lambda graph, runs: float(runs))
+    monkeypatch.setattr(compiling, "machine_code", machine_code)
+    found = pv.log_evidence(program, x, seed=1, **WAYS[way])
+    assert len(made) == 1 and not isinstance(made[0], Refusal)
+    torch.testing.assert_close(found.value, plain.value, rtol=1e-9, atol=1e-9)

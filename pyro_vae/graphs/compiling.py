@@ -118,15 +118,23 @@ def machine_code(
 
 def compiled(lifted: Lifted, *args: Any) -> Lifted | Refusal:
     """The same function of the same arguments and noise as machine code; see above."""
-    noise = lifted.draw((2,))
-    code = machine_code(
-        lifted.graph, *pytree.tree_leaves(args), *noise, kept=bool(lifted.kept), rough=lifted.rough
-    )
+    tensors = [*pytree.tree_leaves(args), *lifted.draw((2,))]
+    options = {"kept": bool(lifted.kept), "rough": lifted.rough}
+    code = machine_code(lifted.graph, *map(Tensor.contiguous, tensors), **options)
     if isinstance(code, Refusal):
         return code
     made = copy.copy(lifted)
-    made.run = code
+    made.run = _row_by_row(code)
     return made
+
+
+def _row_by_row(code: Flat) -> Flat:
+    """Code that was made for contiguous tensors, for any: an expanded one, say, or a column."""
+
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        return code(*map(Tensor.contiguous, tensors))
+
+    return run
 
 
 def repaid(graph: fx.GraphModule, calls: int, *tensors: Tensor) -> Flat:
@@ -139,11 +147,11 @@ def repaid(graph: fx.GraphModule, calls: int, *tensors: Tensor) -> Flat:
     """
     if not _gain(graph, calls) > 0:
         return graph
-    code = machine_code(graph, *tensors)
+    code = machine_code(graph, *map(Tensor.contiguous, tensors))
     if isinstance(code, Refusal):
         warn_not_compiled(str(code))
         return graph
-    return code
+    return _row_by_row(code)
 
 
 @functools.cache  # a fact about the machine, so once a process and not once a run
