@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py [--samples 1000000] [--seeds 6]
 
-MNIST, the paper's net.  Each seed trains three times: in single precision; the same with the data in
+MNIST, the paper's net.  Each seed trains three times: in single precision; with the data in
 another order and other noise, which is what chance comes to; and with large products in bfloat16.
 The bound is that of the test images, in single precision.
 """
