@@ -120,7 +120,7 @@ def steps(options: argparse.Namespace, batch: int) -> dict[str, float]:
             print(f"PyTorch by hand, compiled: {str(error).splitlines()[0]}", flush=True)
         turns["Pyro SVI, Trace_ELBO"] = svi(case)
         turns["pyro_vae, eager"] = on(device, case, "eager")
-    # (On a GPU the compiled step runs under CUDA graphs.)
+    # (On a GPU the compiled step is recorded as one CUDA graph.)
     turns["pyro_vae, compiled"] = on(device, case, "compiled")
     found = medians(turns, device, options.rounds, options.seconds / 400)
     moved = BYTES_AN_UPDATE * sum(p.numel() for p in case.build().parameters())

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from pyro_vae.engine.capture import Graph
 from pyro_vae.engine.functions import Sums, sums_of
 from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite, means_of, stack
+from pyro_vae.engine.replaying import replayed
 from pyro_vae.engine.steps import Step
 from pyro_vae.engine.updates import Rules, bind, numbers_of, rebind, unbind
 from pyro_vae.graphs.lifted import Lifted
@@ -49,6 +50,7 @@ class FusedStep(Step):
         self.stacked: bool = stacked
         self.engine = "compiled" if machine else "eager"
         self._code: Flat = code
+        self._machine_code: Flat = code
         self._refresh: Any = refresh
         self._kept = tuple(bool(g.kept) if g else False for g in (graph.grads, graph.refresh))
         self._unit: Lifted | None = unit
@@ -76,6 +78,7 @@ class FusedStep(Step):
                 own = [*learner.parameters.values()]
                 rebind(learner.optimizer, self.rule, own, [whole[r] for whole in self._memory])
         self._written = [*self._params, *self._memory]
+        self._code, self._recorded = self._machine_code, False
         _require("parameters and optimizer's state", self._written, self._written_forms)
         self._before = [torch.empty_like(t) for t in self._written]
 
@@ -100,6 +103,8 @@ class FusedStep(Step):
         ]
         torch._foreach_copy_(self._before, self._written)
         self._whole(False)
+        if not self._recorded:
+            self._record(prepared[0])
         answers, error = self._answered(asks[0], prepared)
         for number, at in enumerate(answers):
             if not all(answer.finite for answer in at):  # what comes after it is of no use
@@ -117,6 +122,13 @@ class FusedStep(Step):
             raise error
         self._whole(True)
         return [[*own] for own in zip(*answers, strict=True)]
+
+    def _record(self, tensors: Sequence[Tensor]) -> None:
+        """On a GPU, where nothing is drawn inside: at the addresses of these parameters."""
+        self._recorded = True
+        if tensors[0].is_cuda and not self._kept[False] and self.engine == "compiled":
+            self._code = replayed(self._machine_code, tensors, self._written)
+            torch._foreach_copy_(self._written, self._before)
 
     def _again(self, asks: Sequence[Ask], prepared: Sequence[Sequence[Tensor]]) -> None:
         """All that is written as it was, and after these updates; so often as it is called."""

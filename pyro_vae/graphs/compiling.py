@@ -59,9 +59,8 @@ def machine_code(
     options: dict[str, Any] = {"size_asserts": checked}
     if kept:  # draws that stay in the graph shall be those of the graph run eagerly
         options["fallback_random"] = True
-    if any(t.is_cuda for t in tensors):
-        options["triton.cudagraphs"] = True
-    else:
+    on_cpu = not any(t.is_cuda for t in tensors)
+    if on_cpu:
         # A product that adds its bias copies the bias into its result first, a pass over memory;
         # apart from it, the sum becomes a part of what follows.  The compiler's pattern matcher
         # would put the two together again, and has nothing else to find in these graphs.
@@ -74,7 +73,7 @@ def machine_code(
         # Not torch.compile: its guards ask at every call whether Python has changed, and a graph
         # has none; on small nets they take as long as the arithmetic.
         apart = traced(graph, *copies(), apart=APART)
-        if not options.get("triton.cudagraphs"):
+        if on_cpu:
             quicken(apart)
         return machine_code_of(apart, copies(), options | more, afresh=afresh)
 
@@ -87,7 +86,7 @@ def machine_code(
             # of a small net's step earlier; not every operation can be called so.  The last way has
             # no need of the cache, where something may have been left half written once.
             ways: list[dict[str, Any]] = [{}, {"afresh": True}]
-            if not options.get("triton.cudagraphs"):
+            if on_cpu:
                 ways.insert(0, {"cpp_wrapper": True})
             while True:
                 try:
