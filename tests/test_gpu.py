@@ -50,3 +50,9 @@ def test_evidence_is_that_of_the_cpu():
     here = pv.log_evidence(run.program.to("cpu"), x, num_particles=5000)
     error = (there.standard_error.cpu() ** 2 + here.standard_error**2).sqrt()
     assert ((there.value.cpu() - here.value).abs() < 4.5 * error).all()
+
+
+def test_a_compiled_step_is_recorded_as_one_graph(caplog):
+    caplog.set_level("INFO", "pyro_vae")
+    trained("compiled", pv.objectives.AEVB())
+    assert "not recorded as a CUDA graph" not in caplog.text

@@ -25,7 +25,7 @@ from pyro_vae.engine.capture import Graph, capture_unit
 from pyro_vae.engine.fused import Flat, FusedStep, form_of, leaves_of
 from pyro_vae.engine.learner import Ask, Learner, stack
 from pyro_vae.engine.updates import Rules
-from pyro_vae.graphs.compiling import compiled, machine_code
+from pyro_vae.graphs.compiling import OTHER_NUMBERS, compiled, machine_code
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.noise import seeded
 from pyro_vae.objectives.base import Objective
@@ -132,13 +132,18 @@ def fuse(
         update = torch.vmap(update)
     # Tracing runs the draws that stay in the graph.
     with torch.no_grad(), seeded(*ask.key), sources_forgotten():
-        code: Flat = _in_place(traced(update, *tensors), len(params), num_inputs)
+        pure = traced(update, *tensors)
+        code: Flat = _in_place(pure, len(params), num_inputs)
         refresh: Any = None if graph.refresh is None else graph.refresh.run
         if machine:
             whole = traced(code, *[t.clone() for t in tensors])
-            made = machine_code(
-                whole, *tensors, kept=bool(kept), checked=False, rough=graph.grads.rough
-            )
+            options = {"kept": bool(kept), "checked": False, "rough": graph.grads.rough}
+            made = machine_code(whole, *tensors, **options)
+            if made is OTHER_NUMBERS:
+                # torch 2.11's compiler may write a weight before the last product that reads it.
+                made = machine_code(pure, *tensors, **options)
+                if not isinstance(made, Refusal):
+                    made = _in_place(made, len(params), num_inputs)
             if isinstance(made, Refusal):
                 return made
             code = made
