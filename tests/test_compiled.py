@@ -14,7 +14,7 @@ from torch import nn, optim
 
 import pyro_vae as pv
 from pyro_vae import engine
-from pyro_vae.engine import choosing, fused
+from pyro_vae.engine import choosing, fused, fusing
 from pyro_vae.engine.fused import FusedStep
 from pyro_vae.graphs import compiling
 from pyro_vae.graphs.compiling import machine_code, pays
