@@ -188,7 +188,11 @@ def machine_code_of(
         options |= {HEADERS: False, VECTORS: None}
         cpu_vec_isa.valid_vec_isa_list.cache_clear()
     kept = len(PyCodeCache.modules)
-    with fresh_cache() if afresh else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet("torch._inductor"))
+        if afresh:  # in a folder of ours: torch leaves its own behind where it fails
+            own = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            stack.enter_context(fresh_cache(dir=own))
         code = standalone_compile(
             graph,
             list(tensors),
@@ -197,6 +201,22 @@ def machine_code_of(
         )
     del PyCodeCache.modules[kept:]  # the code holds its own; this list holds all for good
     return code
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """What a part of torch notes in its log, of its own code, is nothing for our users.
+
+    Unless one of them has asked for it by a level.
+    """
+    log = logging.getLogger(name)
+    before = log.level
+    if before in (logging.NOTSET, logging.WARNING):
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"

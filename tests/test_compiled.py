@@ -340,12 +340,12 @@ def test_code_that_gives_other_numbers_is_refused(monkeypatch):
 
 
 def test_where_writing_in_place_goes_wrong_what_is_new_is_copied_over(monkeypatch):
-    """torch 2.11 may write a weight before its last reader; the next best code is as right."""
+    """torch 2.11 may write a weight before its last reader, and 2.13 fails on some programs."""
     made = []
 
     def code_of(graph, *tensors, **options):
         made.append(graph)
-        return compiling.OTHER_NUMBERS if len(made) == 1 else graph
+        return Refusal("other numbers") if len(made) == 1 else graph
 
     expected = train(bernoulli(), PADDED, engine="eager")
     monkeypatch.setattr(fusing, "machine_code", code_of)

@@ -62,6 +62,11 @@ class FusedStep(Step):
         Replicas' parameters and states become views of stacked tensors.
         """
         self._learners = learners
+        for learner in learners:
+            for p, form in zip(learner.parameters.values(), self._written_forms, strict=False):
+                stride = form[1][1:] if self.stacked else form[1]
+                if p.stride() != stride and p.dim() == len(stride):
+                    p.data = torch.empty_strided(p.shape, stride).to(p).copy_(p.data)
         bound = [
             bind(learner.optimizer, self.rule, [*learner.parameters.values()])
             for learner in learners
@@ -81,6 +86,18 @@ class FusedStep(Step):
         self._code, self._recorded = self._machine_code, False
         _require("parameters and optimizer's state", self._written, self._written_forms)
         self._before = [torch.empty_like(t) for t in self._written]
+        self._places = self._now_at()
+
+    def displaced(self) -> bool:
+        return self._now_at() != self._places
+
+    def _now_at(self) -> list[tuple[int, Any]]:
+        """Where the learners' parameters and the optimizers' states lie."""
+        found: list[Any] = []
+        for learner in self._learners:
+            for p in learner.parameters.values():
+                found += [p, *map(learner.optimizer.state[p].get, ("step", *self.rule.names))]
+        return [(t.data_ptr(), t.stride()) if isinstance(t, Tensor) else (0, t) for t in found]
 
     def release(self) -> None:
         for r, learner in enumerate(self._learners):

@@ -29,6 +29,10 @@ class Step:
         """Work for these learners from now on."""
         raise NotImplementedError
 
+    def displaced(self) -> bool:
+        """Whether somebody has put others in place of the tensors that :meth:`bind` found."""
+        return False
+
     def release(self) -> None:
         """Leave the learners' parameters and optimizers as if they had been alone."""
 

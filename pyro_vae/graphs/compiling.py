@@ -31,7 +31,6 @@ from pyro_vae.torch_internals import machine_code_of, sources_forgotten, traced
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
 Flat = Callable[..., Sequence[Tensor]]  # flat tensors in, a list of tensors out
-OTHER_NUMBERS = Refusal("the compiled code gives other numbers than the graph")
 SAYS = "the C++ compiler says:"
 APART = {aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)}
 
@@ -112,7 +111,7 @@ def machine_code(
             (a.bfloat16(), b.bfloat16()) if a.is_floating_point() else (a, b) for a, b in pairs
         ]
     if not all(close(a, b) for a, b in pairs):
-        return OTHER_NUMBERS
+        return Refusal("the compiled code gives other numbers than the graph")
     return code
 
 

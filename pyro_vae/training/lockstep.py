@@ -60,8 +60,9 @@ def lockstep(
             asks = _next(sends, [(answer, most) for answer in answers])
             if renewed is not None and loops[0].told > told and not isinstance(asks, str):
                 told, other = loops[0].told, renewed(step)
-                if other is not step:
-                    in_turn(step.release)
+                if other is not step or step.displaced():
+                    if other is not step:
+                        in_turn(step.release)
                     step = other
                     in_turn(step.bind, [loop.learner for loop in loops])
             yield updates
