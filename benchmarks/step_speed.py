@@ -30,6 +30,7 @@ from pyro_vae.engine.functions import WeightPrior
 from pyro_vae.engine.learner import Ask, Learner
 from pyro_vae.models import bernoulli_vae
 from pyro_vae.noise import LOOK, Stream, seeded
+from pyro_vae.torch_internals import has_bfloat16_products
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.lockstep import lockstep
 from pyro_vae.training.loop import Loop, rows_of
@@ -238,7 +239,7 @@ def numpyro_scan(case: Case, steps: int = 100) -> Turn:
 # --- ours ---------------------------------------------------------------------------------------
 
 
-def ours(case: Case, engine: str) -> Turn:
+def ours(case: Case, engine: str, precision: str = "highest") -> Turn:
     """One turn of the loop inside ``pv.fit``: minibatch, noise, gradients, checks, update."""
     objective, rows = case.make_objective(), case.data()
     loops = []
@@ -253,7 +254,10 @@ def ours(case: Case, engine: str) -> Turn:
         loops.append(Loop(learner, batches, state, seed=seed, record_every=1000))
     index, x, weight, _ = loops[0].batches(0)
     ask = Ask(False, x, weight, rows_of(loops[0].state, index), LOOK)
-    step = make_step(loops[0].learner, engine, ask, prior=WeightPrior(), replicas=case.replicas)
+    step = make_step(
+        loops[0].learner, engine, ask, prior=WeightPrior(), replicas=case.replicas,
+        precision=precision,
+    )  # fmt: skip
     if step.engine != engine:
         raise RuntimeError(step.reason)
     run = lockstep(loops, step, 10**9)
@@ -285,6 +289,8 @@ def variants(case: Case) -> dict[str, Callable[[], Turn]]:
         found['pyro_vae, engine="pyro"'] = lambda: ours(case, "pyro")
     found["pyro_vae, eager"] = lambda: ours(case, "eager")
     found["pyro_vae, compiled"] = lambda: ours(case, "compiled")
+    if plain and case.D > 100 and has_bfloat16_products():
+        found["pyro_vae, compiled, bfloat16"] = lambda: ours(case, "compiled", "medium")
     return found
 
 
