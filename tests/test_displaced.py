@@ -76,4 +76,3 @@ def test_machine_code_does_so_too():
     for change in CHANGES.values():
         same(trained(change, "compiled"), trained(change, "pyro"))
     same(trained(clamped, "compiled", times=9), trained(clamped, "pyro", times=9))
-
