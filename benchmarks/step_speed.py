@@ -11,12 +11,14 @@ all weights, which counts for as much where products are fast.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -254,10 +256,8 @@ def ours(case: Case, engine: str, precision: str = "highest") -> Turn:
         loops.append(Loop(learner, batches, state, seed=seed, record_every=1000))
     index, x, weight, _ = loops[0].batches(0)
     ask = Ask(False, x, weight, rows_of(loops[0].state, index), LOOK)
-    step = make_step(
-        loops[0].learner, engine, ask, prior=WeightPrior(), replicas=case.replicas,
-        precision=precision,
-    )  # fmt: skip
+    options: dict[str, Any] = {"replicas": case.replicas, "precision": precision}
+    step = make_step(loops[0].learner, engine, ask, prior=WeightPrior(), **options)
     if step.engine != engine:
         raise RuntimeError(step.reason)
     run = lockstep(loops, step, 10**9)
@@ -276,11 +276,7 @@ def variants(case: Case) -> dict[str, Callable[[], Turn]]:
         found["PyTorch by hand"] = lambda: by_hand(case, fused=False)
         found["PyTorch by hand, fused optimizer"] = lambda: by_hand(case)
         found["PyTorch by hand, compiled"] = lambda: by_hand(case, machine=True)
-        try:
-            import numpyro  # noqa: F401
-        except ImportError:
-            pass
-        else:
+        if importlib.util.find_spec("numpyro"):
             found["NumPyro, jitted scan"] = lambda: numpyro_scan(case)
     if case.objective == "AEVB":
         found["Pyro SVI, Trace_ELBO"] = lambda: svi(case)
