@@ -4,8 +4,7 @@
 
 Variants are interleaved in one process, round by round, so that a noisy machine is noisy for all
 of them; what counts is the median of the ratios within a round.  The floor of each case is the
-matrix products of its step and nothing else; a second one adds a single pass of the optimizer over
-all weights, which counts for as much where products are fast.
+matrix products of its step and nothing else; a second adds one pass of the optimizer over them.
 """
 
 from __future__ import annotations
