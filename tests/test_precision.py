@@ -173,3 +173,11 @@ def test_a_run_does_not_change_it_halfway(rows, tmp_path):
     fit(rows, engine="eager", out=tmp_path)
     with pytest.raises(ValueError, match="matmul_precision is 'highest', the checkpoint has 'med"):
         fit(rows, "highest", engine="eager", out=tmp_path, resume=True)
+
+
+def test_where_no_product_is_large_it_is_said_and_changes_nothing(rows):
+    small = {"batch_size": 10, "engine": "eager"}
+    with pytest.warns(pv.PyroVaeWarning, match="no matrix product of a step takes 8,388,608"):
+        rough, _ = fit(rows, **small)
+    exact, _ = fit(rows, "highest", **small)
+    assert torch.equal(flat(rough), flat(exact))

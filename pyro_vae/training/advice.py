@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.densities.look import Look
 from pyro_vae.errors import PyroVaeWarning, users_line
+from pyro_vae.graphs.products import LARGE
 from pyro_vae.program.rows import Rows
 
 
@@ -141,6 +142,18 @@ def warn_if_warmup_never_ends(objective: Any, num_steps: int) -> None:
             f"the budget is {num_steps} steps and kl_warmup is {warmup}, so the KL term counts at "
             f"most {num_steps / warmup:.1%} and what is trained is never the ELBO: raise the "
             "budget, or lower kl_warmup",
+            PyroVaeWarning,
+            stacklevel=users_line(),
+        )
+
+
+def warn_if_nothing_is_rounded(graph: Any, precision: str) -> None:
+    """Warn where another precision of products was asked for and none of them is large enough."""
+    if graph is not None and graph.exact is not None and not graph.grads.rough:
+        warnings.warn(
+            f"matmul_precision is {precision!r}, and no matrix product of a step takes {LARGE:,} "
+            "multiplications in float32, from which on it pays: nothing is computed otherwise than "
+            "without it",
             PyroVaeWarning,
             stacklevel=users_line(),
         )

@@ -30,6 +30,7 @@ from pyro_vae.runs.writer import sole_writer
 from pyro_vae.training.advice import (
     warn_about_divergence,
     warn_at_floor,
+    warn_if_nothing_is_rounded,
     warn_if_nothing_moves,
     warn_if_warmup_never_ends,
 )
@@ -203,6 +204,7 @@ def fit(
             replicas=len(loops) if many else 0, precision=matmul_precision,
         )  # fmt: skip
         step = in_turn(making)
+        warn_if_nothing_is_rounded(step.graph, matmul_precision)
         if step.reason:
             logger.info("engine %s: %s", step.engine, step.reason)
         manifests = [
