@@ -11,7 +11,7 @@ Of replicas the programs and optimizers hold views of what is stacked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -25,11 +25,11 @@ from pyro_vae.engine.learner import Answer, Ask, Learner, NotFinite, means_of, s
 from pyro_vae.engine.replaying import replayed
 from pyro_vae.engine.steps import Step
 from pyro_vae.engine.updates import Rules, bind, numbers_of, rebind, unbind
+from pyro_vae.graphs.compiling import Flat
 from pyro_vae.graphs.lifted import Lifted
 from pyro_vae.noise import Noise, keyed, seeded
 from pyro_vae.objectives.base import Objective, State
 
-Flat = Callable[..., Sequence[Tensor]]
 Refreshed = tuple[dict[str, Tensor], Sums]
 
 AT_ONCE = 32  # updates that are prepared together, at most; and what their rows take

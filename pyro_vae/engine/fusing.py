@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.capture import Graph, capture_unit
-from pyro_vae.engine.fused import Flat, FusedStep, form_of, leaves_of
+from pyro_vae.engine.fused import FusedStep, form_of, leaves_of
 from pyro_vae.engine.learner import Ask, Learner, stack
 from pyro_vae.engine.updates import Rules
-from pyro_vae.graphs.compiling import compiled, machine_code
+from pyro_vae.graphs.compiling import Flat, compiled, machine_code
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.noise import seeded
 from pyro_vae.objectives.base import Objective

@@ -10,13 +10,14 @@ its parameters, which it keeps.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from pyro_vae.graphs.compiling import Flat
+
 logger = logging.getLogger("pyro_vae")
-Flat = Callable[..., Sequence[Tensor]]
 
 WARM = 3  # runs before the recording, in which libraries choose their kernels and take memory
 
