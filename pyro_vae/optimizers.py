@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae import defaults, errors
 from pyro_vae.noise import LOOK, seeded
+from pyro_vae.torch_internals import compiler_left_out
 
 
 class Adagrad(torch.optim.Adagrad):
@@ -102,6 +103,7 @@ def step_size(optimizer: Callable[..., Any], lr: Any) -> float | None:
     )
 
 
+@compiler_left_out()
 def make_optimizer(
     optimizer: Callable[..., torch.optim.Optimizer], parameters: dict[str, Tensor], lr: float | None
 ) -> torch.optim.Optimizer:
@@ -180,6 +182,7 @@ def _steps(optimizer: torch.optim.Optimizer, saved: dict[str, Any] | None) -> bo
     return True
 
 
+@compiler_left_out()
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         group |= {name: own[name] for name in SWITCHES if name in own}  # of this device

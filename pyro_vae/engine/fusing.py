@@ -27,10 +27,11 @@ from pyro_vae.engine.learner import Ask, Learner, stack
 from pyro_vae.engine.updates import Rules
 from pyro_vae.graphs.compiling import Flat, compiled, machine_code
 from pyro_vae.graphs.lifted import Lifted, Refusal
+from pyro_vae.graphs.tracing import traced
 from pyro_vae.noise import seeded
 from pyro_vae.objectives.base import Objective
 from pyro_vae.program.calling import trainable
-from pyro_vae.torch_internals import sources_forgotten, traced
+from pyro_vae.torch_internals import sources_forgotten
 
 
 def _update_function(

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from pyro_vae.graphs import cache
+from pyro_vae.graphs import cache, libraries
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.probing import close
 from pyro_vae.graphs.products import multiplications, quicken
+from pyro_vae.graphs.tracing import traced
 from pyro_vae.noise import LOOK, seeded
-from pyro_vae.torch_internals import machine_code_of, sources_forgotten, traced
+from pyro_vae.torch_internals import Library, machine_code_of, sources_forgotten
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
@@ -59,60 +60,84 @@ def machine_code(
     options: dict[str, Any] = {"size_asserts": checked}
     if kept:  # draws that stay in the graph shall be those of the graph run eagerly
         options["fallback_random"] = True
-    on_cpu = not any(t.is_cuda for t in tensors)
+    plain, constants = libraries.with_constants_as_arguments(graph)
+    examples = [*tensors, *constants]
+    on_cpu = not any(t.is_cuda for t in examples)
+    key = libraries.key_of(plain, examples, options) if on_cpu else None
+    code = None if key is None else libraries.loaded(key, plain)
+    if code is not None and not _agree(code, plain, examples, rough):
+        libraries.remove(key)
+        code = None
+    if code is None:
+        try:
+            with seeded(*LOOK), sources_forgotten(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's own, of its own code
+                cache.sweep()
+                code = _built_somehow(plain, examples, options, on_cpu)
+            if not _agree(code, plain, examples, rough):
+                return Refusal("the compiled code gives other numbers than the graph")
+        except Exception as error:  # whatever the compiler's many parts raise is the reason
+            return Refusal(_reason(error))
+        if key is not None and isinstance(code, Library):
+            libraries.keep(key, code)
+    return code if not constants else lambda *given: code(*given, *constants)
+
+
+def _built_somehow(
+    graph: fx.GraphModule, tensors: Sequence[Tensor], options: dict[str, Any], on_cpu: bool
+) -> Flat:
+    """Machine code in the first way that works."""
+    # Kernels that are called by C++ give the same bits as those that Python calls, a sixth of a
+    # small net's step earlier; not every operation can be called so.  The last way has no need of
+    # the cache, where something may have been left half written once.
+    ways: list[dict[str, Any]] = [{}, {"afresh": True}]
     if on_cpu:
+        ways.insert(0, {"cpp_wrapper": True})
+    while True:
+        try:
+            return _built(graph, tensors, options, on_cpu, **ways.pop(0))
+        except Exception as error:
+            # What it names shall be gone for the next process.
+            gone = cache.removed_as_named(error)
+            if not ways or not (gone or _may_end_well(error)):
+                raise
+            logger.info("compiled another way, after this: %s", _reason(error))
+
+
+def _built(
+    graph: fx.GraphModule,
+    tensors: Sequence[Tensor],
+    options: dict[str, Any],
+    on_cpu: bool,
+    afresh: bool = False,
+    **more: Any,
+) -> Flat:
+    # Not torch.compile: its guards ask at every call whether Python has changed, and a graph
+    # has none; on small nets they take as long as the arithmetic.
+    apart = traced(graph, *_copies(tensors), apart=APART)
+    if on_cpu:
+        quicken(apart)
         # A product that adds its bias copies the bias into its result first, a pass over memory;
         # apart from it, the sum becomes a part of what follows.  The compiler's pattern matcher
         # would put the two together again, and has nothing else to find in these graphs.
-        options["pattern_matcher"] = False
+        more["pattern_matcher"] = False
+    return machine_code_of(apart, _copies(tensors), options | more, afresh=afresh)
 
-    def copies() -> list[Tensor]:
-        return [t.detach().clone() for t in tensors]
 
-    def built(afresh: bool = False, **more: Any) -> Flat:
-        # Not torch.compile: its guards ask at every call whether Python has changed, and a graph
-        # has none; on small nets they take as long as the arithmetic.
-        apart = traced(graph, *copies(), apart=APART)
-        if on_cpu:
-            quicken(apart)
-        return machine_code_of(apart, copies(), options | more, afresh=afresh)
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.detach().clone() for t in tensors]
 
-    mine, theirs = copies(), copies()
-    try:
-        with torch.no_grad(), seeded(*LOOK), sources_forgotten(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's own, of its own code
-            cache.sweep()
-            # Kernels that are called by C++ give the same bits as those that Python calls, a sixth
-            # of a small net's step earlier; not every operation can be called so.  The last way has
-            # no need of the cache, where something may have been left half written once.
-            ways: list[dict[str, Any]] = [{}, {"afresh": True}]
-            if on_cpu:
-                ways.insert(0, {"cpp_wrapper": True})
-            while True:
-                try:
-                    code = built(**ways.pop(0))
-                    break
-                except Exception as error:
-                    # What it names shall be gone for the next process.
-                    gone = cache.removed_as_named(error)
-                    if not ways or not (gone or _may_end_well(error)):
-                        raise
-                    logger.info("compiled another way, after this: %s", _reason(error))
-            with seeded(*LOOK):
-                got = code(*mine)
-            with seeded(*LOOK):
-                expected = graph(*theirs)
-    except Exception as error:  # whatever the compiler's many parts raise is the reason
-        return Refusal(_reason(error))
-    # Inputs may have been written.
-    pairs = [*zip([*expected, *theirs], [*got, *mine], strict=True)]
+
+def _agree(code: Flat, graph: Flat, tensors: Sequence[Tensor], rough: bool) -> bool:
+    """Whether both give the same, and write the same into their arguments."""
+    found = []
+    for each in (code, graph):
+        own = _copies(tensors)
+        with torch.no_grad(), seeded(*LOOK):
+            found.append([*each(*own), *own])
     if rough:
-        pairs = [
-            (a.bfloat16(), b.bfloat16()) if a.is_floating_point() else (a, b) for a, b in pairs
-        ]
-    if not all(close(a, b) for a, b in pairs):
-        return Refusal("the compiled code gives other numbers than the graph")
-    return code
+        found = [[t.bfloat16() if t.is_floating_point() else t for t in each] for each in found]
+    return all(close(a, b) for a, b in zip(*found, strict=True))
 
 
 def compiled(lifted: Lifted, *args: Any) -> Lifted | Refusal:

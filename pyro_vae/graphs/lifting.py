@@ -24,8 +24,9 @@ from pyro_vae.graphs.constants import ConstantsMode, OneHotMode
 from pyro_vae.graphs.lifted import TENSOR, Lifted, Refusal
 from pyro_vae.graphs.merging import merge_equal
 from pyro_vae.graphs.probing import differs
+from pyro_vae.graphs.tracing import traced
 from pyro_vae.noise import LOOK, Noise, NoiseMode, keyed, seeded
-from pyro_vae.torch_internals import no_modes, sources_forgotten, traced
+from pyro_vae.torch_internals import no_modes, sources_forgotten
 
 aten = torch.ops.aten
 

@@ -48,6 +48,7 @@ from pyro_vae.training.interrupts import (
     noted_signals,
     obeyed_between_steps,
 )
+from pyro_vae.torch_internals import compiler_left_out
 from pyro_vae.training.loop import Loop, Progress
 from pyro_vae.turns import in_turn
 
@@ -175,6 +176,7 @@ def _require_finite(loop: Loop) -> None:
         )
 
 
+@compiler_left_out()
 def _resumable(loop: Loop) -> dict[str, Any]:
     return {
         **contents(loop.learner.program, loop.state, loop.history.memory()),

@@ -1,0 +1,108 @@
+"""What was compiled before, found by its graph and loaded without the compiler.
+
+torch's compiler keeps its results too, but to find one it has to be imported and to prepare the
+graph again: two and a half seconds of a process that may have nothing else to do.  The library
+that it has built stands on its own.  So a second name for it, in a folder beside torch's, says
+what it was made of: the operations, the forms of the arguments, the options, this package's own
+changes to graphs, torch, its settings and the processor.  Whoever loads one compares it with its
+graph, as after a compilation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import operator
+import os
+import shutil
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+from pyro_vae.graphs.cache import is_whole
+from pyro_vae.torch_internals import Library, compile_cache, compilers_settings, written_by
+
+logger = logging.getLogger("pyro_vae")
+
+
+def with_constants_as_arguments(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
+    """The same function with the tensors that it holds as its last arguments, and these.
+
+    A library holds none; where the graph holds something else, it is returned as it is.
+    """
+    held = {n: operator.attrgetter(n.target)(graph) for n in graph.graph.find_nodes(op="get_attr")}
+    if not held or not all(isinstance(value, Tensor) for value in held.values()):
+        return graph, []
+    plain, at = fx.Graph(), dict[fx.Node, fx.Node]()
+    first = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    for node in first:
+        at[node] = plain.node_copy(node)
+    for number, node in enumerate(held):
+        at[node] = plain.placeholder(f"held_{number}")
+        at[node].meta = dict(node.meta)
+    for node in graph.graph.nodes:
+        if node not in at:
+            at[node] = plain.node_copy(node, at.__getitem__)
+    return fx.GraphModule(graph, plain), [*held.values()]
+
+
+def key_of(
+    graph: fx.GraphModule, tensors: Sequence[Tensor], options: Mapping[str, Any]
+) -> str | None:
+    """A name for the machine code of a graph; none where the graph does not say all of itself."""
+    for node in graph.graph.nodes:
+        known = isinstance(node.target, OpOverload | types.BuiltinFunctionType)
+        if node.op not in ("placeholder", "output") and not (node.op == "call_function" and known):
+            return None
+    forms = [(tuple(t.shape), t.stride(), str(t.dtype), str(t.device)) for t in tensors]
+    said = [graph.code, repr(forms), repr(sorted(options.items())), _own_code()]
+    text = "\0".join([*said, *compilers_settings()])
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+@functools.cache
+def _own_code() -> str:
+    """The files that change graphs before they are compiled."""
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(compilers_settings.__code__.co_filename)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _place(key: str) -> Path:
+    return Path(compile_cache()) / "pyro_vae" / f"{key}.so"
+
+
+def loaded(key: str, graph: fx.GraphModule) -> Library | None:
+    """The library of that name, if there is one that can be loaded."""
+    path = _place(key)
+    if not path.exists() or not is_whole(path):
+        return None
+    try:
+        return Library(path, written_by(graph))
+    except ImportError as error:
+        logger.info("%s is built anew: %s", path, error)
+        return None
+
+
+def keep(key: str, library: Library) -> None:
+    """Give a library its second name; where that cannot be done, the next process compiles."""
+    place = _place(key)
+    part = place.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(exist_ok=True)
+        try:
+            os.link(library.path, part)
+        except OSError:
+            shutil.copyfile(library.path, part)
+        part.replace(place)
+
+
+def remove(key: str) -> None:
+    """Forget one that gives other numbers than its graph."""
+    with contextlib.suppress(OSError):
+        _place(key).unlink()
