@@ -14,13 +14,14 @@ from torch import nn, optim
 
 import pyro_vae as pv
 from pyro_vae import engine
-from pyro_vae.engine import choosing, fused, fusing
+from pyro_vae.engine import choosing, fused
 from pyro_vae.engine.fused import FusedStep
-from pyro_vae.graphs import compiling
+from pyro_vae.graphs import compiling, libraries
 from pyro_vae.graphs.compiling import machine_code, pays
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.objectives import AEVB, MonteCarloEM, WakeSleep
 from pyro_vae.runs import storage
+from pyro_vae.torch_internals import CACHE
 from pyro_vae.training import fitting, setting_up
 from pyro_vae.training.batches import Batches
 
@@ -303,6 +304,7 @@ def test_a_missing_compiler_is_named_with_what_to_install(monkeypatch):
         raise InductorError(InvalidCxxCompiler(), None)  # what torch raises under CXX=/nonexistent
 
     monkeypatch.setattr(torch._inductor, "standalone_compile", without)
+    monkeypatch.setattr(libraries, "loaded", lambda key, graph: None)
     reason = r"no C\+\+ compiler was found \(on Debian or Ubuntu: apt install g\+\+\)"
     with pytest.raises(ValueError, match=rf"cannot run this: not compiled: {reason}; engine="):
         train(bernoulli(), PADDED, engine="compiled")
@@ -333,13 +335,14 @@ def test_code_that_gives_other_numbers_is_refused(monkeypatch):
     for code in (right, off, unwritten, written):
         compile_ = functools.partial(lambda code, *args, **options: code, code)
         monkeypatch.setattr(torch._inductor, "standalone_compile", compile_)
+        monkeypatch.setattr(libraries, "loaded", lambda key, graph: None)
         made = machine_code(graph, x, y)
         assert made is right or (isinstance(made, Refusal) and "other numbers" in str(made))
         assert (made is right) == (code is right)
         assert not y.any() and x[0] == 0  # the examples are copied
 
 
-def test_where_writing_in_place_goes_wrong_what_is_new_is_copied_over(monkeypatch):
+def test_where_writing_in_place_goes_wrong_what_is_new_is_copied_over(monkeypatch, tmp_path):
     """torch 2.11 may write a weight before its last reader, and 2.13 fails on some programs."""
     made = []
 
@@ -348,7 +351,8 @@ def test_where_writing_in_place_goes_wrong_what_is_new_is_copied_over(monkeypatc
         return Refusal("other numbers") if len(made) == 1 else graph
 
     expected = train(bernoulli(), PADDED, engine="eager")
-    monkeypatch.setattr(fusing, "machine_code", code_of)
+    monkeypatch.setattr(compiling, "machine_code", code_of)
+    monkeypatch.setenv(CACHE, str(tmp_path))
     assert_alike(train(bernoulli(), PADDED, engine="compiled"), expected)
     assert len(made) == 2
 

@@ -23,7 +23,7 @@ from pyro_vae.cli.verbs.fit import run_fit
 from pyro_vae.comparison.table import Comparison
 from pyro_vae.evidence.students import DEGREES, student_log_density
 from pyro_vae.gradients.report import GradientReport
-from pyro_vae.graphs import compiling
+from pyro_vae.graphs import compiling, libraries
 from pyro_vae.models import linear_gaussian
 from pyro_vae.training.settings import Settings
 
@@ -103,6 +103,7 @@ def failing(error, monkeypatch):
         raise CppCompileError(["g++", "x.cpp"], OUTPUT.format(error=error))
 
     monkeypatch.setattr(compiling, "machine_code_of", compiler)
+    monkeypatch.setattr(libraries, "loaded", lambda key, graph: None)
     monkeypatch.setattr(compiling, "pays", lambda graphs: True)
     compiling.warn_not_compiled.cache_clear()
 

@@ -25,7 +25,7 @@ from pyro_vae.engine.capture import Graph, capture_unit
 from pyro_vae.engine.fused import FusedStep, form_of, leaves_of
 from pyro_vae.engine.learner import Ask, Learner, stack
 from pyro_vae.engine.updates import Rules
-from pyro_vae.graphs.compiling import Flat, compiled, machine_code
+from pyro_vae.graphs.compiling import Flat, compiled, machine_code, machine_code_of_either
 from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.tracing import traced
 from pyro_vae.noise import seeded
@@ -139,13 +139,11 @@ def fuse(
         if machine:
             whole = traced(code, *[t.clone() for t in tensors])
             options = {"kept": bool(kept), "checked": False, "rough": graph.grads.rough}
-            made = machine_code(whole, *tensors, **options)
-            if isinstance(made, Refusal):
-                # torch's compiler may write a weight before the last product that reads it (2.11),
-                # and fails on some loops whose results are written over their inputs (2.13).
-                made = machine_code(pure, *tensors, **options)
-                if not isinstance(made, Refusal):
-                    made = _in_place(made, len(params), num_inputs)
+            # torch's compiler may write a weight before the last product that reads it (2.11), and
+            # fails on some loops whose results are written over their inputs (2.13).
+            made, in_place = machine_code_of_either(whole, pure, *tensors, **options)
+            if not (in_place or isinstance(made, Refusal)):
+                made = _in_place(made, len(params), num_inputs)
             if isinstance(made, Refusal):
                 return made
             code = made

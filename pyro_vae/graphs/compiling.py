@@ -27,7 +27,7 @@ from pyro_vae.graphs.probing import close
 from pyro_vae.graphs.products import multiplications, quicken
 from pyro_vae.graphs.tracing import traced
 from pyro_vae.noise import LOOK, seeded
-from pyro_vae.torch_internals import Library, machine_code_of, sources_forgotten
+from pyro_vae.torch_internals import machine_code_of, sources_forgotten
 
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
@@ -57,51 +57,88 @@ def machine_code(
         The code, or a refusal: there is no C++ compiler, the compiler fails, or its code gives
         other numbers than the graph.
     """
-    options: dict[str, Any] = {"size_asserts": checked}
-    if kept:  # draws that stay in the graph shall be those of the graph run eagerly
-        options["fallback_random"] = True
+    options = _options(kept, checked)
     plain, constants = libraries.with_constants_as_arguments(graph)
     examples = [*tensors, *constants]
-    on_cpu = not any(t.is_cuda for t in examples)
-    key = libraries.key_of(plain, examples, options) if on_cpu else None
-    code = None if key is None else libraries.loaded(key, plain)
-    if code is not None and not _agree(code, plain, examples, rough):
-        libraries.remove(key)
-        code = None
-    if code is None:
-        try:
+    key = libraries.key_of(plain, examples, options)
+    code: Flat | None = libraries.loaded(key, plain)
+    try:
+        if code is not None and not _agree(code, plain, examples, rough):
+            libraries.forget(key)
+            code = None
+        if code is None:
             with seeded(*LOOK), sources_forgotten(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's own, of its own code
                 cache.sweep()
-                code = _built_somehow(plain, examples, options, on_cpu)
+                code = _built_somehow(plain, examples, options, key)
             if not _agree(code, plain, examples, rough):
                 return Refusal("the compiled code gives other numbers than the graph")
-        except Exception as error:  # whatever the compiler's many parts raise is the reason
-            return Refusal(_reason(error))
-        if key is not None and isinstance(code, Library):
             libraries.keep(key, code)
-    return code if not constants else lambda *given: code(*given, *constants)
+    except Exception as error:  # whatever the compiler's many parts raise is the reason
+        return Refusal(_reason(error))
+    return _with_constants(code, constants) if constants else code
+
+
+def machine_code_of_either(
+    first: fx.GraphModule, second: fx.GraphModule, *tensors: Tensor, **options: Any
+) -> tuple[Flat | Refusal, bool]:
+    """The first of two graphs that can be compiled as machine code, and whether it is the first.
+
+    Where only the second can be, no later process tries the first.  Options as above.
+    """
+    plain, constants = libraries.with_constants_as_arguments(first)
+    forms = _options(options.get("kept", False), options.get("checked", True))
+    key = libraries.key_of(plain, [*tensors, *constants], forms)
+    if not libraries.is_known_to(key, libraries.FAIL):
+        code = machine_code(first, *tensors, **options)
+        if not isinstance(code, Refusal):
+            return code, True
+    code = machine_code(second, *tensors, **options)
+    if not isinstance(code, Refusal):
+        libraries.make_known(key, libraries.FAIL)
+    return code, False
+
+
+def _options(kept: bool, checked: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"size_asserts": checked}
+    if kept:  # draws that stay in the graph shall be those of the graph run eagerly
+        options["fallback_random"] = True
+    return options
+
+
+def _with_constants(code: Flat, constants: Sequence[Tensor]) -> Flat:
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        return code(*tensors, *constants)
+
+    return run
 
 
 def _built_somehow(
-    graph: fx.GraphModule, tensors: Sequence[Tensor], options: dict[str, Any], on_cpu: bool
+    graph: fx.GraphModule, tensors: Sequence[Tensor], options: dict[str, Any], key: str
 ) -> Flat:
     """Machine code in the first way that works."""
     # Kernels that are called by C++ give the same bits as those that Python calls, a sixth of a
     # small net's step earlier; not every operation can be called so.  The last way has no need of
     # the cache, where something may have been left half written once.
     ways: list[dict[str, Any]] = [{}, {"afresh": True}]
-    if on_cpu:
+    on_cpu = not any(t.is_cuda for t in tensors)
+    if by_cpp := on_cpu and not libraries.is_known_to(key, libraries.NEED_PYTHON):
         ways.insert(0, {"cpp_wrapper": True})
+    failed = False
     while True:
         try:
-            return _built(graph, tensors, options, on_cpu, **ways.pop(0))
+            code = _built(graph, tensors, options, on_cpu, **ways.pop(0))
         except Exception as error:
             # What it names shall be gone for the next process.
             gone = cache.removed_as_named(error)
             if not ways or not (gone or _may_end_well(error)):
                 raise
+            failed |= by_cpp and len(ways) == 2 and not gone
             logger.info("compiled another way, after this: %s", _reason(error))
+        else:
+            if failed and ways:
+                libraries.make_known(key, libraries.NEED_PYTHON)
+            return code
 
 
 def _built(

@@ -18,13 +18,14 @@ import operator
 import os
 import shutil
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from pyro_vae import torch_internals
 from pyro_vae.graphs.cache import is_whole
 from pyro_vae.torch_internals import Library, compile_cache, compilers_settings, written_by
 
@@ -52,15 +53,18 @@ def with_constants_as_arguments(graph: fx.GraphModule) -> tuple[fx.GraphModule, 
     return fx.GraphModule(graph, plain), [*held.values()]
 
 
-def key_of(
-    graph: fx.GraphModule, tensors: Sequence[Tensor], options: Mapping[str, Any]
-) -> str | None:
-    """A name for the machine code of a graph; none where the graph does not say all of itself."""
+def key_of(graph: fx.GraphModule, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> str:
+    """A name for the machine code of a graph; empty where there is none.
+
+    There is none on a GPU, and where the graph does not say all of itself.
+    """
     for node in graph.graph.nodes:
         known = isinstance(node.target, OpOverload | types.BuiltinFunctionType)
         if node.op not in ("placeholder", "output") and not (node.op == "call_function" and known):
-            return None
-    forms = [(tuple(t.shape), t.stride(), str(t.dtype), str(t.device)) for t in tensors]
+            return ""
+    if any(t.device.type != "cpu" for t in tensors):
+        return ""
+    forms = [(tuple(t.shape), t.stride(), str(t.dtype)) for t in tensors]
     said = [graph.code, repr(forms), repr(sorted(options.items())), _own_code()]
     text = "\0".join([*said, *compilers_settings()])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
@@ -69,40 +73,62 @@ def key_of(
 @functools.cache
 def _own_code() -> str:
     """The files that change graphs before they are compiled."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(compilers_settings.__code__.co_filename)]
+    folders = [Path(__file__).parent, Path(torch_internals.__file__).parent]
+    files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _place(key: str) -> Path:
-    return Path(compile_cache()) / "pyro_vae" / f"{key}.so"
+def _place(key: str, ending: str = ".so") -> Path:
+    return Path(compile_cache()) / "pyro_vae" / f"{key}{ending}"
 
 
 def loaded(key: str, graph: fx.GraphModule) -> Library | None:
     """The library of that name, if there is one that can be loaded."""
     path = _place(key)
-    if not path.exists() or not is_whole(path):
+    if not key or not path.exists() or not is_whole(path):
         return None
     try:
         return Library(path, written_by(graph))
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         logger.info("%s is built anew: %s", path, error)
         return None
 
 
-def keep(key: str, library: Library) -> None:
+def keep(key: str, code: Any) -> None:
     """Give a library its second name; where that cannot be done, the next process compiles."""
-    place = _place(key)
-    part = place.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(exist_ok=True)
-        try:
-            os.link(library.path, part)
-        except OSError:
-            shutil.copyfile(library.path, part)
-        part.replace(place)
+    if key and isinstance(code, Library):
+        with contextlib.suppress(OSError), _written(_place(key)) as part:
+            try:
+                os.link(code.path, part)
+            except OSError:
+                shutil.copyfile(code.path, part)
 
 
-def remove(key: str) -> None:
-    """Forget one that gives other numbers than its graph."""
+def forget(key: str) -> None:
+    """Take one out that gives other numbers than its graph."""
     with contextlib.suppress(OSError):
         _place(key).unlink()
+
+
+# What else later processes need not find out again.
+NEED_PYTHON = ".python"  # kernels cannot be called by C++
+FAIL = ".fails"  # there is no machine code, though there is of another graph
+
+
+def make_known(key: str, what: str) -> None:
+    if key:
+        with contextlib.suppress(OSError), _written(_place(key, what)) as part:
+            part.touch()
+
+
+def is_known_to(key: str, what: str) -> bool:
+    return bool(key) and _place(key, what).exists()
+
+
+@contextlib.contextmanager
+def _written(place: Path) -> Iterator[Path]:
+    """Another name for a file to be, so that it is all there once it is."""
+    part = place.with_suffix(f".{os.getpid()}.part")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    yield part
+    part.replace(place)

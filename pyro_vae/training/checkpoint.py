@@ -42,13 +42,13 @@ from pyro_vae.runs.schema import read_run
 from pyro_vae.runs.storage import MANIFEST, MOST_BYTES, read_regular
 from pyro_vae.runs.values import pack
 from pyro_vae.runs.writer import Writer
+from pyro_vae.torch_internals import compiler_left_out
 from pyro_vae.training.interrupts import (
     cancelled_elsewhere,
     interruption,
     noted_signals,
     obeyed_between_steps,
 )
-from pyro_vae.torch_internals import compiler_left_out
 from pyro_vae.training.loop import Loop, Progress
 from pyro_vae.turns import in_turn
 
