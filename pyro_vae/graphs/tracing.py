@@ -27,7 +27,7 @@ from pyro_vae.torch_internals import (
 
 aten = torch.ops.aten
 PLAIN = (Tensor, nn.Parameter)
-# A constant is taken in by this one; what follows may write into it, and shall not into ours.
+# By this a constant of Python's comes in.  What follows may write into it, and shall not into ours.
 AS_COPY = {aten.lift_fresh.default: aten.lift_fresh_copy.default}
 
 
@@ -45,7 +45,8 @@ def traced(
     Args:
         function: flat tensors in, a list of tensors out.
         args: example tensors.
-        apart: for an operation, a function of simpler ones to record in its place.
+        apart: for an operation, a function of simpler ones to record in its place, where that does
+            not return ``NotImplemented``.
     """
     recorder = _Recorder(apart or {})
     try:
@@ -100,14 +101,17 @@ class _Recorder(TorchDispatchMode):
         simpler = self._apart.get(func)
         if simpler is not None:
             with self:
-                return simpler(*args, **kwargs)
+                parts = simpler(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         if autograd_would_have_decomposed(func, pytree.tree_leaves((args, kwargs))):
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+        func = AS_COPY.get(func, func)
         given = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs))
-        node = self.graph.call_function(AS_COPY.get(func, func), *given)
+        node = self.graph.call_function(func, *given)
         result = func(*args, **kwargs)
         self.note(result, node)
         return result

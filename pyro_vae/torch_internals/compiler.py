@@ -193,5 +193,11 @@ def compilers_settings() -> list[str]:
         torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads()),
         str(torch.get_default_dtype()), str(torch.are_deterministic_algorithms_enabled()),
         str(torch._C._get_mkldnn_enabled()), *named,
-        "" if config is None else config.codegen_config(),
+        *([] if config is None else _changed(config)),
     ]  # fmt: skip
+
+
+def _changed(config: Any) -> list[str]:
+    """The compiler's settings that are not as it comes; some have been set to what they were."""
+    entries, values = config._config, config.get_config_copy()
+    return [f"{n}={v!r}" for n, v in sorted(values.items()) if v != entries[n].default]
