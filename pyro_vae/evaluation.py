@@ -23,12 +23,15 @@ from pyro_vae.program.stored import Stored
 # --- rows in chunks -----------------------------------------------------------------------------
 
 
+MANY = 30  # calls
+
+
 class RowFunction:
     """``function(program, rows)`` for many batches, without gradients.
 
     The first two calls of a form (shapes and dtypes) run the program's handlers; one that comes
-    oftener is captured and runs as a graph where it can, and compiled where so many ``calls`` as
-    are expected repay that.  In each case its noise depends on the key alone.
+    oftener, as all do of which many ``calls`` are expected, is captured and runs as a graph where
+    it can, and compiled where so many repay that.  Its noise always depends on the key alone.
     """
 
     def __init__(
@@ -49,7 +52,8 @@ class RowFunction:
     def __call__(self, rows: Any, *key: int) -> Any:
         form = tuple((t.shape, t.dtype) for t in pytree.tree_leaves(rows))
         self._calls[form] = self._calls.get(form, 0) + 1
-        if self._calls[form] == 3:  # a capture costs some tenths of a second
+        # A capture costs some tenths of a second.
+        if self._calls[form] == (1 if self._expected >= MANY else 3):
             moved = nudged(self._parameters)
             probes = [(moved, other) for other in others(rows)]
             lifted = lift(self._run, self._parameters, rows, probes=probes)

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from pyro_vae.graphs import cache, libraries, logarithms
+from pyro_vae.graphs import cache, libraries
+from pyro_vae.graphs.elementary import APART
 from pyro_vae.graphs.lifted import Lifted, Refusal
+from pyro_vae.graphs.logarithms import join_logarithms
 from pyro_vae.graphs.probing import close
 from pyro_vae.graphs.products import multiplications, quicken
 from pyro_vae.graphs.tracing import traced
@@ -33,9 +35,6 @@ logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
 Flat = Callable[..., Sequence[Tensor]]  # flat tensors in, a list of tensors out
 SAYS = "the C++ compiler says:"
-APART = logarithms.APART | {
-    aten.addmm.default: lambda bias, a, b, beta=1, alpha=1: beta * bias + alpha * (a @ b)
-}
 
 
 def machine_code(
@@ -155,7 +154,7 @@ def _built(
     # has none; on small nets they take as long as the arithmetic.
     apart = traced(graph, *_copies(tensors), apart=APART)
     if on_cpu:
-        logarithms.join_logarithms(apart)
+        join_logarithms(apart)
         quicken(apart)
         # A product that adds its bias copies the bias into its result first, a pass over memory;
         # apart from it, the sum becomes a part of what follows.  The compiler's pattern matcher
