@@ -99,6 +99,23 @@ def test_what_is_written_is_seen_and_what_is_made_is_no_graph_of_autograd(cache)
     assert y._version > before[0] and x._version == before[1]
 
 
+def test_who_keeps_one_twice_leaves_one_name(cache):
+    (before, *_), names = cache.iterdir(), {path.name for path in cache.iterdir()}
+    libraries.keep(before.stem, Library(before))
+    assert {path.name for path in cache.iterdir()} == names
+
+
+def test_one_that_raises_is_forgotten(cache, monkeypatch):
+    def broken(self, *tensors):
+        raise RuntimeError("expected size 6==6, stride 8==4")
+
+    monkeypatch.setattr(Library, "__call__", broken)
+    code = machine_code(GRAPH, X, Y)  # builds it anew, which is of no use here
+    assert isinstance(code, Refusal) and "expected size" in str(code)
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize("damage", ["other", "half", "empty", "no library"])
 def test_a_damaged_one_is_built_anew(cache, damage):
     plain, held = libraries.with_constants_as_arguments(GRAPH)
@@ -152,6 +169,11 @@ def test_a_graph_that_does_not_say_all_of_itself_has_no_name(cache):
     calls = [node for node in graph.graph.nodes if node.op == "call_function"]
     calls[-1].target = lambda *given: torch.add(*given)
     assert key_of(graph, [X, Y], {}) == ""
+    with torch.library._scoped_library("test_libraries", "DEF") as own:
+        own.define("twice(Tensor t) -> Tensor")
+        own.impl("twice", lambda t: t * 2, "CPU")
+        calls[-1].target = torch.ops.test_libraries.twice.default
+        assert key_of(graph, [X, Y], {}) == ""
     libraries.keep("", Library(next(cache.iterdir())))
     libraries.make_known("", libraries.FAIL)
     assert not libraries.is_known_to("", libraries.FAIL) and libraries.loaded("", graph) is None

@@ -41,6 +41,19 @@ def pictures(t, x):
     return [each.sum((-1, -2)).neg()]
 
 
+def permuted(t, x):
+    """Lying otherwise than it reads, as what a convolution returns may."""
+    t, x = t.view(3, 7, 28, 28).transpose(2, 3), x.view(7, 28, 28).transpose(1, 2)
+    each = F.binary_cross_entropy_with_logits(t, x.expand_as(t), reduction="none")
+    return [each.sum((-1, -2))]
+
+
+def channels_last(t, x):
+    t, x = (each.unflatten(-1, (4, 14, 14)).movedim(-3, -1) for each in (t, x))
+    each = F.binary_cross_entropy_with_logits(t, x.expand_as(t), reduction="none")
+    return [-each.flatten(-3).sum(-1)]
+
+
 def with_its_gradient(t, x):
     leaf = t.detach().requires_grad_()
     (value,) = plain(leaf, x)
@@ -60,7 +73,8 @@ def several(t, x):
 
 
 @pytest.mark.parametrize(
-    "function", [plain, mapped, pictures, with_its_gradient, beside_others, several]
+    "function",
+    [plain, mapped, pictures, permuted, channels_last, with_its_gradient, beside_others, several],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_sums_are_the_same(function, dtype):
@@ -127,6 +141,17 @@ def broadcast(t, x):
     return [(t.abs().neg().exp().log1p()[:, :1] + x).sum(-1)]
 
 
+def of_scalars(t, x):
+    scalar = t[0, 0, 0]
+    each = F.binary_cross_entropy_with_logits(scalar, x[0, 0], reduction="none")
+    return [each.sum(-1), (scalar**2).sum(0), torch.sum(t, dim=None), each.sum(())]
+
+
+def then_in_another_precision(t, x):
+    each = F.binary_cross_entropy_with_logits(t.float(), x.expand_as(t).float(), reduction="none")
+    return [(each - t).sum(-1)]
+
+
 def large_exponents(t, x):
     """log(1 + exp(t)) is no such logarithm: a factor may be anything."""
     return [t.exp().log1p().sum(-1), (t.exp() + 1).log().sum(-1), (t.exp() + x.exp()).log().sum(-1)]
@@ -140,6 +165,8 @@ OTHERS = (
     in_another_precision,
     broadcast,
     large_exponents,
+    of_scalars,
+    then_in_another_precision,
 )
 
 

@@ -8,6 +8,7 @@ by a clock, because the two engines round differently and a run shall be repeata
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
@@ -62,12 +63,9 @@ def machine_code(
     plain, constants = libraries.with_constants_as_arguments(graph)
     examples = [*tensors, *constants]
     key = libraries.key_of(plain, examples, options)
-    code: Flat | None = libraries.loaded(key, plain)
     try:
-        if code is not None and not _agree(code, plain, examples, rough):
-            libraries.forget(key)
-            code = None
-        if code is None:
+        code: Flat | None = libraries.loaded(key, plain)
+        if code is None or not _is_good(code, plain, examples, rough, key):
             with seeded(*LOOK), sources_forgotten(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's own, of its own code
                 cache.sweep()
@@ -78,6 +76,18 @@ def machine_code(
     except Exception as error:  # whatever the compiler's many parts raise is the reason
         return Refusal(_reason(error))
     return _with_constants(code, constants) if constants else code
+
+
+def _is_good(code: Flat, graph: Flat, tensors: Sequence[Tensor], rough: bool, key: str) -> bool:
+    """Whether a library that was kept says what the graph says; else it is forgotten.
+
+    An operation of a user's own may have another code by now.
+    """
+    with contextlib.suppress(Exception):
+        if _agree(code, graph, tensors, rough):
+            return True
+    libraries.forget(key)
+    return False
 
 
 def machine_code_of_either(

@@ -56,11 +56,13 @@ def with_constants_as_arguments(graph: fx.GraphModule) -> tuple[fx.GraphModule, 
 def key_of(graph: fx.GraphModule, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> str:
     """A name for the machine code of a graph; empty where there is none.
 
-    There is none on a GPU, and where the graph does not say all of itself.
+    There is none on a GPU, and where the graph does not say all of itself: a user's own operation
+    may have another code under the same name.
     """
     for node in graph.graph.nodes:
-        known = isinstance(node.target, OpOverload | types.BuiltinFunctionType)
-        if node.op not in ("placeholder", "output") and not (node.op == "call_function" and known):
+        if node.op == "call_function" and not _is_known(node.target):
+            return ""
+        if node.op not in ("placeholder", "call_function", "output"):
             return ""
     if any(t.device.type != "cpu" for t in tensors):
         return ""
@@ -68,6 +70,12 @@ def key_of(graph: fx.GraphModule, tensors: Sequence[Tensor], options: Mapping[st
     said = [graph.code, repr(forms), repr(sorted(options.items())), _own_code()]
     text = "\0".join([*said, *compilers_settings()])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _is_known(target: Any) -> bool:
+    if isinstance(target, OpOverload):
+        return target.namespace in ("aten", "prims", "pyro_vae")
+    return isinstance(target, types.BuiltinFunctionType)
 
 
 @functools.cache
@@ -130,5 +138,8 @@ def _written(place: Path) -> Iterator[Path]:
     """Another name for a file to be, so that it is all there once it is."""
     part = place.with_suffix(f".{os.getpid()}.part")
     place.parent.mkdir(parents=True, exist_ok=True)
-    yield part
-    part.replace(place)
+    try:
+        yield part
+        part.replace(place)
+    finally:  # of two names for one file, replacing leaves both
+        part.unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -33,11 +34,11 @@ class Lifted:
     """
 
     def __init__(
-        self, graph: fx.GraphModule, noise, positions, kept, shapes, in_spec, out_spec, constants
+        self, graph: fx.GraphModule, noise, positions, kept, forms, in_spec, out_spec, constants
     ):
         self.graph = graph
         self.run: Callable[..., Sequence[Tensor]] = graph  # or machine code that does the same
-        self._shapes = shapes
+        self._forms = forms  # shape and dtype of each argument
         self.rough = False  # with products in bfloat16: two ways to compute it differ visibly
         self.noise: tuple[Noise, ...] = noise
         self.positions: tuple[int, ...] = positions  # of each noise among all draws asked for
@@ -63,10 +64,14 @@ class Lifted:
 
     def __call__(self, *args: Any, noise: Sequence[Tensor]) -> Any:
         leaves, spec = pytree.tree_flatten(args)
-        if spec != self._in_spec or [leaf.shape for leaf in leaves] != self._shapes:
+        if spec != self._in_spec or [(leaf.shape, leaf.dtype) for leaf in leaves] != self._forms:
             raise ValueError(
-                f"a captured function was called with arguments of the form {spec} and shapes "
-                f"{[tuple(leaf.shape) for leaf in leaves]}, expected {self._in_spec} and "
-                f"{[tuple(shape) for shape in self._shapes]}: capture it again for the new form"
+                f"a captured function was called with arguments of the form {spec}: "
+                f"{_in_words((leaf.shape, leaf.dtype) for leaf in leaves)}, expected "
+                f"{self._in_spec}: {_in_words(self._forms)}: capture it again for the new form"
             )
         return self.unflatten(self.flat(*leaves, *noise))
+
+
+def _in_words(forms: Iterable[tuple[torch.Size, torch.dtype]]) -> str:
+    return ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype in forms)

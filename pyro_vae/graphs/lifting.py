@@ -148,7 +148,7 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
         tuple(first.asked[i] for i in live),
         tuple(live),
         tuple(dict.fromkeys(first.kept)),
-        [leaf.shape for leaf in leaves],
+        [(leaf.shape, leaf.dtype) for leaf in leaves],
         in_spec,
         out_spec,
         constants,

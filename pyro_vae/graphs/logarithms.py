@@ -4,7 +4,8 @@ The density of a Bernoulli is x t - max(t, 0) - log(1 + exp(-|t|)), which torch 
 once with log(exp(-m) + exp(n - m)), n = -t and m = max(n, 0): of these exponentials one is 1 and
 the other exp(-|t|), to the last bit.  And the sum over pixels of log(1 + e), 0 <= e <= 1, is the
 logarithm of a product: 64 such factors lie within [1, 2^64], which single precision holds.  Each
-factor is rounded once, as a term of the sum would be, so the result is as exact.
+factor is rounded once, as a term of the sum would be, so the sum is as exact, of numbers near 1; of
+one in which all are tiny, 1e-12, nothing is left.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch.fx.passes.shape_prop import TensorMetadata
 aten = torch.ops.aten
 MOST = 64  # factors, each at most 2
 LANES = 16  # numbers that a vector instruction takes
+# What makes of a tensor the same numbers in the same order.
+SAME = (aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.clone.default)
 PRECISIONS = (torch.float32, torch.float64)
 Term = tuple[float, Any]  # a coefficient, and the exponential in a logarithm
 
@@ -37,8 +40,10 @@ def join_logarithms(graph: fx.GraphModule) -> int:
     """Rewrite a traced graph in place; returns how many sums have changed."""
     nodes = list(graph.graph.nodes)
     logarithms = {node for node in nodes if _is_of_one_exponential(node)}
+    if not logarithms:
+        return 0
     sums = [n for n in nodes if n.target is aten.sum.dim_IntList and _is_last(n)]
-    changed = sum(_joined(node, logarithms) for node in sums) if logarithms else 0
+    changed = sum(_joined(node, logarithms) for node in sums)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return changed
@@ -79,14 +84,15 @@ def _joined(node: Any, logarithms: set[Any]) -> bool:
     form = _form(node)
     count = math.prod(_form(node.args[0]).shape) // max(1, math.prod(form.shape))
     together = _divisor(count)
-    if not terms or not together:
+    if not (terms and together and count):
         return False
     with node.graph.inserting_before(node):
         new = node.graph.call_function
         total: Any = None if rest is None else new(node.target, (rest, *node.args[1:]))
         for coefficient, exponential in terms:
             factors = new(aten.add.Tensor, (exponential, 1.0))
-            table = new(aten.view.default, (factors, [*form.shape, together, count // together]))
+            shape = [*form.shape, together, count // together]
+            table = new(aten.reshape.default, (factors, shape))  # in whichever order they lie
             logs = new(aten.log.default, (new(aten.prod.dim_int, (table, -2)),))
             each = new(aten.mul.Tensor, (new(aten.sum.dim_IntList, (logs, [-1])), coefficient))
             total = each if total is None else new(aten.add.Tensor, (total, each))
@@ -106,19 +112,22 @@ def _apart(node: Any, logarithms: set[Any]) -> tuple[Any, list[Term]]:
     if node in logarithms:
         return None, [(1.0, node.args[0])]
     target: Any = node.target
-    kept = target in (aten.view.default, aten.expand.default)
-    if kept and math.prod(_form(node).shape) != math.prod(_form(node.args[0]).shape):
-        return whole
-    if kept or target is aten.neg.default:
+    if target in SAME and math.prod(_form(node).shape) == math.prod(_form(node.args[0]).shape):
         rest, terms = _apart(node.args[0], logarithms)
-        sign = 1.0 if kept else -1.0
         if rest is not None and terms:
             with node.graph.inserting_before(node):
-                rest = _like(node, node.graph.call_function(target, (rest, *node.args[1:])))
-        return (rest, [(sign * c, f) for c, f in terms]) if terms else whole
+                shape = list(_form(node).shape)
+                rest = _like(node, node.graph.call_function(aten.reshape.default, (rest, shape)))
+        return (rest, terms) if terms else whole
+    if target is aten.neg.default:
+        rest, terms = _apart(node.args[0], logarithms)
+        if rest is not None and terms:
+            with node.graph.inserting_before(node):
+                rest = _like(node, node.graph.call_function(target, (rest,)))
+        return (rest, [(-c, f) for c, f in terms]) if terms else whole
     if target not in (aten.add.Tensor, aten.sub.Tensor) or node.kwargs:
         return whole
-    if any(not isinstance(a, fx.Node) or _form(a).shape != _form(node).shape for a in node.args):
+    if any(not isinstance(part, fx.Node) or _differs(part, node) for part in node.args):
         return whole
     (left, some), (right, others) = (_apart(part, logarithms) for part in node.args)
     sign = 1.0 if target is aten.add.Tensor else -1.0
@@ -141,12 +150,19 @@ def _like(node: Any, other: Any) -> Any:
     return other
 
 
+def _differs(part: Any, node: Any) -> bool:
+    """Whether a term is broadcast, or of another precision, in a sum."""
+    return (_form(part).shape, _form(part).dtype) != (_form(node).shape, _form(node).dtype)
+
+
 def _is_last(node: Any) -> bool:
     """Whether a sum is over the last dimensions and keeps none of them, in the same precision."""
     summed, dims, *keep = node.args
     if any(keep) or node.kwargs or not isinstance(summed, fx.Node):
         return False
     number = len(_form(summed).shape)
+    if not dims or not number:  # over all there is
+        return False
     return sorted(d % number for d in dims) == [*range(number - len(dims), number)]
 
 

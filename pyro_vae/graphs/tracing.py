@@ -55,10 +55,10 @@ def traced(
         with disable_autocast_cache(), recorder:
             results = function(*args)
         recorder.graph.output([recorder.node_of(result) for result in results])
+        recorder.graph.eliminate_dead_code()
+        return fx.GraphModule(recorder.held, recorder.graph, "traced")
     except Exception:  # whatever it was, torch's own tracer says it in its words or goes further
         return traced_by_torch(function, *args, apart=apart)
-    recorder.graph.eliminate_dead_code()
-    return fx.GraphModule(recorder.held, recorder.graph, "traced")
 
 
 class _Recorder(TorchDispatchMode):

@@ -138,13 +138,13 @@ def _library_of(modules: Sequence[Any], graph: fx.GraphModule) -> Library | None
 
 def written_by(graph: fx.GraphModule) -> list[int]:
     """The positions of a flat graph's arguments that it writes into."""
-    arguments = graph.graph.find_nodes(op="placeholder")
-    return [
-        i
-        for i, argument in enumerate(arguments)
-        for user in argument.users
-        if user.target is torch.ops.aten.copy_.default and user.args[0] is argument
-    ]
+    written: set[Any] = set()
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)  # of an operation
+        if schema is not None and schema.is_mutable:
+            each = zip(schema.arguments, node.args, strict=False)
+            written.update(a for form, a in each if form.is_write and isinstance(a, fx.Node))
+    return [i for i, n in enumerate(graph.graph.find_nodes(op="placeholder")) if n in written]
 
 
 class Library:
