@@ -34,7 +34,8 @@ def _tanh(t: Tensor) -> Any:
 
 
 def _product_with_bias(bias: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    return beta * bias + alpha * (a @ b)
+    product = alpha * (a @ b)
+    return product if beta == 0 else beta * bias + product  # a bias that does not count may be nan
 
 
 APART: dict[Any, Any] = {
