@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyro_vae.graphs import tracing
-from pyro_vae.graphs.compiling import APART
+from pyro_vae.graphs.elementary import APART
 from pyro_vae.graphs.tracing import traced
 from pyro_vae.torch_internals import traced_by_torch
 

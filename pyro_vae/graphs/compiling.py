@@ -12,8 +12,6 @@ import contextlib
 import copy
 import functools
 import logging
-import re
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,6 +26,7 @@ from pyro_vae.graphs.lifted import Lifted, Refusal
 from pyro_vae.graphs.logarithms import join_logarithms
 from pyro_vae.graphs.probing import close
 from pyro_vae.graphs.products import multiplications, quicken
+from pyro_vae.graphs.reasons import may_end_well, reason_of
 from pyro_vae.graphs.tracing import traced
 from pyro_vae.noise import LOOK, seeded
 from pyro_vae.torch_internals import machine_code_of, sources_forgotten
@@ -35,7 +34,6 @@ from pyro_vae.torch_internals import machine_code_of, sources_forgotten
 logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
 Flat = Callable[..., Sequence[Tensor]]  # flat tensors in, a list of tensors out
-SAYS = "the C++ compiler says:"
 
 
 def machine_code(
@@ -74,7 +72,7 @@ def machine_code(
                 return Refusal("the compiled code gives other numbers than the graph")
             libraries.keep(key, code)
     except Exception as error:  # whatever the compiler's many parts raise is the reason
-        return Refusal(_reason(error))
+        return Refusal(reason_of(error))
     return _with_constants(code, constants) if constants else code
 
 
@@ -142,10 +140,10 @@ def _built_somehow(
         except Exception as error:
             # What it names shall be gone for the next process.
             gone = cache.removed_as_named(error)
-            if not ways or not (gone or _may_end_well(error)):
+            if not ways or not (gone or may_end_well(error)):
                 raise
             failed |= by_cpp and len(ways) == 2 and not gone
-            logger.info("compiled another way, after this: %s", _reason(error))
+            logger.info("compiled another way, after this: %s", reason_of(error))
         else:
             if failed and ways:
                 libraries.make_known(key, libraries.NEED_PYTHON)
@@ -231,50 +229,6 @@ def repaid(graph: fx.GraphModule, calls: int, *tensors: Tensor) -> Flat:
 def warn_not_compiled(reason: str) -> None:
     """Say on the screen that this machine cannot compile, where nobody has asked it to."""
     logger.warning("runs are slower than they could be, not compiled: %s", reason)
-
-
-def _may_end_well(error: Exception) -> bool:
-    """Whether it may be the cache, or vector instructions that a compiler of old does not know.
-
-    Else something is known to be wrong: no compiler, no headers, a folder.
-    """
-    said = _reason(error)
-    return said.startswith(("the compiler failed", SAYS)) and "Python.h" not in said
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    if "InvalidCxxCompiler" in f"{type(error).__name__} {text}" or "No working C++" in text:
-        return "no C++ compiler was found (on Debian or Ubuntu: apt install g++)"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.filename is not None:
-            return (
-                f"the compiler's cache cannot be written ({cause.filename}: {cause.strerror}): set "
-                "TORCHINDUCTOR_CACHE_DIR to a folder that can"
-            )
-        cause = cause.__cause__ or cause.__context__
-    lines = text.splitlines() or [""]
-    if "C++ compile error" in text:
-        return _compilers_reason(lines)
-    return f"the compiler failed, {type(error).__name__}: {lines[0][:160]}"
-
-
-def _compilers_reason(lines: list[str]) -> str:
-    """The first error of a C++ compiler's output, and what to do where that is known."""
-    output = lines[lines.index("Output:") + 1 :] if "Output:" in lines else lines
-    said = next((line for line in output if re.search(r"\berror\b", line)), "")
-    said = " ".join((said or next(filter(str.strip, output), lines[0])).split())
-    advice = ""
-    if "Python.h" in said:
-        python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        advice = (
-            f"; install Python's headers (on Debian or Ubuntu: apt install {python}-dev, or "
-            "python3-dev for the system's own)"
-        )
-    if " " in sys.prefix:
-        advice += f"; torch cannot compile below a path with a space, {sys.prefix}: move it"
-    return f"{SAYS} {said[:200]}{advice}"
 
 
 # --- whether it pays ----------------------------------------------------------------------------
