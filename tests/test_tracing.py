@@ -8,6 +8,8 @@ from torch import nn
 
 from pyro_vae.graphs import tracing
 from pyro_vae.graphs.elementary import APART
+from pyro_vae.graphs.lifted import Refusal
+from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.tracing import traced
 from pyro_vae.torch_internals import traced_by_torch
 
@@ -128,3 +130,60 @@ def test_what_is_more_than_plain_operations_is_left_to_torch(monkeypatch):
         traced(lambda x, w: [x / (1 // 0)], X, W)
     assert len(asked) == 3
     assert not torch._C._len_torch_dispatch_stack()
+
+
+def into_its_own(x, w):
+    """As ``vmap`` makes of a Bernoulli's density: into tensors that nobody else reads."""
+    ones = torch.empty_like(x).fill_(1).sub_(x).mul_(x + 1)
+    return [ones.exp_().add_(x.sin().neg_(), alpha=2).clamp_min_(0.5).log_()]
+
+
+def read_before_it_is_written(x, w):
+    y = x * 2
+    z = y.exp()
+    y.mul_(3)
+    return [y + z]
+
+
+def through_a_view(x, w):
+    y = x * 2
+    y.t().mul_(3)
+    y[0].add_(1.0)
+    return [y]
+
+
+def read_by_another_name(x, w):
+    y = x * 2
+    z = y.mul_(3)
+    y.add_(1)
+    return [y - z]
+
+
+def a_comparison(x, w):
+    return [(x * 2).lt_(0.5), (x > 0).to(torch.int64).add_(1)]
+
+
+def into_another_precision(x, w):
+    return [(x * 2).add_(w.double().sum())]
+
+
+@pytest.mark.parametrize(
+    ("function", "plain"),
+    [(into_its_own, True), (read_before_it_is_written, False), (through_a_view, False),
+     (read_by_another_name, True), (a_comparison, False), (into_another_precision, False)],
+)  # fmt: skip
+def test_what_is_written_into_ones_own_is_made_anew(function, plain, monkeypatch):
+    """Without a second recording, where that is all that a function writes."""
+    asked = []
+
+    def functionalize(graph, make=torch.func.functionalize):
+        asked.append(graph)
+        return make(graph)
+
+    monkeypatch.setattr(torch.func, "functionalize", functionalize)
+    lifted = lift(function, X, W)
+    assert not isinstance(lifted, Refusal) and len(asked) == (not plain)
+    calls = [node for node in lifted.graph.graph.nodes if node.op == "call_function"]
+    assert calls and not any(node.target._schema.is_mutable for node in calls)
+    for got, expected in zip(lifted(X + 1, W, noise=[]), function(X + 1, W), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)

@@ -18,6 +18,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from pyro_vae.graphs.constants import ConstantsMode, OneHotMode
@@ -156,14 +157,21 @@ def _record(function, args, differentiable: bool) -> Lifted | Refusal:
 
 
 FRESH = (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default)
+# Of these the result has shape and precision of the tensor that is written, written or made.
+WRITING = (
+    "abs_", "add_", "clamp_", "clamp_max_", "clamp_min_", "cos_", "div_", "exp_", "expm1_", "fill_",
+    "log1p_", "log_", "mul_", "neg_", "pow_", "reciprocal_", "relu_", "rsqrt_", "sigmoid_", "sin_",
+    "sqrt_", "square_", "sub_", "tanh_", "zero_",
+)  # fmt: skip
 
 
 def _writes(graph: fx.GraphModule) -> bool:
-    """Whether any operation changes a tensor that is there, once plain draws do not.
+    """Whether any operation changes a tensor that is there, once plain ones do not.
 
     ``empty(...).normal_()`` came out as a copy of the noise into a fresh tensor that nothing else
-    has seen; it becomes the noise.  Where nothing is changed the graph is functional as it is,
-    which saves recording it once more.
+    has seen; it becomes the noise.  What is written into a tensor that nobody else reads becomes
+    another.  Where nothing is changed the graph is functional as it is, which saves recording it
+    once more, and torch's compiler, which ``functionalize`` imports.
     """
     for node in list(graph.graph.nodes):
         if node.target is aten.copy_.default and len(node.args) == 2:
@@ -172,8 +180,29 @@ def _writes(graph: fx.GraphModule) -> bool:
             if into.target in FRESH and set(into.users) == {node} and forms[0] == forms[1]:
                 node.replace_all_uses_with(source)
                 graph.graph.erase_node(node)
+        else:
+            node.target = _not_writing(node)
     schemas = (getattr(node.target, "_schema", None) for node in graph.graph.nodes)
     return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
+def _not_writing(node: fx.Node) -> Any:
+    """The operation that makes what a node writes over its first argument, if nobody else reads it;
+    else the node's own."""
+    target: Any = node.target
+    if not isinstance(target, OpOverload) or target.namespace != "aten":
+        return target
+    name, overload = target._opname, target._overloadname
+    if name not in WRITING or not hasattr(getattr(aten, name[:-1], None), overload):
+        return target
+    into: Any = node.args[0]
+    made = getattr(into.target, "_schema", None)
+    if len(into.users) > 1 or made is None or any(each.alias_info for each in made.returns):
+        return target  # somebody else's, or a view
+    forms = [n.meta["tensor_meta"] for n in node.all_input_nodes]
+    if any(form.dtype != forms[0].dtype or not form.dtype.is_floating_point for form in forms):
+        return target
+    return getattr(getattr(aten, name[:-1]), overload)
 
 
 def _clean(graph: fx.GraphModule, num_args: int, keep_detach: bool) -> list[int]:
