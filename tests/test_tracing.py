@@ -145,6 +145,13 @@ def read_before_it_is_written(x, w):
     return [y + z]
 
 
+def read_by_name_afterwards(x, w):
+    y = x * 2
+    z = y.view(-1)
+    y.mul_(3)
+    return [z + 1]
+
+
 def through_a_view(x, w):
     y = x * 2
     y.t().mul_(3)
@@ -169,8 +176,11 @@ def into_another_precision(x, w):
 
 @pytest.mark.parametrize(
     ("function", "plain"),
-    [(into_its_own, True), (read_before_it_is_written, False), (through_a_view, False),
-     (read_by_another_name, True), (a_comparison, False), (into_another_precision, False)],
+    [
+        (into_its_own, True), (read_before_it_is_written, True), (read_by_another_name, True),
+        (read_by_name_afterwards, False), (through_a_view, False), (a_comparison, False),
+        (into_another_precision, False),
+    ],
 )  # fmt: skip
 def test_what_is_written_into_ones_own_is_made_anew(function, plain, monkeypatch):
     """Without a second recording, where that is all that a function writes."""

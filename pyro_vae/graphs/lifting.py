@@ -169,11 +169,12 @@ def _writes(graph: fx.GraphModule) -> bool:
     """Whether any operation changes a tensor that is there, once plain ones do not.
 
     ``empty(...).normal_()`` came out as a copy of the noise into a fresh tensor that nothing else
-    has seen; it becomes the noise.  What is written into a tensor that nobody else reads becomes
-    another.  Where nothing is changed the graph is functional as it is, which saves recording it
-    once more, and torch's compiler, which ``functionalize`` imports.
+    has seen; it becomes the noise.  What is written into a tensor that nobody reads afterwards
+    becomes another.  Where nothing is changed the graph is functional as it is, which saves
+    recording it once more, and torch's compiler, which ``functionalize`` imports.
     """
-    for node in list(graph.graph.nodes):
+    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    for node in list(order):
         if node.target is aten.copy_.default and len(node.args) == 2:
             into, source = node.args
             forms = [(n.meta["tensor_meta"].shape, n.meta["tensor_meta"].dtype) for n in node.args]
@@ -181,14 +182,14 @@ def _writes(graph: fx.GraphModule) -> bool:
                 node.replace_all_uses_with(source)
                 graph.graph.erase_node(node)
         else:
-            node.target = _not_writing(node)
+            node.target = _not_writing(node, order)
     schemas = (getattr(node.target, "_schema", None) for node in graph.graph.nodes)
     return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
-def _not_writing(node: fx.Node) -> Any:
-    """The operation that makes what a node writes over its first argument, if nobody else reads it;
-    else the node's own."""
+def _not_writing(node: fx.Node, order: dict[fx.Node, int]) -> Any:
+    """The operation that makes what a node writes over its first argument, if nobody reads that
+    afterwards; else the node's own."""
     target: Any = node.target
     if not isinstance(target, OpOverload) or target.namespace != "aten":
         return target
@@ -196,13 +197,19 @@ def _not_writing(node: fx.Node) -> Any:
     if name not in WRITING or not hasattr(getattr(aten, name[:-1], None), overload):
         return target
     into: Any = node.args[0]
-    made = getattr(into.target, "_schema", None)
-    if len(into.users) > 1 or made is None or any(each.alias_info for each in made.returns):
-        return target  # somebody else's, or a view
+    others = [user for user in into.users if user is not node]
+    if any(order[user] > order[node] for user in others) or any(map(_shares, [into, *others])):
+        return target
     forms = [n.meta["tensor_meta"] for n in node.all_input_nodes]
     if any(form.dtype != forms[0].dtype or not form.dtype.is_floating_point for form in forms):
         return target
     return getattr(getattr(aten, name[:-1]), overload)
+
+
+def _shares(node: Any) -> bool:
+    """Whether what a node makes may lie where something else does."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(result.alias_info for result in schema.returns)
 
 
 def _clean(graph: fx.GraphModule, num_args: int, keep_detach: bool) -> list[int]:
