@@ -161,6 +161,8 @@ def test_whatever_changes_the_code_changes_its_name(monkeypatch):
     names.append(key())
     assert len({*names}) == len(names) and all(names)
     monkeypatch.undo()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another of each run")
+    monkeypatch.setenv(CACHE, "another folder")
     assert key() == names[0]
 
 

@@ -186,7 +186,7 @@ def compilers_settings() -> list[str]:
     named = [
         f"{name}={value}"
         for name, value in sorted(os.environ.items())
-        if name.startswith(("TORCH", "ATEN", "CXX")) and name != CACHE
+        if name.startswith(("TORCHINDUCTOR_", "ATEN_", "CXX")) and name != CACHE
     ]
     return [
         sys.version, torch.__version__, str(torch.version.git_version), processor(),
