@@ -138,6 +138,10 @@ def into_its_own(x, w):
     return [ones.exp_().add_(x.sin().neg_(), alpha=2).clamp_min_(0.5).log_()]
 
 
+def powers(x, w):
+    return [(x * 2).square_().add_(1).sqrt_().pow_(-0.5), (x * 2).zero_().exp_()]
+
+
 def read_before_it_is_written(x, w):
     y = x * 2
     z = y.exp()
@@ -177,7 +181,8 @@ def into_another_precision(x, w):
 @pytest.mark.parametrize(
     ("function", "plain"),
     [
-        (into_its_own, True), (read_before_it_is_written, True), (read_by_another_name, True),
+        (into_its_own, True), (powers, True), (read_before_it_is_written, True),
+        (read_by_another_name, True),
         (read_by_name_afterwards, False), (through_a_view, False), (a_comparison, False),
         (into_another_precision, False),
     ],

@@ -12,6 +12,7 @@ the function at other values before anyone sees it.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -193,8 +194,8 @@ def _not_writing(node: fx.Node, order: dict[fx.Node, int]) -> Any:
     target: Any = node.target
     if not isinstance(target, OpOverload) or target.namespace != "aten":
         return target
-    name, overload = target._opname, target._overloadname
-    if name not in WRITING or not hasattr(getattr(aten, name[:-1], None), overload):
+    pure = _not_in_place(target) if target._opname in WRITING else None
+    if pure is None:
         return target
     into: Any = node.args[0]
     others = [user for user in into.users if user is not node]
@@ -203,7 +204,19 @@ def _not_writing(node: fx.Node, order: dict[fx.Node, int]) -> Any:
     forms = [n.meta["tensor_meta"] for n in node.all_input_nodes]
     if any(form.dtype != forms[0].dtype or not form.dtype.is_floating_point for form in forms):
         return target
-    return getattr(getattr(aten, name[:-1]), overload)
+    return pure
+
+
+@functools.cache
+def _not_in_place(operation: OpOverload) -> OpOverload | None:
+    """The operation of the same arguments that makes its result; ``pow_`` has others' names."""
+    packet = getattr(aten, operation._opname[:-1], None)
+
+    def arguments(of: OpOverload) -> list[tuple[str, str]]:
+        return [(a.name, str(a.type)) for a in of._schema.arguments]
+
+    found = [getattr(packet, name) for name in packet.overloads()] if packet is not None else []
+    return next((o for o in found if arguments(o) == arguments(operation)), None)
 
 
 def _shares(node: Any) -> bool:
