@@ -181,3 +181,20 @@ def test_where_no_product_is_large_it_is_said_and_changes_nothing(rows):
         rough, _ = fit(rows, **small)
     exact, _ = fit(rows, "highest", **small)
     assert torch.equal(flat(rough), flat(exact))
+
+
+def test_a_comparison_trains_every_run_in_it(rows):
+    data = pv.datasets.split(pv.datasets.from_array(rows))
+
+    def scores(precision):
+        return pv.compare(
+            data, builds={"wide": wide}, objectives=[AEVB(), pv.objectives.WakeSleep()], seeds=2,
+            samples=1200, proposal="guide", num_particles=20, engine="eager", progress=False,
+            optimizer=torch.optim.Adam, matmul_precision=precision,
+        )  # fmt: skip
+
+    rough, exact = scores("medium"), scores("highest")
+    for key, run in rough.runs.items():
+        assert run.manifest["matmul_precision"] == "medium"
+        other, start = (flat(p) for p in (exact.runs[key].program, wide()))
+        assert 1e-5 < (flat(run.program) - other).norm() / (other - start).norm() < 0.05
