@@ -4,11 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import pyro_vae as pv
+from pyro_vae.graphs import compiling, libraries
 from pyro_vae.graphs.compiling import machine_code
 from pyro_vae.graphs.lifted import Refusal
 from pyro_vae.graphs.lifting import lift
 from pyro_vae.graphs.logarithms import APART, join_logarithms
 from pyro_vae.graphs.tracing import traced
+from pyro_vae.models import bernoulli_vae
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -195,3 +198,35 @@ def test_machine_code_says_the_same():
         assert not isinstance(code, Refusal)
         for got, expected in zip(code(*given), function(*given), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.errors.PyroVaeWarning")  # of an untrained guide
+def test_a_bernoullis_log_evidence_and_training_are_those_of_its_handlers(monkeypatch):
+    """End to end, in double precision, where the rewriting must have taken place."""
+    joined = []
+
+    def counted(graph, join=join_logarithms):
+        joined.append(join(graph))
+        return joined[-1]
+
+    monkeypatch.setattr(compiling, "join_logarithms", counted)
+    monkeypatch.setattr(libraries, "loaded", lambda key, graph: None)
+    x = data(60, 64)[1]
+
+    def vae():
+        torch.manual_seed(0)
+        return bernoulli_vae.build(64, latent_dim=2, hidden_dim=8, init_std=None).double()
+
+    options = {"num_particles": 200, "batch_size": 20, "max_elements": 30_000, "seed": 3}
+    plain = pv.log_evidence(vae(), x, **options)
+    monkeypatch.setattr(compiling, "_gain", lambda graph, runs: float(runs))
+    found = pv.log_evidence(vae(), x, **options)
+    assert joined == [1]
+    torch.testing.assert_close(found.value, plain.value, rtol=0.0, atol=1e-10)
+    trained = []
+    for engine in ("pyro", "compiled"):
+        program = vae()
+        pv.fit(program, x, steps=5, batch_size=20, lr=0.1, engine=engine, progress=False)
+        trained.append(torch.cat([p.detach().flatten() for p in program.parameters()]))
+    assert len(joined) > 1 and all(joined[1:])
+    torch.testing.assert_close(*trained, rtol=0.0, atol=1e-10)

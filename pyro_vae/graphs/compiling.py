@@ -60,8 +60,8 @@ def machine_code(
     options = _options(kept, checked)
     plain, constants = libraries.with_constants_as_arguments(graph)
     examples = [*tensors, *constants]
-    key = libraries.key_of(plain, examples, options)
     try:
+        key = libraries.key_of(plain, examples, options)
         code: Flat | None = libraries.loaded(key, plain)
         if code is None or not _is_good(code, plain, examples, rough, key):
             with seeded(*LOOK), sources_forgotten(), warnings.catch_warnings():
@@ -77,10 +77,7 @@ def machine_code(
 
 
 def _is_good(code: Flat, graph: Flat, tensors: Sequence[Tensor], rough: bool, key: str) -> bool:
-    """Whether a library that was kept says what the graph says; else it is forgotten.
-
-    An operation of a user's own may have another code by now.
-    """
+    """Whether a library that was kept says what the graph says; else it is forgotten."""
     with contextlib.suppress(Exception):
         if _agree(code, graph, tensors, rough):
             return True

@@ -24,9 +24,7 @@ from pyro_vae.graphs.lifted import Lifted
 aten = torch.ops.aten
 
 LARGE = 1 << 23  # multiplications of a product that is worth the set-up
-MANY_ROWS = (
-    2048  # of a left factor: then it is quicker to turn a right one that lies column by column
-)
+MANY_ROWS = 2048  # of a left factor, for which it pays to lay a right one out row by row
 
 # An operation of ours, because the compiler's own entry for oneDNN takes constant weights only.
 _library = torch.library.Library("pyro_vae", "DEF")

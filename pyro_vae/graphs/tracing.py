@@ -7,6 +7,7 @@ list of what is called with what.  Everything else is left to ``make_fx``.
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from pyro_vae.torch_internals import (
     traced_by_torch,
 )
 
+logger = logging.getLogger("pyro_vae")
 aten = torch.ops.aten
 PLAIN = (Tensor, nn.Parameter)
 # By this a constant of Python's comes in.  What follows may write into it, and shall not into ours.
@@ -57,7 +59,10 @@ def traced(
         recorder.graph.output([recorder.node_of(result) for result in results])
         recorder.graph.eliminate_dead_code()
         return fx.GraphModule(recorder.held, recorder.graph, "traced")
-    except Exception:  # whatever it was, torch's own tracer says it in its words or goes further
+    except Exception as error:  # whatever it was, torch's tracer goes further or says it better
+        logger.info(
+            "recorded by torch's own tracer, after this: %s: %s", type(error).__name__, error
+        )
         return traced_by_torch(function, *args, apart=apart)
 
 

@@ -17,13 +17,7 @@ def traced_by_torch(
     *args: Tensor,
     apart: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> fx.GraphModule:
-    """The operations that a function of flat tensors comes to, as a graph, by torch's own tracer.
-
-    Args:
-        function: flat tensors in, a list of tensors out.
-        args: example tensors.
-        apart: for an operation, a function of simpler ones to record in its place.
-    """
+    """As :func:`pyro_vae.graphs.tracing.traced`, of whatever ``make_fx`` can record."""
     return make_fx(function, decomposition_table=dict(apart or {}))(*args)
 
 
